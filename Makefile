@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test test-all test-jax lint format clean
+
+help:
+	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
+	@echo "make test         install what tests need and run the linter and the tests"
+	@echo "make test-all     the same with the slow sweeps"
+	@echo "make test-jax     the core's tests on the JAX backend"
+	@echo "make format       let ruff format the code"
+
+quickstart: $(VENV)/.demo
+	$(BIN)/python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --out runs/quickstart --overwrite
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m "not network and not gpu"
+
+test-jax: $(VENV)/.jax
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \
+		tests/test_heads.py tests/test_compiling.py tests/test_callbacks.py tests/test_training.py
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "kerastl needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+$(VENV)/.jax: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check jax
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

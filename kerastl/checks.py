@@ -1,0 +1,64 @@
+"""Shared argument validation: every message says what was expected, what was received, and what to do."""
+
+import difflib
+import numbers
+
+from kerastl.errors import ArgumentError
+
+
+def received(**values) -> str:
+    """Return `Received: name=value, …` for an error message, long values shortened."""
+    parts = []
+    for name, value in values.items():
+        text = repr(value)
+        parts.append(f"{name}={text if len(text) <= 200 else text[:197] + '...'}")
+    return "Received: " + ", ".join(parts)
+
+
+def nearest(name, options, count: int = 3) -> str:
+    """Return ` Did you mean 'a' or 'b'?`, or an empty string where nothing is near."""
+    matches = difflib.get_close_matches(str(name), [str(option) for option in options], n=count, cutoff=0.5)
+    if not matches:
+        return ""
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?"
+
+
+def check_choice(argument: str, value, options) -> None:
+    """Raise `ArgumentError` unless `value` is one of `options`."""
+    options = list(options)
+    if value in options:
+        return
+    raise ArgumentError(
+        f"`{argument}` must be one of {', '.join(repr(option) for option in options)}."
+        f"{nearest(value, options)} {received(**{argument: value})}"
+    )
+
+
+def check_count(argument: str, value, *, smallest: int = 1, largest: int | None = None, unit: str = "") -> int:
+    """Return `value` as an `int`; raise `ArgumentError` unless it is a whole number in `smallest`…`largest`."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_whole and value >= smallest and (largest is None or value <= largest):
+        return int(value)
+    bounds = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+    of_what = f" ({unit})" if unit else ""
+    raise ArgumentError(f"`{argument}` must be a whole number {bounds}{of_what}. {received(**{argument: value})}")
+
+
+def check_fraction(argument: str, value, *, zero: bool = False, one: bool = True) -> float:
+    """Return `value` as a `float`; raise `ArgumentError` unless it lies between 0 and 1 (ends as told)."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    low_ok = is_number and (value >= 0 if zero else value > 0)
+    high_ok = is_number and (value <= 1 if one else value < 1)
+    if low_ok and high_ok:
+        return float(value)
+    bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+    raise ArgumentError(f"`{argument}` must be a number in {bounds}. {received(**{argument: value})}")
+
+
+def check_exactly_one(**arguments) -> str:
+    """Return the name of the one argument that is not `None`; raise `ArgumentError` for none or several."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if len(given) == 1:
+        return next(iter(given))
+    names = ", ".join(f"`{name}`" for name in arguments)
+    raise ArgumentError(f"Exactly one of {names} must be given. {received(**given) if given else 'Received: none'}")

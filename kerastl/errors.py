@@ -1,0 +1,42 @@
+"""The package's exceptions and its warning category.
+
+Every error that a user can cause derives from `KerastlError`, and from the built-in exception that fits, so that
+`except ValueError` keeps working. The command line turns a `KerastlError` into one line and exit status 2; anything
+else is a bug and keeps its traceback.
+"""
+
+
+class KerastlError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ArgumentError(KerastlError, ValueError):
+    """An argument, or a combination of arguments, that can't be used."""
+
+
+class DataError(KerastlError, ValueError):
+    """Images or labels that can't be used: missing, unreadable, out of range, of the wrong size."""
+
+
+class ModelError(KerastlError, ValueError):
+    """A model in which the needed part (a backbone, a block, a head) can't be found, or that can't be read."""
+
+
+class CompileError(KerastlError, RuntimeError):
+    """A model that is not compiled, or whose optimizer doesn't hold exactly the trainable variables."""
+
+
+class WeightsUnavailableError(KerastlError, RuntimeError):
+    """Pretrained weights that can't be had: no connection, no such source, or a file that is not what it should be."""
+
+
+class BackendError(KerastlError, RuntimeError):
+    """Something that the installed Keras backend, or the absence of an optional package, rules out."""
+
+
+class OutputError(KerastlError, OSError):
+    """A file or folder that can't be written: it exists already, is something else, or the disk is full."""
+
+
+class KerastlWarning(UserWarning):
+    """Base of every warning that this package gives."""
