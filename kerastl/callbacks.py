@@ -72,6 +72,7 @@ def fresh_callbacks(callbacks) -> list:
 class BestWeights(keras.callbacks.Callback):
     """Keep the weights of the best epoch, the state before training included, and put them back at the end.
 
+    With `judged=False` there is nothing to judge by, and the last weights with a finite loss count as the best.
     Only what training can change is copied: weights of layers that are trainable (BatchNorm statistics of those included).
 
     Attributes:
@@ -79,9 +80,10 @@ class BestWeights(keras.callbacks.Callback):
         best_value: the monitored value there, or `None` when nothing was measured.
     """
 
-    def __init__(self, monitor: str, starting_value: float | None = None):
+    def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True):
         super().__init__()
         self.monitor = monitor
+        self.judged = judged
         self.mode = direction(monitor)
         self.best_epoch = 0
         self.best_value = starting_value
@@ -91,7 +93,13 @@ class BestWeights(keras.callbacks.Callback):
         self.best_weights = self._copy()
 
     def on_epoch_end(self, epoch, logs=None):
-        value = (logs or {}).get(self.monitor)
+        logs = logs or {}
+        if not self.judged:
+            # without validation data the last weights are kept, unless the loss is no number
+            if math.isfinite(logs.get("loss", math.nan)):
+                self.best_epoch, self.best_weights = epoch + 1, self._copy()
+            return
+        value = logs.get(self.monitor)
         if is_better(value, self.best_value, self.mode):
             self.best_value, self.best_epoch = float(value), epoch + 1
             self.best_weights = self._copy()
@@ -102,7 +110,7 @@ class BestWeights(keras.callbacks.Callback):
             variable.assign(value)
 
     def _copy(self) -> list:
-        return [(variable, np.array(variable)) for variable in changeable_weights(self.model)]
+        return [(one, np.array(keras.ops.convert_to_numpy(one))) for one in changeable_weights(self.model)]
 
 
 def changeable_weights(model) -> list:
