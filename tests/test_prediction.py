@@ -1,0 +1,157 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerastl.errors import ArgumentError, DataError, ModelError
+from kerastl.images import read_image
+from kerastl.prediction import predict
+
+NAMES = ["cat", "dog", "eel"]
+
+
+@pytest.fixture
+def model():
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(4, 3, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = np.random.default_rng(3)
+    (tmp_path / "below").mkdir()
+    for place, name in enumerate(["b.png", "a.png", "below/c.png"]):
+        pixels = generator.integers(0, 256, (20 + place, 30, 3)).astype("uint8")
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_files_are_resized_as_in_training(model, folder):
+    paths = [folder / "a.png", str(folder / "b.png")]
+    for resize in ("squash", "crop", "pad"):
+        found = predict(model, paths, class_names=NAMES, resize=resize)
+        batch = np.stack([read_image(path, (16, 16), resize) for path in paths])
+        np.testing.assert_allclose(found.probabilities, model.predict(batch, verbose=0), rtol=1e-5)
+        assert found.names == [str(path) for path in paths]
+
+
+def test_a_folder_stands_for_the_images_in_it(model, folder):
+    found = predict(model, folder, class_names=NAMES)
+    assert found.names == [str(folder / name) for name in ("a.png", "b.png", "below/c.png")]
+    one = predict(model, folder / "b.png", class_names=NAMES)
+    np.testing.assert_allclose(one.probabilities[0], found.probabilities[1], rtol=1e-5)
+
+
+def test_arrays_of_every_kind_agree(model):
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype("uint8")
+    expected = model.predict(images, verbose=0)
+    for given in (images, images.astype("float32"), list(images), keras.ops.convert_to_tensor(images)):
+        np.testing.assert_allclose(predict(model, given).probabilities, expected, rtol=1e-5)
+    np.testing.assert_allclose(predict(model, images[0]).probabilities, expected[:1], rtol=1e-5)
+
+
+def test_arrays_of_other_sizes_are_resized(model):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (size, 24, 3)).astype("uint8") for size in (16, 40)]
+    found = predict(model, images)
+    assert found.names == ["image 0", "image 1"]
+    alone = predict(model, images[1].astype("float32"))
+    np.testing.assert_allclose(found.probabilities[1], alone.probabilities[0], atol=2e-3)
+
+
+def test_batches_don_t_change_the_answer_and_trace_once(model):
+    images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3)).astype("uint8")
+    seen = []
+    original = model.predict_on_batch
+    model.predict_on_batch = lambda batch: seen.append(batch.shape) or original(batch)
+    found = predict(model, images, batch_size=3)
+    assert seen == [(3, 16, 16, 3)] * 3
+    np.testing.assert_allclose(found.probabilities, original(images), rtol=1e-5)
+
+
+def test_predictions_read_like_a_sequence(model):
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3)).astype("uint8")
+    found = predict(model, images, class_names=NAMES, top=2)
+    assert len(found) == 5
+    assert [one.label for one in found] == found.labels
+    first = found[0]
+    assert first.probability == pytest.approx(found.probabilities[0].max())
+    assert list(first.probabilities)[0] == first.label
+    assert len(first.probabilities) == 2
+    assert found[-1].name == "image 4"
+    assert found[1:3].names == ["image 1", "image 2"]
+    with pytest.raises(IndexError):
+        found[5]
+
+
+def test_predictions_print_and_serialize(model):
+    images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3)).astype("uint8")
+    found = predict(model, images, class_names=["<cat>", "dog", "eel"])
+    assert len(str(found).splitlines()) == 32
+    assert repr(found).endswith("… and 10 more")
+    assert "&lt;cat&gt;" in found._repr_html_()
+    rows = json.loads(json.dumps(found.to_rows()))
+    assert set(rows[0]) == {"image", "label", "probability", "probabilities"}
+    assert sum(rows[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_of_any_size_needs_equal_sizes_or_image_size():
+    inputs = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(pooled))
+    images = [np.full((size, size, 3), 9, "uint8") for size in (16, 20)]
+    with pytest.raises(ArgumentError, match="image_size"):
+        predict(model, images)
+    assert predict(model, images, image_size=16).probabilities.shape == (2, 2)
+    assert predict(model, images[:1]).probabilities.shape == (1, 2)
+
+
+def test_what_can_t_be_predicted(model, folder, tmp_path):
+    with pytest.raises(DataError, match=r"broken\.png"):
+        (tmp_path / "broken.png").write_text("not an image")
+        predict(model, [tmp_path / "broken.png"])
+    (tmp_path / "broken.png").unlink()
+    with pytest.raises(DataError, match="no_such"):
+        predict(model, "no_such.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        predict(model, tmp_path / "empty")
+    with pytest.raises(DataError, match="no images to predict"):
+        predict(model, [])
+    with pytest.raises(DataError, match=r"shape=\(2, 16, 16, 4\)|Received: shape"):
+        predict(model, np.zeros((2, 16, 16, 4), "uint8"))
+    with pytest.raises(DataError, match="shape"):
+        predict(model, np.zeros((16, 16), "float32")[None, :, :, None, None])
+    with pytest.raises(DataError, match=r"images\[1\]"):
+        predict(model, [np.zeros((16, 16, 3)), None])
+    with pytest.raises(DataError, match="evaluate"):
+        predict(model, object())
+    with pytest.raises(DataError, match="NaN"):
+        predict(model, np.full((16, 16, 3), np.nan))
+
+
+def test_arguments_are_checked_before_anything_is_read(model):
+    with pytest.raises(ArgumentError, match="resize"):
+        predict(model, "no_such.png", resize="stretch")
+    with pytest.raises(ArgumentError, match="views"):
+        predict(model, "no_such.png", views=8)
+    with pytest.raises(ArgumentError, match="top"):
+        predict(model, "no_such.png", top=0)
+    with pytest.raises(DataError, match="3 classes"):
+        predict(model, "no_such.png", class_names=["cat", "dog"])
+    with pytest.raises(ArgumentError, match="no others"):
+        predict(model, "no_such.png", image_size=32)
+    backbone = keras.Model(model.input, model.layers[2].output)
+    with pytest.raises(ModelError, match="build_classifier"):
+        predict(backbone, "no_such.png")
+
+
+def test_floats_that_look_scaled_already_warn(model):
+    with pytest.warns(UserWarning, match="look scaled"):
+        predict(model, np.random.default_rng(0).random((2, 16, 16, 3)))
