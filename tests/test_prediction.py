@@ -82,7 +82,7 @@ def test_predictions_read_like_a_sequence(model):
     assert [one.label for one in found] == found.labels
     first = found[0]
     assert first.probability == pytest.approx(found.probabilities[0].max())
-    assert list(first.probabilities)[0] == first.label
+    assert next(iter(first.probabilities)) == first.label
     assert len(first.probabilities) == 2
     assert found[-1].name == "image 4"
     assert found[1:3].names == ["image 1", "image 2"]
@@ -113,8 +113,8 @@ def test_a_model_of_any_size_needs_equal_sizes_or_image_size():
 
 
 def test_what_can_t_be_predicted(model, folder, tmp_path):
+    (tmp_path / "broken.png").write_text("not an image")
     with pytest.raises(DataError, match=r"broken\.png"):
-        (tmp_path / "broken.png").write_text("not an image")
         predict(model, [tmp_path / "broken.png"])
     (tmp_path / "broken.png").unlink()
     with pytest.raises(DataError, match="no_such"):
