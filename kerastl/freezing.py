@@ -153,10 +153,13 @@ def _set_state(found: graph.Backbone, trainable, batch_norm: bool = False) -> No
         for leaf, state in head:
             leaf.trainable = state
     for leaf in everything:
-        leaf.trainable = id(leaf) in chosen
-        for one in graph.batch_norm_layers(leaf):
-            # also BatchNorm hidden in a composite layer goes with the policy, not with its owner
-            one.trainable = id(leaf) in chosen and batch_norm
+        # every part of a composite layer by itself: BatchNorm goes with the policy, not with its owner; and on TensorFlow
+        # setting `trainable` to the value that a container has already doesn't reach what is in it
+        for part in leaf._flatten_layers():
+            is_batch_norm = isinstance(part, keras.layers.BatchNormalization)
+            part.trainable = id(leaf) in chosen and (batch_norm or not is_batch_norm)
+    if not chosen and len(found.path) > 1:
+        found.path[-1].trainable = False  # so that the familiar `backbone.trainable = True` thaws it again
 
 
 def _leaves(layer) -> list:

@@ -2,7 +2,7 @@
 
 import keras
 
-from kerastl import backbones, graph
+from kerastl import backbones, freezing, graph
 from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.errors import ArgumentError
 
@@ -107,8 +107,7 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
             )
         base, known = backbone, backbones.row_of_model(backbone)
         _check_without_top(base)
-        graph.find_backbone(base)
-        base.trainable = False
+        freezing.freeze(base)
     else:
         raise ArgumentError(
             "`backbone` must be a name (`kerastl.list_backbones()` lists them) or a `keras.Model`. "

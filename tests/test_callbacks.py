@@ -1,0 +1,106 @@
+import keras
+import numpy as np
+import pytest
+
+from kerastl import callbacks
+from kerastl.errors import ArgumentError
+from tests import models
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("val_loss", "min"), ("val_accuracy", "max"), ("auc", "max"), ("val_mean_io_u", "min"), ("val_f1_score", "max")]
+    + [("accuracy_loss", "min"), ("val_main_sparse_categorical_accuracy", "max"), ("mean_absolute_error", "min")],
+)
+def test_direction_of_a_monitored_name(name, expected):
+    assert callbacks.direction(name) == expected
+
+
+def test_early_stopping_is_a_fresh_keras_callback_that_restores_the_best_weights():
+    first, second = callbacks.early_stopping(), callbacks.early_stopping(5, monitor="val_accuracy", min_delta=0.01)
+    assert first is not second
+    assert (first.patience, first.monitor, first.restore_best_weights) == (3, "val_loss", True)
+    assert (second.patience, second.mode, second.min_delta) == (5, "max", 0.01)
+
+
+@pytest.mark.parametrize("arguments", [{"patience": -1}, {"patience": 1.5}, {"min_delta": -1}, {"min_delta": "x"}])
+def test_early_stopping_refuses_what_makes_no_sense(arguments):
+    with pytest.raises(ArgumentError, match="Received"):
+        callbacks.early_stopping(**arguments)
+
+
+def drive(callback, model, values, monitor="val_loss"):
+    """Feed logs by hand and give every epoch its own weights."""
+    callback.set_model(model)
+    callback.on_train_begin()
+    for epoch, value in enumerate(values):
+        model.get_layer("predictions").bias.assign(np.full(3, epoch + 1.0))
+        callback.on_epoch_end(epoch, {monitor: value, "loss": value})
+
+
+def bias(model) -> float:
+    return float(keras.ops.convert_to_numpy(model.get_layer("predictions").bias)[0])
+
+
+@pytest.mark.parametrize(
+    ("start", "values", "best"),
+    [(None, [3.0, 1.0, 2.0], 2), (0.5, [3.0, 1.0, 2.0], 0), (2.0, [3.0, 1.0, 0.5], 3), (1.0, [float("nan"), 1.0], 0)],
+)
+def test_best_weights_come_back_the_starting_state_included(start, values, best):
+    model = models.flat()
+    callback = callbacks.BestWeights("val_loss", start)
+    drive(callback, model, values)
+    callback.restore()
+    assert (callback.best_epoch, bias(model)) == (best, float(best))
+
+
+def test_accuracy_is_better_when_larger():
+    model = models.flat()
+    callback = callbacks.BestWeights("val_accuracy", 0.4)
+    drive(callback, model, [0.3, 0.6, 0.6], "val_accuracy")
+    callback.restore()
+    assert (callback.best_epoch, callback.best_value, bias(model)) == (2, 0.6, 2.0)
+
+
+def test_without_a_judge_the_last_finite_epoch_is_kept():
+    model = models.flat()
+    callback = callbacks.BestWeights("val_loss", judged=False)
+    drive(callback, model, [1.0, 2.0, float("nan")], "loss")
+    callback.restore()
+    assert bias(model) == 2.0
+
+
+def test_changeable_weights_leave_out_what_is_frozen_at_any_level():
+    model = models.nested()
+    model.get_layer("tiny").trainable = False
+    assert {weight.path for weight in callbacks.changeable_weights(model)} == {
+        weight.path for weight in model.get_layer("predictions").weights
+    }
+    model.get_layer("tiny").trainable = True
+    assert len(callbacks.changeable_weights(model)) == len(model.weights)
+
+
+def test_a_reused_early_stopping_forgets_the_phase_before():
+    # FACTS 5
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=1)
+    stopping.set_model(models.compiled(models.flat()))
+    stopping.on_train_begin()
+    stopping.on_epoch_end(0, {"val_loss": 0.1})
+    (again,) = callbacks.fresh_callbacks([stopping])
+    again.on_train_begin()
+    again.on_epoch_end(0, {"val_loss": 0.5})
+    assert again.wait == 0
+    assert again.best == 0.5
+
+
+def test_stop_on_nan_says_when_and_stops():
+    callback = callbacks.StopOnNaN()
+    model = models.flat()
+    callback.set_model(model)
+    callback.on_epoch_begin(2)
+    callback.on_train_batch_end(3, {"loss": 1.0})
+    assert callback.diverged is None
+    callback.on_train_batch_end(16, {"loss": float("inf")})
+    callback.on_train_batch_end(17, {"loss": float("nan")})
+    assert callback.diverged == "epoch 3, batch 17"
+    assert model.stop_training
