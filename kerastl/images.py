@@ -1,0 +1,311 @@
+"""Reading one image, upright and RGB, and resizing: the same for training and for prediction.
+
+Everything goes through Pillow. What comes out is `(height, width, 3)`, RGB, 0–255.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from kerastl.checks import check_choice, check_count, received
+from kerastl.errors import ArgumentError, DataError
+
+RESIZES = ("squash", "crop", "pad")
+"""The ways to bring an image to another shape; the first is the default."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"})
+"""Files are taken for images by these endings, in lower case."""
+
+# Naming the formats keeps Pillow from trying others, some of which start programs (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_HIDDEN_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
+_ORIENTATION_TAG = 0x0112
+# A JPEG can be decoded at a half, a quarter or an eighth of its size at a fraction of the cost. Leaving at least three
+# times the wanted size keeps photographs within three of 255 levels of a full decode (a test holds it).
+_DECODED_OVER_WANTED = 3
+
+
+def check_image_size(image_size, argument: str = "image_size") -> tuple[int, int]:
+    """Return `image_size`, a whole number or a `(height, width)` pair in pixels, as `(height, width)`.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    if isinstance(image_size, (tuple, list)):
+        if len(image_size) != 2:
+            raise ArgumentError(
+                f"`{argument}` must be one number or (height, width). {received(**{argument: image_size})}"
+            )
+        height, width = (check_count(argument, side, unit="pixels") for side in image_size)
+        return height, width
+    side = check_count(argument, image_size, unit="pixels")
+    return side, side
+
+
+def read_image(
+    source: str | os.PathLike | bytes,
+    image_size: int | tuple[int, int] | None = None,
+    resize: str = "squash",
+    *,
+    name: str | None = None,
+) -> np.ndarray:
+    """Read a JPEG, PNG, BMP, GIF, WEBP or TIFF image as upright RGB.
+
+    EXIF rotation is applied; of animations and multi-page files the first frame is read; grey, palette and CMYK become
+    RGB; 16-bit grey is divided by 257 (65535 becomes 255); transparent parts are laid on white, as a page shows them.
+    With an `image_size`, a JPEG more than six times as large is decoded at a reduced scale: several times faster, and
+    within three of 255 levels of a full decode on photographs, within eight where neighbouring pixels are noise.
+
+    Args:
+        source: a path, or the bytes of an image file.
+        image_size: pixels, one number or `(height, width)`; `None` keeps the size of the image.
+        resize: how to get there, see `resize_image`.
+        name: what to call the image in errors; the path by default.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+
+    Raises:
+        DataError: the file is missing, isn't an image, is damaged or cut short, is too large to be true (a
+            decompression bomb), or holds pixels without a fixed white (floating point).
+        ArgumentError: an unknown `resize`, a wrong `image_size`, or a `source` that is neither path nor bytes.
+    """
+    check_choice("resize", resize, RESIZES)
+    if image_size is not None:
+        image_size = check_image_size(image_size)
+    data, name = _bytes_of(source, name)
+    try:
+        image, reduction = _decode(data, image_size)
+        if image_size is None:
+            return np.array(image.convert("RGB"))
+        # Grey is resized before it becomes three equal channels: the same result at a third of the work.
+        return np.array(_resize(image, image_size, resize, reduction).convert("RGB"))
+    # Pillow's decoders raise a dozen kinds of exceptions on damaged files (OSError, SyntaxError, struct.error, …).
+    except Exception as error:
+        raise DataError(f"Can't read the image {name}: {_reason(error)}") from error
+
+
+def resize_image(image, image_size: int | tuple[int, int], resize: str = "squash") -> np.ndarray:
+    """Resize one image by antialiased bilinear interpolation.
+
+    Args:
+        image: `(height, width, 3)`, or grey as `(height, width)` or `(height, width, 1)`, in 0–255: integers or floats.
+        image_size: pixels, one number or `(height, width)`.
+        resize: `"squash"` stretches to the new shape (Keras's habit); `"crop"` first takes the largest central part of
+            that shape; `"pad"` keeps everything, centred on black.
+
+    Returns:
+        `(height, width, 3)`; uint8 for integers, float32 for floats.
+
+    Raises:
+        DataError: an array that is no image: another shape, another kind of numbers, integers outside 0–255.
+        ArgumentError: an unknown `resize` or a wrong `image_size`.
+    """
+    from PIL import Image
+
+    check_choice("resize", resize, RESIZES)
+    image_size = check_image_size(image_size)
+    array = _rgb_array(image)
+    if array.shape[:2] == image_size:
+        return array.copy()
+    if array.dtype == np.uint8:
+        return np.array(_resize(Image.fromarray(array), image_size, resize))
+    # Pillow resizes floats one channel at a time.
+    channels = [Image.fromarray(np.ascontiguousarray(array[..., channel])) for channel in range(3)]
+    return np.stack([np.asarray(_resize(channel, image_size, resize)) for channel in channels], axis=-1)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """Return the image files of a folder and of the folders in it, sorted; hidden files are left out.
+
+    Files are told by their ending (`IMAGE_SUFFIXES`), not opened.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"There is no such folder. {received(folder=os.fspath(folder))}")
+    return find_files(folder)[0]
+
+
+def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
+    """Return `(images, others)`: the files under `folder`, sorted, hidden ones left out, links to folders followed."""
+    images, others, visited = [], [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:  # a link back to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            if is_hidden(name):
+                continue
+            path = Path(parent, name)
+            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
+    return sorted(images), sorted(others)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder name is one that operating systems and notebooks leave behind."""
+    return name.startswith(".") or name.lower() in _HIDDEN_NAMES
+
+
+def _bytes_of(source, name: str | None) -> tuple[bytes, str]:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), name or f"of {len(source)} bytes"
+    if not isinstance(source, (str, os.PathLike)):
+        raise ArgumentError(
+            "`read_image` takes a path or the bytes of an image file; `resize_image` takes arrays."
+            f" {received(source=source)}"
+        )
+    name = name or os.fspath(source)
+    try:
+        return Path(source).read_bytes(), name
+    except FileNotFoundError:
+        raise DataError(f"There is no image file {name}.") from None
+    except OSError as error:
+        raise DataError(f"Can't read the image {name}: {error.strerror or error}.") from error
+
+
+def _reason(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not a JPEG, PNG, BMP, GIF, WEBP or TIFF image."
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it says that it is too large to be true. {error}"
+    return f"it is damaged or cut short ({type(error).__name__}: {error})."
+
+
+def _decode(data: bytes, image_size: tuple[int, int] | None):
+    """Return an upright Pillow image of mode `L` or `RGB`, and how many times smaller than the file's it is."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    reduction = _reduction(image, image_size)
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))
+    image.load()
+    return _eight_bit(_upright(image)), reduction
+
+
+def _reduction(image, image_size: tuple[int, int] | None) -> int:
+    """Return at which fraction of its size (1, a half, a quarter, an eighth) a JPEG should be decoded."""
+    if image_size is None or image.format not in ("JPEG", "MPO"):
+        return 1
+    # Both sides need the larger bound: the image may yet be rotated, or cropped to its short side.
+    side = _DECODED_OVER_WANTED * max(image_size)
+    for reduction in (8, 4, 2):
+        # Sizes that don't divide would leave a last row or column that is only partly covered, and shift the rest.
+        divides = image.width % reduction == 0 and image.height % reduction == 0
+        if divides and min(image.size) >= side * reduction:
+            return reduction
+    return 1
+
+
+def _upright(image):
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION_TAG))
+    # Broken EXIF data is common and says nothing about the pixels, which are fine.
+    except Exception:
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bit(image):
+    """Return `image` as mode `L` (grey) or `RGB`."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise DataError(
+            "its pixels are floating-point numbers, which have no fixed white. Save it with 8 or 16 bits per channel."
+        )
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return _from_sixteen_bit(image)
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    if image.mode == "L":
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_sixteen_bit(image):
+    """Scale 0–65535 to 0–255. `Image.convert` would clip at 255 and turn nearly everything white."""
+    from PIL import Image
+
+    array = np.asarray(image)
+    if array.min() < 0 or array.max() > 65535:
+        raise DataError("its pixels lie outside 0–65535. Save it with 8 or 16 bits per channel.")
+    return Image.fromarray(np.round(array / 257).astype(np.uint8))
+
+
+def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1):
+    """Resize a Pillow image of mode `L`, `RGB` or `F` that may have been decoded at a fraction of its size."""
+    from PIL import Image
+
+    height, width = image_size
+    if image.size == (width, height):
+        return image
+    bilinear = Image.Resampling.BILINEAR
+    if resize == "squash":
+        return image.resize((width, height), bilinear)
+    if resize == "crop":
+        # The part is chosen in the pixels of the file, so that decoding at a fraction doesn't move it.
+        box = _central_box((image.width * reduction, image.height * reduction), image_size)
+        return image.resize((width, height), bilinear, box=tuple(edge / reduction for edge in box))
+    scale = min(width / image.width, height / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = Image.new(image.mode, (width, height))
+    canvas.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return canvas
+
+
+def _central_box(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return `(left, top, right, bottom)` of the largest central part with the wanted shape, in whole pixels."""
+    width, height = size
+    scale = min(width / image_size[1], height / image_size[0])
+    part_width, part_height = max(1, round(image_size[1] * scale)), max(1, round(image_size[0] * scale))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return left, top, left + part_width, top + part_height
+
+
+def _rgb_array(image) -> np.ndarray:
+    """Return `(height, width, 3)`, uint8 or float32."""
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3) or array.size == 0:
+        raise DataError(
+            "An image must be an array (height, width, 3), or grey as (height, width) or (height, width, 1)."
+            f" {received(shape=np.shape(image))}"
+        )
+    if np.issubdtype(array.dtype, np.integer):
+        if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+            raise DataError(
+                "Integer pixels must lie in 0–255; divide 16-bit values by 257."
+                f" {received(smallest=int(array.min()), largest=int(array.max()))}"
+            )
+        array = array.astype(np.uint8, copy=False)
+    elif np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float32, copy=False)
+    else:
+        raise DataError(f"An image must hold integers or floats. {received(dtype=str(array.dtype))}")
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
