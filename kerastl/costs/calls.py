@@ -1,0 +1,293 @@
+"""Run a model's graph on shapes alone: which layer is called on what, in which order.
+
+Everything that `costs` tells is a sum over the calls that `trace` lists. Nested models are followed into, a shared
+layer is listed once for each time it runs, and shapes that the model leaves open are filled in from `input_shape`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+
+import keras
+
+from kerastl.checks import received
+from kerastl.errors import ArgumentError, ModelError
+from kerastl.graph import functional_of, is_walkable, nodes_in_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One run of a layer, or of an operation such as the `Add` behind `x + y`.
+
+    Attributes:
+        operation: the `keras.layers.Layer` or `keras.Operation` that runs.
+        path: its name, after the names of the nested models that hold it: `resnet50/conv1_conv`.
+        arguments: what it is called with, `(args, kwargs)`, tensors replaced by their specs.
+        inputs: specs (`KerasTensor`, batch 1) of the tensors among the arguments.
+        outputs: specs of what it returns. Each is an object of its own: two calls never share one.
+    """
+
+    operation: object
+    path: str
+    arguments: tuple
+    inputs: tuple
+    outputs: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Input tensors, nodes in topological order, output tensors."""
+
+    inputs: list
+    nodes: list
+    outputs: list
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """The calls of one run of a model on one image, in the order in which Keras runs them, and what comes out."""
+
+    calls: tuple[Call, ...]
+    outputs: tuple
+
+
+def trace(model: keras.Model, input_shape=None) -> Trace:
+    """List the calls of one run of `model` on a batch of one.
+
+    Args:
+        model: a Functional or Sequential model, or a built subclassed one that calls Keras layers and `keras.ops`.
+        input_shape: shape of one input without the batch axis, such as `(224, 224, 3)`; for several inputs a list in
+            the order of `model.inputs`, or a dictionary by input name. Only needed where the model leaves sizes open.
+
+    Raises:
+        ArgumentError: `input_shape` doesn't fit the model, or is missing.
+        ModelError: the model has no graph that could be walked, or a shape can't be computed.
+    """
+    calls = []
+    if is_walkable(model):
+        graph = _walked(model)
+        specs = _input_specs(graph.inputs, input_shape)
+    else:
+        graph = _subclassed(model, input_shape)
+        specs = graph.inputs
+    outputs = run_graph(graph, specs, "", calls)
+    return Trace(tuple(calls), tuple(outputs))
+
+
+def elements(shape) -> int:
+    """Return the number of elements of a tensor of that shape."""
+    return math.prod(shape)
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes that one element takes; types below a byte are stored in one."""
+    name = keras.backend.standardize_dtype(dtype)
+    if name in ("bool", "string"):
+        return 1
+    bits = int("".join(character for character in name.split("_")[0].split("e")[0] if character.isdigit()) or 32)
+    return max(1, bits // 8)
+
+
+def spec_bytes(spec) -> int:
+    """Return the bytes of one tensor."""
+    return elements(spec.shape) * itemsize(spec.dtype)
+
+
+def run_graph(graph: Graph, specs, prefix: str, calls: list) -> list:
+    """Send shapes through a graph, append its calls to `calls`, and return the specs of its outputs."""
+    known = {id(tensor): spec for tensor, spec in zip(graph.inputs, specs, strict=True)}
+    for node in graph.nodes:
+        if node.is_input:
+            _record_input(node, known, prefix, calls)
+            continue
+        if any(id(tensor) not in known for tensor in node.input_tensors):
+            continue
+        outputs = _run_node(node, known, prefix, calls)
+        known.update((id(tensor), spec) for tensor, spec in zip(node.outputs, outputs, strict=True))
+    return [known[id(tensor)] for tensor in graph.outputs]
+
+
+def symbolic_graph(layer, arguments) -> Graph | None:
+    """Run `layer.call` on symbolic tensors and return the graph of what it calls; `None` where that can't be done.
+
+    This looks into subclassed models, and into layers that were put together from Keras layers and operations. A `call`
+    that uses anything else (TensorFlow functions, NumPy, Python conditions on values) can't be looked into.
+
+    Args:
+        layer: a built layer or model.
+        arguments: `(args, kwargs)` of a call, tensors as `KerasTensor`.
+    """
+    fresh = keras.tree.map_structure(
+        lambda value: keras.KerasTensor(value.shape, value.dtype) if _is_spec(value) else value, arguments
+    )
+    inputs = specs_in(fresh)
+    with _nodes_put_back(layer), contextlib.suppress(Exception):
+        args, kwargs = fresh
+        outputs = [tensor for tensor in keras.tree.flatten(layer.call(*args, **kwargs)) if _is_spec(tensor)]
+        function = keras.Function(inputs, outputs)
+        return Graph(inputs, nodes_in_depth_order(function), outputs)
+    return None
+
+
+def specs_in(arguments) -> list:
+    """Return the tensors among a call's arguments, in order."""
+    return [value for value in keras.tree.flatten(arguments) if _is_spec(value)]
+
+
+def nodes_in_depth_order(function) -> list:
+    """Return a `keras.Function`'s nodes in the order in which it runs them."""
+    depths = sorted(function._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in function._nodes_by_depth[depth]]
+
+
+def _is_spec(value) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def _subclassed(model, input_shape) -> Graph:
+    if isinstance(model, keras.Sequential) or not isinstance(model, keras.Model):
+        functional_of(model)  # raises, and says what is missing
+    if not model.built:
+        raise ModelError(f"The model {model.name!r} has no weights yet. Call it once on a batch, or `build` it.")
+    if input_shape is None:
+        raise ArgumentError(
+            f"The subclassed model {model.name!r} doesn't tell its input: pass "
+            f"`input_shape=(height, width, channels)`, without the batch axis. {received(input_shape=None)}"
+        )
+    graph = symbolic_graph(model, ((_specs_like(input_shape),), {}))
+    if graph is None:
+        raise ModelError(
+            f"The `call` of the subclassed model {model.name!r} ({type(model).__name__}) can't be followed: it must "
+            "use Keras layers and `keras.ops` alone. Rebuild it with `keras.Model(inputs, outputs)`."
+        )
+    return graph
+
+
+def _specs_like(input_shape):
+    if isinstance(input_shape, dict):
+        return {name: keras.KerasTensor((1, *shape)) for name, shape in input_shape.items()}
+    if _is_shape(input_shape):
+        return keras.KerasTensor((1, *input_shape))
+    return [keras.KerasTensor((1, *shape)) for shape in input_shape]
+
+
+def _walked(model) -> Graph:
+    functional = functional_of(model)
+    return Graph(list(functional.inputs), nodes_in_order(model), list(functional.outputs))
+
+
+def _is_shape(value) -> bool:
+    return isinstance(value, (tuple, list)) and all(size is None or isinstance(size, int) for size in value)
+
+
+def _input_specs(references, input_shape) -> list:
+    """Return one spec with batch 1 for each of the model's inputs, sizes filled in from `input_shape`."""
+    shapes = _shapes_per_input(references, input_shape)
+    return [_filled_in(reference, shape, input_shape) for reference, shape in zip(references, shapes, strict=True)]
+
+
+def _shapes_per_input(references, input_shape) -> list:
+    if input_shape is None:
+        return [None] * len(references)
+    names = [reference.name for reference in references]
+    if isinstance(input_shape, dict):
+        if set(input_shape) != set(names):
+            raise ArgumentError(
+                f"`input_shape` as a dictionary needs one shape for each input: {', '.join(map(repr, names))}. "
+                f"{received(input_shape=input_shape)}"
+            )
+        return [input_shape[name] for name in names]
+    shapes = [input_shape] if _is_shape(input_shape) else list(input_shape)
+    if len(shapes) != len(references):
+        raise ArgumentError(
+            f"`input_shape` needs {len(references)} shapes, for the inputs {', '.join(map(repr, names))}. "
+            f"{received(input_shape=input_shape)}"
+        )
+    return shapes
+
+
+def _filled_in(reference, shape, input_shape):
+    """Return the spec of one input; raise where sizes are missing or contradict the model."""
+    built = tuple(reference.shape[1:])
+    wanted = built if shape is None else tuple(shape)
+    if len(wanted) != len(built) or any(
+        None not in (size, was) and size != was for size, was in zip(wanted, built, strict=True)
+    ):
+        raise ArgumentError(
+            f"`input_shape` doesn't fit input {reference.name!r}, which was built for {built} (without the batch axis; "
+            f"None: any size). {received(input_shape=input_shape)}"
+        )
+    sizes = tuple(was if size is None else size for size, was in zip(wanted, built, strict=True))
+    if None in sizes:
+        raise ArgumentError(
+            f"Input {reference.name!r} has no fixed size, {sizes}, and costs depend on it: pass "
+            f"`input_shape=(height, width, channels)`, without the batch axis. {received(input_shape=input_shape)}"
+        )
+    return keras.KerasTensor((1, *sizes), dtype=reference.dtype, name=reference.name)
+
+
+def _record_input(node, known, prefix, calls) -> None:
+    specs = tuple(known[id(tensor)] for tensor in node.outputs if id(tensor) in known)
+    if not prefix and specs:
+        calls.append(Call(node.operation, node.operation.name, ((), {}), (), specs))
+
+
+def _run_node(node, known, prefix, calls) -> list:
+    args, kwargs = node.arguments.fill_in(known)
+    inputs = specs_in((args, kwargs))
+    operation, path = node.operation, prefix + node.operation.name
+    inner = _inner_graph(operation, (args, kwargs))
+    if inner is not None and len(inner.inputs) == len(inputs):
+        return run_graph(inner, inputs, path + "/", calls)
+    outputs = _output_specs(node, inputs, args, kwargs)
+    calls.append(Call(operation, path, (args, kwargs), tuple(inputs), tuple(outputs)))
+    return outputs
+
+
+def _inner_graph(operation, arguments) -> Graph | None:
+    if is_walkable(operation):
+        return _walked(operation)
+    return symbolic_graph(operation, arguments) if isinstance(operation, keras.Model) else None
+
+
+def _output_specs(node, inputs, args, kwargs) -> list:
+    """Return fresh specs of a call's outputs: as the model recorded them, or computed where it left sizes open."""
+    recorded = [tuple(tensor.shape) for tensor in node.input_tensors]
+    unchanged = all(spec.shape[1:] == shape[1:] for spec, shape in zip(inputs, recorded, strict=True))
+    shapes = [tuple(tensor.shape) for tensor in node.outputs]
+    if not unchanged or any(None in shape[1:] for shape in shapes):
+        shapes = _computed_shapes(node.operation, args, kwargs)
+    batches = {None, *(shape[0] for shape in recorded if shape)}
+    single = [(1, *shape[1:]) if shape and shape[0] in batches else shape for shape in shapes]
+    return [keras.KerasTensor(shape, dtype=tensor.dtype) for shape, tensor in zip(single, node.outputs, strict=True)]
+
+
+def _computed_shapes(operation, args, kwargs) -> list:
+    reason = "it depends on the values"
+    # A layer's own rule may leave sizes open (EinsumDense), then its `call` is traced
+    for compute in (operation.compute_output_spec, functools.partial(keras.Operation.compute_output_spec, operation)):
+        try:
+            shapes = [tuple(output.shape) for output in keras.tree.flatten(compute(*args, **kwargs))]
+        except Exception as error:  # a user's layer may raise anything
+            reason = error
+            continue
+        if not any(None in shape[1:] for shape in shapes):
+            return shapes
+    sizes = ", ".join(str(tuple(spec.shape)) for spec in specs_in((args, kwargs)))
+    raise ModelError(
+        f"The output shape of layer {operation.name!r} ({type(operation).__name__}) can't be computed for inputs of "
+        f"shape {sizes}: {reason}"
+    )
+
+
+@contextlib.contextmanager
+def _nodes_put_back(layer):
+    """Forget the graph nodes that calls inside leave on the layer's parts, so that `part.output` stays what it was."""
+    before = [(part, list(part._inbound_nodes), list(part._outbound_nodes)) for part in layer._flatten_layers()]
+    try:
+        yield
+    finally:
+        for part, inbound, outbound in before:
+            part._inbound_nodes[:] = inbound
+            part._outbound_nodes[:] = outbound

@@ -1,0 +1,162 @@
+"""How many bytes of feature maps a model holds at once: while it predicts, and while it trains.
+
+Both are sums over tensors of one image (batch 1) without the weights, by the definitions in docs/costs.md. What a
+runtime really allocates differs: it fuses layers, works in place, pads, and keeps workspaces.
+"""
+
+import math
+
+import keras
+
+from kerastl.costs.calls import elements, itemsize, spec_bytes
+
+
+def _names(text) -> frozenset:
+    return frozenset(text.split())
+
+
+def _layer_classes(text) -> tuple:
+    return tuple(getattr(keras.layers, name) for name in text.split())
+
+
+# Hand their input on: at inference they are the identity, or change the shape alone
+_VIEW_LAYERS = _layer_classes("""
+    Flatten Reshape Identity ActivityRegularization Dropout AlphaDropout GaussianDropout GaussianNoise
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D
+""")
+_VIEW_OPERATIONS = _names("Reshape Squeeze ExpandDims Identity StopGradient")
+_AUGMENTATION_MODULE = ".random_"
+
+# A weighted sum: the gradient of the weights reads the input, the gradient of the input reads the weights
+_WEIGHTED_SUMS = _layer_classes("""
+    Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose DepthwiseConv1D DepthwiseConv2D
+    SeparableConv1D SeparableConv2D Dense EinsumDense
+""")
+_SEPARABLE = _layer_classes("SeparableConv1D SeparableConv2D")
+
+# What the backward pass reads of everything else, by the name of the activation, layer class or operation class
+_KEEPS_NOTHING = _names("""
+    linear Add Subtract Average Concatenate Rescaling Normalization Permute RepeatVector Stack Embedding Resizing
+    ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D UpSampling1D UpSampling2D UpSampling3D
+    AveragePooling1D AveragePooling2D AveragePooling3D GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
+    Transpose GetItem Mean Sum Pad Negative Cast AveragePool BroadcastTo Split Flip
+""")
+_KEEPS_OUTPUT = _names("""
+    relu relu6 leaky_relu sigmoid hard_sigmoid tanh softmax elu selu
+    ReLU LeakyReLU ELU Softmax Relu Relu6 LeakyRelu Sigmoid HardSigmoid Tanh Elu Exp Sqrt Rsqrt Reciprocal
+""")
+_KEEPS_INPUTS = _names("""
+    Maximum Minimum Dot LayerNormalization GroupNormalization RMSNormalization UnitNormalization PReLU
+    LayerScale Matmul Einsum Divide Power Square Absolute Silu HardSilu Gelu Log
+""")
+
+
+def peak_activation_bytes(trace) -> int:
+    """Return the most bytes of feature maps that are alive at once while the model predicts one image.
+
+    Calls run in the order of the trace. While one runs, its inputs and outputs are alive, and every earlier tensor that
+    a later call still reads or that the model returns. Layers that hand their input on (dropout, reshaping) make no
+    tensor; otherwise nothing happens in place, and what a layer uses inside is not seen.
+    """
+    owners = _owners(trace)
+    reads = {}
+    for number, call in enumerate(trace.calls):
+        reads.update({owners[id(spec)]: number for spec in (*call.inputs, *call.outputs)})
+    reads.update({owners[id(spec)]: len(trace.calls) for spec in trace.outputs})
+    sizes = {id(spec): spec_bytes(spec) for call in trace.calls for spec in call.outputs}
+    live, peak = {}, 0
+    for number, call in enumerate(trace.calls):
+        live.update({owners[id(spec)]: sizes.get(owners[id(spec)], 0) for spec in call.outputs})
+        peak = max(peak, sum(live.values()))
+        live = {owner: size for owner, size in live.items() if reads[owner] > number}
+    return peak
+
+
+def training_activation_bytes(trace, trainable: set[int]) -> int:
+    """Return the bytes of feature maps of one image that training keeps for the backward pass, given what is frozen.
+
+    A call takes part in the backward pass when it holds trainable weights, or when one of its inputs was computed by a
+    call that takes part. Each kept tensor counts once, whichever layers read it.
+
+    Args:
+        trace: the calls of the model.
+        trainable: `id` of every trainable variable.
+    """
+    owners = _owners(trace)
+    kept, extra, flowing = {}, 0, set()
+    for call in trace.calls:
+        has_trainable = any(id(weight) in trainable for weight in getattr(call.operation, "weights", ()))
+        arrives = any(id(spec) in flowing for spec in call.inputs)
+        if not (has_trainable or arrives):
+            continue
+        flowing.update(id(spec) for spec in call.outputs)
+        kept.update({owners[id(spec)]: spec_bytes(spec) for spec in _kept(call, trainable, flowing)})
+        extra += _kept_inside(call, trainable)
+    return sum(kept.values()) + extra
+
+
+def _owners(trace) -> dict:
+    """Map each tensor to the one whose memory it shares: its own, or that of the tensor that was handed on."""
+    owners = {}
+    for call in trace.calls:
+        for spec in call.outputs:
+            owners[id(spec)] = owners[id(call.inputs[0])] if call.inputs and _is_view(call.operation) else id(spec)
+    return owners
+
+
+def _is_view(operation) -> bool:
+    if not isinstance(operation, keras.layers.Layer):
+        return type(operation).__name__ in _VIEW_OPERATIONS
+    is_augmentation = _AUGMENTATION_MODULE in type(operation).__module__
+    return isinstance(operation, _VIEW_LAYERS) or is_augmentation or _kind(operation) == "linear"
+
+
+def _kind(operation) -> str:
+    """Return the class name, or for `Activation` the function's name."""
+    if isinstance(operation, keras.layers.Activation):
+        return getattr(operation.activation, "__name__", "")
+    return type(operation).__name__
+
+
+def _kept(call, trainable, flowing) -> tuple:
+    """Return the specs among a call's inputs and outputs that the backward pass reads."""
+    operation, kind = call.operation, _kind(call.operation)
+    if isinstance(operation, _WEIGHTED_SUMS):
+        inputs = call.inputs if any(id(weight) in trainable for weight in _kernels(operation)) else ()
+        fused = getattr(operation.activation, "__name__", "")
+        return inputs if fused in _KEEPS_NOTHING else (*inputs, *call.outputs)
+    if isinstance(operation, keras.layers.BatchNormalization):
+        # Frozen it runs in inference mode: a factor and an offset per channel, which are no feature maps
+        return call.inputs if operation.trainable else ()
+    if kind in _KEEPS_OUTPUT:
+        return call.outputs
+    if kind in _KEEPS_NOTHING or _is_view(operation):
+        return ()
+    if kind == "Multiply":
+        arriving = [id(spec) in flowing for spec in call.inputs]
+        others = [any(arriving[:place] + arriving[place + 1 :]) for place in range(len(arriving))]
+        return tuple(spec for spec, other in zip(call.inputs, others, strict=True) if other)
+    if "MaxPool" in kind:
+        return (*call.inputs, *call.outputs)
+    if kind in _KEEPS_INPUTS or isinstance(operation, keras.layers.Activation):
+        return call.inputs
+    return (*call.inputs, *call.outputs)
+
+
+def _kernels(layer) -> list:
+    return [weight for weight in layer.weights if len(weight.shape) > 1]
+
+
+def _kept_inside(call, trainable) -> int:
+    """Return the bytes kept that are no layer's output: dropout masks, the middle of a separable convolution."""
+    layer = call.operation
+    if isinstance(layer, keras.layers.Dropout):
+        shape = call.outputs[0].shape
+        mask = [size if own is None else own for own, size in zip(layer.noise_shape or shape, shape, strict=True)]
+        return elements(mask) if layer.rate > 0 else 0
+    if not isinstance(layer, _SEPARABLE) or id(layer.pointwise_kernel) not in trainable:
+        return 0
+    output = call.outputs[0]
+    between = elements(output.shape) // layer.filters * math.prod(layer.depthwise_kernel.shape[-2:])
+    return between * itemsize(output.dtype)
