@@ -80,7 +80,7 @@ def input_size(model: keras.Model) -> tuple[int | None, int | None]:
     return shapes[0][1], shapes[0][2]
 
 
-def class_probabilities(model: keras.Model, images, *, views: int = 1) -> np.ndarray:
+def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_size: int | None = None) -> np.ndarray:
     """Run the model on one batch and return the probability of every class.
 
     One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
@@ -92,6 +92,7 @@ def class_probabilities(model: keras.Model, images, *, views: int = 1) -> np.nda
         views: 1 runs the images as they are; 2 averages them with their mirror images; 4 with both flips and the two
             together. Averaging flips at test time is as old as Krizhevsky et al., "ImageNet classification with deep
             convolutional neural networks" (2012).
+        batch_size: fill the batch up to so many images, so that a last, smaller one doesn't trace the model anew.
 
     Returns:
         float32, `(batch, classes)`.
@@ -100,10 +101,14 @@ def class_probabilities(model: keras.Model, images, *, views: int = 1) -> np.nda
         ModelError: the main output is not `(batch, units)`, or holds NaN.
     """
     check_choice("views", views, VIEWS)
-    images = np.asarray(images)
+    images = np.asarray(images).astype("float32", copy=False)
+    count = len(images)
+    missing = max(0, (batch_size or 0) - count)
+    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
     kind = output_kind(model)
     flips = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]][:views]
-    total = sum(_to_probabilities(_forward(model, np.ascontiguousarray(flipped)), kind) for flipped in flips)
+    answers = (_forward(model, np.ascontiguousarray(flipped))[:count] for flipped in flips)
+    total = sum(_to_probabilities(answer, kind) for answer in answers)
     return (total / views).astype("float32")
 
 

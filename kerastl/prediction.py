@@ -148,8 +148,9 @@ def predict(
     names = outputs.class_names_for(model, class_names)
     items, item_names = _list_items(images)
     _warn_if_scaled(model, items[0], size)
+    filled = min(batch_size, len(items))
     batches = _batches(items, size, resize, batch_size)
-    probabilities = [outputs.class_probabilities(model, batch, views=views)[:count] for batch, count in batches]
+    probabilities = [outputs.class_probabilities(model, batch, views=views, batch_size=filled) for batch in batches]
     return Predictions(item_names, names, np.concatenate(probabilities), top)
 
 
@@ -227,10 +228,7 @@ def _as_array(images) -> np.ndarray | None:
 
 
 def _batches(items, size, resize, batch_size):
-    """Yield `(batch, count)`: float32 `(batch, height, width, 3)`, of which the first `count` are images.
-
-    The last batch is filled up, so that every batch has one shape and the model's function is traced once.
-    """
+    """Yield arrays `(batch, height, width, 3)`, read and resized by several threads."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(items), batch_size):
             chosen = items[start : start + batch_size]
@@ -241,9 +239,7 @@ def _batches(items, size, resize, batch_size):
                     "The model takes images of any size, but all those of a batch must have the same. Pass "
                     f"`image_size=` to resize them. {received(shapes=sorted(shapes))}"
                 )
-            batch = np.stack(loaded).astype("float32")
-            missing = batch_size - len(loaded) if start else 0
-            yield np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))), len(loaded)
+            yield np.stack(loaded)
 
 
 def _load(item, size, resize) -> np.ndarray:
