@@ -38,5 +38,25 @@ class OutputError(KerastlError, OSError):
     """A file or folder that can't be written: it exists already, is something else, or the disk is full."""
 
 
+class StoreError(KerastlError, OSError):
+    """A store of features that can't be made, continued or read: a foreign folder, no room, another format."""
+
+
+class StoreMismatchError(StoreError):
+    """A store of features that was made for something else: another model, other data, another shape."""
+
+
+class StoreDamagedError(StoreError):
+    """A store of features whose files are not what was written: cut short, changed or missing."""
+
+
+class StoreBusyError(StoreError):
+    """A store of features that another process is working on."""
+
+
+class FeatureOverflowError(KerastlError, OverflowError):
+    """Values that the number type of a store can't hold."""
+
+
 class KerastlWarning(UserWarning):
     """Base of every warning that this package gives."""
