@@ -1,0 +1,53 @@
+"""The command line: `python -m kerastl train|predict|backbones|summary`, or `kerastl …` once it is installed.
+
+It is thin: every command checks its arguments, calls what Python users call, and prints. Keras is imported only when a
+command runs, so that `--help` is quick.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+
+from kerastl.cli.parser import build_parser
+from kerastl.cli.quiet import quiet_session
+from kerastl.errors import KerastlError
+
+_USER_ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
+
+
+def main(argv=None) -> int:
+    """Run one command and return the exit status.
+
+    0 when all went well; 2 for an error that the user can mend, told in one line; 130 after Ctrl-C. Anything else is a
+    bug, and keeps its traceback.
+
+    Args:
+        argv: the arguments after the program's name; default: those of the process.
+    """
+    _never_fail_to_print()
+    try:
+        arguments = build_parser().parse_args(argv)
+        arguments.command_line = list(sys.argv[1:] if argv is None else argv)
+        with quiet_session(arguments.verbose):
+            command = importlib.import_module(arguments.module)
+            status = command.run(arguments)
+        sys.stdout.flush()
+        return status
+    except KerastlError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _USER_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing was written.", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, say) has seen enough. What is still in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _never_fail_to_print() -> None:
+    """Let characters that a terminal doesn't know become question marks instead of ending a run."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")

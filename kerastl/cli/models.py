@@ -1,0 +1,78 @@
+"""Find a model, its labels and its settings where a user points to."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+
+from kerastl.checks import nearest, received
+from kerastl.errors import DataError, ModelError
+from kerastl.images import RESIZES
+
+
+def find_model(path: str) -> Path:
+    """Return the path of the `.keras` file: the path itself, or `model.keras` in the run folder that it names.
+
+    Raises:
+        ModelError: there is none, or it is not a `.keras` file.
+    """
+    file = Path(path).expanduser()
+    file = file / "model.keras" if file.is_dir() else file
+    if not file.is_file():
+        beside = [one.name for one in file.parent.glob("*.keras")] if file.parent.is_dir() else []
+        raise ModelError(f"There is no model there.{nearest(file.name, beside)} {received(model=path)}")
+    is_archive = zipfile.is_zipfile(file)
+    members = zipfile.ZipFile(file).namelist() if is_archive else []
+    if file.suffix != ".keras" or "config.json" not in members:
+        raise ModelError(
+            "Expected a .keras file, as `model.save('model.keras')` writes it, whole and with that ending. "
+            f"{received(model=path)}"
+        )
+    return file
+
+
+def load_model(file: Path) -> keras.Model:
+    """Load a `.keras` file in Keras's safe mode, which runs no code from it.
+
+    Raises:
+        ModelError: it is damaged, or needs code that isn't here.
+    """
+    try:
+        return keras.models.load_model(file, compile=False, safe_mode=True)
+    # Keras raises nearly everything on damaged files and unknown layers (TypeError, ValueError, KeyError, OSError, …).
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"Can't load the model {file}: {type(error).__name__}: {reason}") from error
+
+
+def read_labels(file: str | Path) -> list[str]:
+    """Return the lines of a text file, without empty ones.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"Can't read the class names from {file}: {reason}. Expected a text file, one name a line."
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def labels_beside(file: Path) -> list[str] | None:
+    """Return what `labels.txt` beside a model holds, or `None` without one."""
+    labels = file.with_name("labels.txt")
+    return read_labels(labels) if labels.is_file() else None
+
+
+def resize_beside(file: Path) -> str:
+    """Return how images were resized in training, if `report.json` beside a model says so; else the default."""
+    try:
+        report = json.loads(file.with_name("report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return RESIZES[0]
+    resize = report.get("resize") if isinstance(report, dict) else None
+    return resize if resize in RESIZES else RESIZES[0]

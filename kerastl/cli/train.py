@@ -1,0 +1,239 @@
+"""`train SOURCE`: load images, train in two phases, judge, and write the run folder."""
+
+import contextlib
+import dataclasses
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerastl import backbones, report
+from kerastl.callbacks import changeable_weights
+from kerastl.checks import check_count, check_fraction
+from kerastl.cli.quiet import import_quietly
+from kerastl.compiling import check_rate
+from kerastl.errors import DataError, OutputError
+from kerastl.heads import build_classifier
+from kerastl.training import TransferResult, transfer_learn
+
+_INTERRUPTED = 130
+# For what a run writes besides the model: pictures and tables
+_OTHER_FILES_BYTES = 10_000_000
+
+
+class _Watch(keras.callbacks.Callback):
+    """Names the phases, counts finished epochs, and keeps what the head phase had reached when fine-tuning begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.phases = self.epochs = 0
+        self.after_head = None
+
+    def on_train_begin(self, logs=None):
+        self.phases += 1
+        epochs = self.params.get("epochs")
+        name = "Training the head" if self.phases == 1 else "\nFine-tuning"
+        print(f"{name}, {epochs} epoch{'s' if epochs != 1 else ''} at most", flush=True)
+        if self.phases == 2:
+            self.after_head = [(weight, np.array(weight)) for weight in changeable_weights(self.model)]
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+
+
+@dataclasses.dataclass
+class _Job:
+    """One training run: what was asked for, and what came of it so far."""
+
+    arguments: object
+    folder: Path
+    started: float
+    splits: object = None
+    model: keras.Model | None = None
+    watch: _Watch = dataclasses.field(default_factory=_Watch)
+
+
+def run(arguments) -> int:
+    """Train, print what came of it, and return the exit status."""
+    _check(arguments)
+    folder = report.check_output_folder(arguments.out, overwrite=arguments.overwrite)
+    job = _Job(arguments, folder, time.perf_counter())
+    _prepare(job)
+    try:
+        result = _train(job)
+        summary = _judge_and_write(job, result)
+    except BaseException as error:
+        saved = _rescue(job, interrupted=isinstance(error, KeyboardInterrupt))
+        if not isinstance(error, KeyboardInterrupt):
+            if saved:
+                print(f"The best model so far was saved in {saved}.", file=sys.stderr)
+            raise
+        kept = f"the best model so far is in {saved}" if saved else "no epoch was over yet, so nothing was written"
+        print(f"\nInterrupted: {kept}.", file=sys.stderr)
+        return _INTERRUPTED
+    print(f"\n{report.terminal_report(summary, arguments.out)}")
+    return 0
+
+
+def _check(arguments) -> None:
+    """Check what nothing else would check before the images are read, which can be slow."""
+    row = backbones.backbone_row(arguments.backbone)
+    size = arguments.image_size or row.native_size
+    arguments.image_size = (size, size) if isinstance(size, int) else tuple(size)
+    backbones.check_input_shape(row, (*arguments.image_size, 3))
+    check_count("--head-epochs", arguments.head_epochs)
+    check_count("--fine-tune-epochs", arguments.fine_tune_epochs, smallest=0)
+    check_count("--patience", arguments.patience)
+    check_count("--batch-size", arguments.batch_size)
+    check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
+    check_fraction("--dropout", arguments.dropout, zero=True, one=False)
+    check_rate("--head-learning-rate", arguments.head_learning_rate)
+    if arguments.learning_rate is not None:
+        check_rate("--learning-rate", arguments.learning_rate)
+
+
+def _prepare(job: _Job) -> None:
+    """Load the images and build the network."""
+    arguments = job.arguments
+    keras.utils.set_random_seed(arguments.seed)
+    import_quietly("tensorflow", verbose=arguments.verbose)  # load_images would import it, start-up lines and all
+    from kerastl.data import load_images
+
+    job.splits = load_images(
+        arguments.source,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        validation=arguments.validation,
+        test=arguments.test,
+        seed=arguments.seed,
+        resize=arguments.resize,
+        skip_unreadable=arguments.skip_unreadable,
+    )
+    if job.splits.validation is None:
+        raise DataError(
+            "Training keeps the weights that do best on validation images, and there are none. Set --validation."
+        )
+    print(job.splits.summary(), end="\n\n", flush=True)
+    job.model = build_classifier(
+        arguments.backbone,
+        len(job.splits.class_names),
+        input_shape=(*arguments.image_size, 3),
+        weights=None if arguments.weights.lower() == "none" else arguments.weights,
+        hidden_units=arguments.hidden_units,
+        dropout=arguments.dropout,
+        augmentation=None if arguments.augmentation == "none" else arguments.augmentation,
+    )
+    report.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
+
+
+def _train(job: _Job) -> TransferResult:
+    arguments = job.arguments
+    return transfer_learn(
+        job.model,
+        job.splits.train,
+        job.splits.validation,
+        head_epochs=arguments.head_epochs,
+        fine_tune_epochs=arguments.fine_tune_epochs,
+        head_learning_rate=arguments.head_learning_rate,
+        learning_rate=arguments.learning_rate,
+        last_blocks=arguments.last_blocks,
+        last_layers=arguments.last_layers,
+        from_layer=arguments.from_layer,
+        fraction=arguments.fraction,
+        patience=arguments.patience,
+        callbacks=[job.watch],
+        class_weight=None if arguments.class_weight == "none" else arguments.class_weight,
+        # A bar redraws itself; in a file or a pipe a line for each epoch is better
+        verbose=1 if sys.stdout.isatty() else 2,
+        seed=arguments.seed,
+    )
+
+
+def _judge_and_write(job: _Job, result: TransferResult) -> dict:
+    """Judge on the test images, write the run folder, and return the report."""
+    arguments, splits = job.arguments, job.splits
+    part = "test" if splits.test is not None else "validation"
+    started = time.perf_counter()
+    evaluation = report.evaluate(job.model, getattr(splits, part), splits.class_names)
+    head_accuracy = _head_accuracy(job, result, part, evaluation)
+    now = time.perf_counter()
+    summary = report.describe_run(
+        job.model,
+        splits,
+        result,
+        evaluation,
+        evaluated_on=part,
+        head_accuracy=head_accuracy,
+        backbone=arguments.backbone,
+        learning_rates=_learning_rates(arguments),
+        arguments={key: value for key, value in vars(arguments).items() if key not in ("module", "command_line")},
+        command=f"python -m kerastl {shlex.join(arguments.command_line)}",
+        seconds={"evaluation": now - started, "total": now - job.started},
+    )
+    report.write_run(
+        job.folder,
+        model=job.model,
+        report=summary,
+        result=result,
+        evaluation=evaluation,
+        overwrite=arguments.overwrite,
+    )
+    return summary
+
+
+def _head_accuracy(job: _Job, result: TransferResult, part: str, evaluation) -> float:
+    """Return the accuracy with the best weights of the head phase alone; the model is left as it was."""
+    if result.best_phase != "fine_tune":
+        return evaluation.accuracy
+    final = [(weight, np.array(weight)) for weight, _ in job.watch.after_head]
+    try:
+        for weight, value in job.watch.after_head:
+            weight.assign(value)
+        return report.evaluate(job.model, getattr(job.splits, part), job.splits.class_names, mistakes=0).accuracy
+    finally:
+        for weight, value in final:
+            weight.assign(value)
+
+
+def _learning_rates(arguments) -> dict:
+    if arguments.learning_rate is not None:
+        return {"head": arguments.head_learning_rate, "fine_tune": arguments.learning_rate}
+    tenth = arguments.head_learning_rate / 10
+    return {"head": arguments.head_learning_rate, "fine_tune": tenth, "fine_tune_schedule": "cosine, falling to 0"}
+
+
+def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
+    """Save the best model so far, beside an earlier run rather than over it; as a last resort, in the temporary folder."""
+    if not job.watch.epochs:
+        return None
+    word = "interrupted" if interrupted else "rescued"
+    details = report.describe_input(job.model, job.splits, job.arguments.backbone)
+    with _no_interruption():
+        for place in (job.folder, Path(tempfile.gettempdir(), f"kerastl-{job.folder.name}")):
+            with contextlib.suppress(OutputError):
+                return report.write_partial_run(
+                    report.free_folder_beside(place, word),
+                    model=job.model,
+                    class_names=job.splits.class_names,
+                    details=details,
+                )
+    return None
+
+
+@contextlib.contextmanager
+def _no_interruption():
+    """Let a second Ctrl-C wait until what was best so far is saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
