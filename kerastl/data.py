@@ -27,7 +27,7 @@ _ROWS_SHOWN = 30
 _NAMES_SHOWN = 10
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ImageSplits:
     """Labelled images, split and ready to train on; printed, it is a table.
 
