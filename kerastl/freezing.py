@@ -219,7 +219,14 @@ class TrainableSummary:
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         header = ["block", "layers", "state", "BatchNorm", "parameters", "trainable"]
         body = [
-            [row.name, str(row.layers), row.state, row.batch_norm, f"{row.parameters:,}", f"{row.trainable_parameters:,}"]
+            [
+                row.name,
+                str(row.layers),
+                row.state,
+                row.batch_norm,
+                f"{row.parameters:,}",
+                f"{row.trainable_parameters:,}",
+            ]
             for row in self.rows
         ]
         layers = sum(row.layers for row in self.rows)

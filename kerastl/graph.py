@@ -5,6 +5,7 @@ nodes in topological order: after a dominator, its output is the only tensor tha
 """
 
 import dataclasses
+import itertools
 import re
 import warnings
 
@@ -321,12 +322,14 @@ def _nested(path) -> Backbone:
 def _before(path) -> tuple:
     """Return the weighted layers that come before the nested model on each level of the path."""
     found = []
-    for outer, inner in zip(path, path[1:], strict=False):
+    for outer, inner in itertools.pairwise(path):
         if not is_walkable(outer):
             continue
         nodes = [node for node in nodes_in_order(outer) if node.operation is inner]
         earlier = ancestors(nodes[0].input_tensors) if nodes else set()
-        found += [node.operation for node in nodes_in_order(outer) if id(node) in earlier and has_weights(node.operation)]
+        found += [
+            node.operation for node in nodes_in_order(outer) if id(node) in earlier and has_weights(node.operation)
+        ]
     return tuple(dict.fromkeys(found))
 
 

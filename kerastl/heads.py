@@ -123,7 +123,9 @@ def _preprocessing(row, base, preprocessing):
     if preprocessing is None:
         return lambda pixels: pixels
     if preprocessing != "auto":
-        raise ArgumentError(f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}")
+        raise ArgumentError(
+            f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}"
+        )
     if row is None:
         raise ArgumentError(
             f"The preprocessing of the model {base.name!r} isn't known. Pass `preprocessing=` with the callable that turns "

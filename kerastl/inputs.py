@@ -13,8 +13,8 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from kerastl.checks import received
-from kerastl.errors import DataError, KerastlWarning
+from kerastl.checks import check_fraction, received
+from kerastl.errors import ArgumentError, DataError, KerastlWarning
 
 _SOURCE_ATTRIBUTE = "_kerastl_source"
 
@@ -29,6 +29,7 @@ class ImageSource:
         identity: a hex digest of the images, their order, labels, size and resizing: equal digests mean equal data.
         shuffle: whether the dataset shuffles its images anew in every epoch (training data does).
         read: from an index to that image, uint8 RGB `(height, width, 3)`. Safe to call from several threads.
+        batch_size: images in a batch of the dataset.
     """
 
     labels: np.ndarray
@@ -36,6 +37,7 @@ class ImageSource:
     identity: str
     shuffle: bool
     read: Callable[[int], np.ndarray]
+    batch_size: int = 32
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -214,3 +216,19 @@ def _clash(wanted, given) -> bool:
 
 def _size(shape) -> str:
     return " × ".join("any" if side is None else str(side) for side in shape)
+
+
+def split_validation(pair: tuple, fraction: float) -> tuple[tuple, tuple]:
+    """Split arrays as `fit(validation_split=…)` does: the last part, before anything is shuffled.
+
+    Raises:
+        ArgumentError: no fraction between 0 and 1, or nothing left on one side.
+    """
+    fraction = check_fraction("validation_split", fraction, one=False)
+    edge = math.floor(len(pair[0]) * (1.0 - fraction))
+    if not 0 < edge < len(pair[0]):
+        raise ArgumentError(
+            f"`validation_split` leaves nothing on one side. {received(validation_split=fraction, count=len(pair[0]))}"
+        )
+    parts = [(None, None) if one is None else (one[:edge], one[edge:]) for one in pair]
+    return tuple(part[0] for part in parts), tuple(part[1] for part in parts)

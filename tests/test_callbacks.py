@@ -9,8 +9,16 @@ from tests import models
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("val_loss", "min"), ("val_accuracy", "max"), ("auc", "max"), ("val_mean_io_u", "min"), ("val_f1_score", "max")]
-    + [("accuracy_loss", "min"), ("val_main_sparse_categorical_accuracy", "max"), ("mean_absolute_error", "min")],
+    [
+        ("val_loss", "min"),
+        ("val_accuracy", "max"),
+        ("auc", "max"),
+        ("val_mean_io_u", "min"),
+        ("val_f1_score", "max"),
+        ("accuracy_loss", "min"),
+        ("val_main_sparse_categorical_accuracy", "max"),
+        ("mean_absolute_error", "min"),
+    ],
 )
 def test_direction_of_a_monitored_name(name, expected):
     assert callbacks.direction(name) == expected

@@ -59,7 +59,9 @@ def test_the_optimizer_is_fresh_because_the_old_one_knows_the_old_variables(pixe
     compiling.check_ready(model)
 
 
-@pytest.mark.parametrize(("divisor", "warns"), [(10, False), (100, False), (50, False), (9.9, True), (101, True), (1, True)])
+@pytest.mark.parametrize(
+    ("divisor", "warns"), [(10, False), (100, False), (50, False), (9.9, True), (101, True), (1, True)]
+)
 def test_a_rate_outside_ten_to_a_hundred_below_the_last_one_warns_once(divisor, warns):
     model = models.compiled(models.flat(), 1e-3)
     with warnings.catch_warnings(record=True) as caught:
@@ -81,8 +83,16 @@ def test_a_schedule_is_taken_as_it_is_and_its_peak_counts_as_the_last_rate():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"learning_rate": 1e-4, "divide_by": 10}, {"learning_rate": 0}, {"learning_rate": -1.0}, {"divide_by": 0}]
-    + [{"learning_rate": float("nan")}, {"learning_rate": "fast"}, {"divide_by": float("inf")}],
+    [
+        {},
+        {"learning_rate": 0.0001, "divide_by": 10},
+        {"learning_rate": 0},
+        {"learning_rate": -1.0},
+        {"divide_by": 0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": "fast"},
+        {"divide_by": float("inf")},
+    ],
 )
 def test_rates_that_can_not_be_used_raise(arguments):
     with pytest.raises(ArgumentError, match="Received"):

@@ -18,7 +18,9 @@ def data():
     """Images whose class is their brightness: learnable in a few steps."""
     generator = np.random.default_rng(1)
     labels = np.arange(48) % 3
-    images = generator.normal(labels[:, None, None, None] * 90.0 + 30, 8, (48, 32, 32, 3)).clip(0, 255).astype("float32")
+    images = (
+        generator.normal(labels[:, None, None, None] * 90.0 + 30, 8, (48, 32, 32, 3)).clip(0, 255).astype("float32")
+    )
     return (images[:36], labels[:36]), (images[36:], labels[36:])
 
 
@@ -80,7 +82,7 @@ def test_transfer_learn_returns_both_phases_and_leaves_the_winners_weights(data)
     assert result.best_value == pytest.approx(min(values), rel=1e-5)
     assert loss_of(model, validation) == pytest.approx(result.best_value, rel=1e-4)
     assert result.best_phase in ("head", "fine_tune")
-    assert set(result.seconds) == {"head", "fine_tune"}
+    assert set(result.seconds) == {"extraction", "head", "fine_tune"}
     assert "val_loss" in str(result)
 
 
@@ -129,7 +131,12 @@ def test_an_existing_compile_is_kept_but_for_the_rate(data):
 @pytest.mark.parametrize("form", ["integer", "column", "one-hot", "float"])
 def test_labels_of_every_form_choose_their_loss(form, data):
     def convert(labels):
-        forms = {"integer": labels, "column": labels[:, None], "one-hot": np.eye(3)[labels], "float": labels.astype("f4")}
+        forms = {
+            "integer": labels,
+            "column": labels[:, None],
+            "one-hot": np.eye(3)[labels],
+            "float": labels.astype("f4"),
+        }
         return forms[form]
 
     (train, validation), model = data, models.flat()
@@ -232,7 +239,9 @@ def test_ctrl_c_leaves_the_best_weights_so_far(data):
     seen = []
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["val_loss"]))
     with pytest.raises(KeyboardInterrupt):
-        training.train_head(model, train, validation, epochs=9, learning_rate=0.05, callbacks=[note, Interrupt()], **QUIET)
+        training.train_head(
+            model, train, validation, epochs=9, learning_rate=0.05, callbacks=[note, Interrupt()], **QUIET
+        )
     assert len(seen) == 2
     assert loss_of(model, validation) == pytest.approx(min(seen), rel=1e-4)
 
@@ -275,7 +284,7 @@ def test_pixels_as_they_should_be_do_not_warn(pixels):
 
 
 def test_images_of_another_size_are_an_error_that_says_both_sizes(pixels):
-    with pytest.raises(DataError, match="48 × 48 × 3.*32 × 32 × 3"):
+    with pytest.raises(DataError, match=r"48 × 48 × 3.*32 × 32 × 3"):
         training.fit(models.compiled(models.flat(48)), *pixels, **QUIET)
 
 
@@ -285,7 +294,14 @@ def test_fit_is_model_fit_with_its_arguments(pixels):
     theirs = keras.models.clone_model(ours)
     theirs.set_weights(ours.get_weights())
     models.compiled(theirs)
-    arguments = {"epochs": 2, "batch_size": 5, "shuffle": False, "validation_split": 0.25, "class_weight": {0: 2.0}, **QUIET}
+    arguments = {
+        "epochs": 2,
+        "batch_size": 5,
+        "shuffle": False,
+        "validation_split": 0.25,
+        "class_weight": {0: 2.0},
+        **QUIET,
+    }
     first, second = training.fit(ours, *pixels, **arguments), theirs.fit(*pixels, **arguments)
     assert first.history.keys() == second.history.keys()
     np.testing.assert_allclose(first.history["val_loss"], second.history["val_loss"], rtol=1e-4)

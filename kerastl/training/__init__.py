@@ -7,36 +7,17 @@ nothing else; `transfer_learn` is one after the other, with the best weights kep
 import dataclasses
 import math
 import time
-import warnings
 
 import keras
 
 from kerastl import callbacks as callback_module
-from kerastl import compiling, freezing, graph, inputs, outputs
-from kerastl.checks import check_choice, check_count, received
-from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
+from kerastl import compiling, features, freezing, graph, inputs
+from kerastl.checks import check_count
+from kerastl.errors import ArgumentError, ModelError
+from kerastl.training.fitting import fit
+from kerastl.training.phase import Phase, Settings, frozen_part_once
 
-
-def fit(model: keras.Model, x=None, y=None, **fit_arguments) -> keras.callbacks.History:
-    """Train as `model.fit` does, after checks that Keras leaves out.
-
-    Args:
-        model: a compiled model.
-        x: what `model.fit` takes.
-        y: what `model.fit` takes.
-        **fit_arguments: all other arguments of `model.fit`.
-
-    Returns:
-        The `History` of `model.fit`.
-
-    Raises:
-        CompileError: the model is not compiled, or its optimizer doesn't hold exactly the trainable variables.
-        ArgumentError: nothing is trainable.
-        DataError: images of another size than the model takes.
-    """
-    compiling.check_ready(model)
-    _check_first_batch(model, x, y)
-    return model.fit(x, y, **fit_arguments)
+__all__ = ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"]
 
 
 @dataclasses.dataclass
@@ -78,6 +59,8 @@ def train_head(
     learning_rate=1e-3,
     callbacks=(),
     class_weight=None,
+    cache="auto",
+    views: int = 1,
     monitor: str = "val_loss",
     batch_size: int | None = None,
     verbose="auto",
@@ -97,6 +80,9 @@ def train_head(
         learning_rate: a float or a Keras schedule; 1e-3 is Adam's default and that of the Keras guide.
         callbacks: Keras callbacks, such as `early_stopping()`.
         class_weight: `None`, a dictionary from class index to weight, or "balanced".
+        cache: run the frozen part once instead of in every epoch: "auto", `True`, `False`, a folder, or `CacheOptions`; see
+            `kerastl.fit`.
+        views: augmented versions kept of each training image; see `kerastl.fit`.
         monitor: what decides which weights are the best.
         batch_size: for arrays; 32 when nothing is said, as in `fit`.
         verbose: as in `fit`.
@@ -109,10 +95,11 @@ def train_head(
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used.
     """
-    phase = _Phase(model, train, validation, epochs, callbacks, class_weight, monitor, batch_size, verbose)
+    settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
+    phase = Phase(settings, epochs, callbacks)
     freezing.freeze(model, backbone=backbone)
     phase.compile(learning_rate)
-    return phase.run()
+    return _run_alone(phase)
 
 
 def fine_tune(
@@ -129,6 +116,8 @@ def fine_tune(
     from_layer: str | None = None,
     fraction: float | None = None,
     batch_norm: bool = False,
+    cache="auto",
+    views: int = 1,
     monitor: str = "val_loss",
     batch_size: int | None = None,
     verbose="auto",
@@ -149,7 +138,7 @@ def fine_tune(
         class_weight: as in `train_head`.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; at most one of the first four. With
             none of them, what is thawed already is trained.
-        monitor, batch_size, verbose, backbone: as in `train_head`.
+        cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
 
     Returns:
         The `History`, as `train_head` returns it.
@@ -159,10 +148,11 @@ def fine_tune(
         DataError, ModelError: data or a model that can't be used.
     """
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
-    phase = _Phase(model, train, validation, epochs, callbacks, class_weight, monitor, batch_size, verbose)
+    settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
+    phase = Phase(settings, epochs, callbacks)
     _thaw(model, choice, batch_norm, backbone)
     phase.compile(_fine_tuning_rate(phase, learning_rate))
-    return phase.run()
+    return _run_alone(phase)
 
 
 def transfer_learn(
@@ -182,6 +172,8 @@ def transfer_learn(
     patience: int | None = 3,
     callbacks=(),
     class_weight=None,
+    cache="auto",
+    views: int = 1,
     monitor: str = "val_loss",
     batch_size: int | None = None,
     verbose="auto",
@@ -202,6 +194,7 @@ def transfer_learn(
         patience: epochs without improvement after which a phase stops (3, as in the notes); `None` for never.
         callbacks: Keras callbacks, used in both phases.
         class_weight, monitor, batch_size, verbose, backbone: as in `train_head`.
+        cache, views: as in `train_head`. One pass over the images serves both phases.
         seed: makes the run repeatable on CPU; `None` leaves the random state alone.
 
     Returns:
@@ -213,35 +206,78 @@ def transfer_learn(
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     if not any(value is not None for value in choice.values()):
         choice["last_blocks"] = min(3, len(freezing.list_blocks(model, backbone=backbone)))
-    fine_tune_epochs = check_count("fine_tune_epochs", fine_tune_epochs, smallest=0)
-    if patience is not None:
-        check_count("patience", patience)
-    _check_rates(head_learning_rate, learning_rate)
-    freezing.unfreeze(model, **choice, batch_norm=batch_norm, backbone=backbone)  # what can't be used raises now
+    check_count("head_epochs", head_epochs)
+    check_count("fine_tune_epochs", fine_tune_epochs, smallest=0)
+    for rate in (head_learning_rate, learning_rate):
+        if rate is not None:
+            compiling.check_rate("learning_rate", rate)
+    settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
+    stopping = None if patience is None or validation is None else check_count("patience", patience)
+    head, second = [Phase(settings, epochs, ()) if epochs else None for epochs in (head_epochs, fine_tune_epochs)]
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
-    settings = (class_weight, monitor, batch_size, verbose)
 
-    def phase_of(epochs):
-        stopping = [callback_module.early_stopping(patience, monitor=monitor)] if patience and validation is not None else []
-        used = [*callback_module.fresh_callbacks(callbacks), *stopping]
-        return _Phase(model, train, validation, epochs, used, *settings)
-
-    first = phase_of(head_epochs)
-    freezing.freeze(model, backbone=backbone)
-    first.compile(head_learning_rate)
-    head = first.run()
-    second = None
-    if fine_tune_epochs and head.diverged is None:
-        second = phase_of(fine_tune_epochs)
+    def thaw():
         freezing.unfreeze(model, **choice, batch_norm=batch_norm, backbone=backbone)
+
+    def fresh():
+        own = [callback_module.early_stopping(stopping, monitor=monitor)] if stopping else []
+        return [*callback_module.fresh_callbacks(callbacks), *own]
+
+    thaw()  # what can't be used raises now
+    cuts = _cuts_of_both(settings, thaw if second else None, lambda: freezing.freeze(model, backbone=backbone))
+    epochs = [head.epochs, second.epochs] if len(cuts or ()) == 2 else [head.epochs]
+    head.compile(head_learning_rate)
+    start = time.perf_counter()
+    with frozen_part_once(settings, cuts, epochs) as session:
+        seconds = {} if session is None else {"extraction": time.perf_counter() - start}
+        head.callbacks = fresh()
+        head.run(session, cuts[-1] if session else None)
+        if second is None or head.history.diverged is not None:
+            return _result(head.history, None, monitor, seconds)
+        thaw()
+        second.callbacks = fresh()
         second.compile(_fine_tuning_rate(second, learning_rate))
-        second.run(starting_value=head.best_value)
-    return _result(head, second.history if second else None, monitor)
+        both = session is not None and len(cuts) == 2
+        second.run(session if both else None, cuts[0] if both else None)
+    return _result(head.history, second.history, monitor, seconds)
 
 
-def _result(head, second, monitor) -> TransferResult:
-    seconds = {"head": head.seconds}
+def _run_alone(phase: Phase):
+    with frozen_part_once(phase.settings, None, [phase.epochs]) as session:
+        return phase.run(session, None if session is None else session.cuts[0])
+
+
+# A second phase whose trunk holds less than this of the work is trained as it is: its features would be large, and spare
+# little.
+_SMALLEST_SHARE = 0.25
+
+
+def _cuts_of_both(settings, thaw, freeze):
+    """Return the cuts of both phases, earliest first, leaving the model frozen; `None` where there are none to plan with.
+
+    Only the head's is returned where the second phase has none that is worth it.
+    """
+    if settings.options is None:
+        freeze()
+        return None
+    train, validation = settings.rows()
+    later = ()
+    try:
+        if thaw is not None:
+            later = features.choose_cuts(settings.model, train, validation, settings.views, settings.options)
+        freeze()
+        first = features.choose_cuts(settings.model, train, validation, settings.views, settings.options)
+    except ModelError:
+        freeze()
+        return None  # the plan meets the same error, and says so
+    if later and first and later[0].trunk_macs >= _SMALLEST_SHARE * later[0].model_macs:
+        return (*later, *first)
+    return first or None
+
+
+def _result(head, second, monitor, seconds) -> TransferResult:
+    seconds = {**seconds, "head": head.seconds}
     if second is not None:
         seconds["fine_tune"] = second.seconds
     if second is not None and second.best_epoch:
@@ -249,12 +285,6 @@ def _result(head, second, monitor) -> TransferResult:
     else:
         best, phase = head, "head" if head.best_epoch else "start"
     return TransferResult(head, second, phase, best.best_epoch, best.best_value, monitor, seconds)
-
-
-def _check_rates(*rates) -> None:
-    for rate in rates:
-        if rate is not None:
-            compiling.check_rate("learning_rate", rate)
 
 
 def _thaw(model, choice, batch_norm, backbone) -> None:
@@ -275,7 +305,7 @@ def _fine_tuning_rate(phase, learning_rate):
     if learning_rate is not None:
         return learning_rate
     start = compiling.last_learning_rate(phase.model) / 10 if compiling.was_compiled(phase.model) else 1e-4
-    batches = inputs.count_batches(phase.train, phase.batch_size)
+    batches = inputs.count_batches(phase.settings.train, phase.settings.batch_size)
     if batches is None:
         phase.callbacks.append(_cosine_by_epoch(start, phase.epochs))
         return start
@@ -285,131 +315,3 @@ def _fine_tuning_rate(phase, learning_rate):
 def _cosine_by_epoch(start: float, epochs: int) -> keras.callbacks.LearningRateScheduler:
     """Return the cosine in steps of an epoch, for data whose number of batches isn't known."""
     return keras.callbacks.LearningRateScheduler(lambda epoch, _: start * (1 + math.cos(math.pi * epoch / epochs)) / 2)
-
-
-class _Phase:
-    """One phase of training: everything checked first, then compiled, then run with the best weights restored."""
-
-    def __init__(self, model, train, validation, epochs, callbacks, class_weight, monitor, batch_size, verbose):
-        self.model, self.train, self.validation = model, train, validation
-        self.epochs = check_count("epochs", epochs)
-        self.batch_size = None if batch_size is None else check_count("batch_size", batch_size)
-        self.callbacks, self.monitor, self.verbose = list(callbacks), monitor, verbose
-        self.num_classes = outputs.count_classes(model)
-        self.label_kind = self._check_data()
-        self.class_weight = self._class_weights(class_weight)
-        self.history = None
-
-    def _check_data(self) -> str | None:
-        kinds = {}
-        for name, data in (("train", self.train), ("validation", self.validation)):
-            if data is None and name == "train":
-                raise DataError(f"`train` must hold images and labels. {received(train=data)}")
-            if data is None:
-                continue
-            batch = _check_first_batch(self.model, data)
-            pair = inputs.split_pair(data)
-            labels = pair[1] if pair and hasattr(pair[1], "shape") else batch[1] if batch else None
-            kinds[name] = None if labels is None else inputs.label_kind(labels, self.num_classes)
-        if len(set(kinds.values()) - {None}) > 1:
-            raise DataError(f"The labels of `train` and `validation` must be of one kind. {received(**kinds)}")
-        return kinds["train"]
-
-    def _class_weights(self, class_weight):
-        if class_weight is None or isinstance(class_weight, dict):
-            return class_weight
-        check_choice("class_weight", class_weight, ["balanced"])
-        labels = inputs.all_labels(self.train)
-        if labels is None:
-            raise DataError("`class_weight='balanced'` needs labels that can be counted; a generator's can't. Pass a dict.")
-        return inputs.balanced_class_weight(labels, self.num_classes)
-
-    def compile(self, learning_rate) -> None:
-        _check_rates(learning_rate)
-        if compiling.was_compiled(self.model):
-            compiling.compile_again(self.model, learning_rate)
-            return
-        loss = _loss_for(self.model, self.label_kind)
-        self.model.compile(keras.optimizers.Adam(learning_rate), loss=loss, metrics=["accuracy"])
-
-    def run(self, starting_value: float | None = None):
-        """Train; whatever happens, the model ends with the best weights so far."""
-        start = time.perf_counter()
-        compiling.check_ready(self.model)
-        if starting_value is None:
-            starting_value = self._measure()
-        best = callback_module.BestWeights(self.monitor, starting_value, judged=self.validation is not None)
-        watch, clock = callback_module.StopOnNaN(), callback_module.EpochClock()
-        try:
-            self.history = self._fit([watch, clock, *self.callbacks, best])
-        finally:
-            best.restore()
-        self._describe(best, watch, clock, time.perf_counter() - start)
-        return self.history
-
-    def _measure(self) -> float | None:
-        """Return the monitored value of the model as it is, on the validation data."""
-        if self.validation is None:
-            return None
-        pair = inputs.split_pair(self.validation)
-        arguments = dict(zip(("x", "y", "sample_weight"), pair or (self.validation,), strict=False))
-        logs = self.model.evaluate(**arguments, batch_size=self.batch_size, verbose=0, return_dict=True)
-        return logs.get(self.monitor.removeprefix("val_")) if self.monitor.startswith("val_") else None
-
-    def _fit(self, callbacks):
-        pair = inputs.split_pair(self.train)
-        arguments = dict(zip(("x", "y", "sample_weight"), pair or (self.train,), strict=False))
-        if inputs.is_tf_dataset(self.train):
-            arguments["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
-        return self.model.fit(
-            **arguments,
-            validation_data=self.validation,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            class_weight=self.class_weight,
-            callbacks=callbacks,
-            verbose=self.verbose,
-        )
-
-    def _describe(self, best, watch, clock, seconds) -> None:
-        history = self.history
-        history.best_epoch, history.best_value, history.monitor = best.best_epoch, best.best_value, self.monitor
-        history.epoch_seconds, history.diverged, history.seconds = clock.epoch_seconds, watch.diverged, seconds
-        if self.validation is not None and self.monitor not in history.history and watch.diverged is None:
-            names = ", ".join(sorted(history.history))
-            raise ArgumentError(f"`monitor` must be one of the logged values: {names}. {received(monitor=self.monitor)}")
-        if watch.diverged:
-            kept = f"epoch {best.best_epoch}" if best.best_epoch else "the start"
-            warnings.warn(
-                f"The loss became NaN or infinite in {watch.diverged}; training stopped there, and the weights of {kept} "
-                "are kept. Take a lower learning rate, or look for NaN in the images.",
-                KerastlWarning,
-                stacklevel=4,
-            )
-
-
-def _check_first_batch(model, x, y=None):
-    batch = inputs.first_batch(x, y)
-    if batch is not None and batch[0].ndim == 4:
-        inputs.check_images(model, batch[0])
-    return batch
-
-
-def _loss_for(model, label_kind):
-    """Return the loss that the head's last activation and the labels call for."""
-    kind = outputs.output_kind(model)
-    if kind is None:
-        raise ModelError(
-            f"The last activation of {model.name!r} is neither softmax, sigmoid nor linear, so no loss can be chosen for it. "
-            "Compile the model with its loss first; it will be kept."
-        )
-    logits = kind == "logits"
-    if outputs.main_output(model.output).shape[-1] == 1:
-        return keras.losses.BinaryCrossentropy(from_logits=logits)
-    if kind == "sigmoid":
-        raise ModelError(
-            "Several sigmoid units mean multi-label classification, which is out of scope. Use softmax for one label an image."
-        )
-    if label_kind == "one-hot":
-        return keras.losses.CategoricalCrossentropy(from_logits=logits)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)

@@ -1,0 +1,119 @@
+"""The few lines that differ between Keras's backends: TensorFlow, JAX and PyTorch."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from kerastl.errors import BackendError
+
+
+def compiled_forward(model: keras.Model) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return a compiled function from a batch of images to the model's outputs in inference mode, as NumPy arrays.
+
+    On TensorFlow a graph (XLA is never forced), on JAX a jitted function, on PyTorch a call without gradients. The
+    weights are read at every call. Batches should be of one size; each new size may compile anew on JAX.
+
+    Raises:
+        BackendError: another backend.
+    """
+    name = keras.backend.backend()
+    makers = {"tensorflow": _tensorflow_forward, "jax": _jax_forward, "torch": _torch_forward}
+    if name not in makers:
+        raise BackendError(
+            f"Expected Keras on TensorFlow, JAX or PyTorch. Received: backend={name!r}. Set KERAS_BACKEND."
+        )
+    return makers[name](model)
+
+
+def has_accelerator() -> bool:
+    """Tell whether the backend sees a GPU or another accelerator."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+    if name == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def quiet_output():
+    """Keep what native code and loggers write to the terminal out of it; of an error the exception is enough."""
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryFile() as sink:
+        saved = []
+        for stream in (sys.__stdout__, sys.__stderr__):
+            with contextlib.suppress(OSError, AttributeError, ValueError):
+                stream.flush()
+                number = stream.fileno()
+                saved.append((number, os.dup(number)))
+                os.dup2(sink.fileno(), number)
+        root.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            root.setLevel(level)
+            for number, copy in saved:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _as_list(outputs) -> list[np.ndarray]:
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))) for one in outputs]
+
+
+def _tensorflow_forward(model):
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True, jit_compile=False)
+    def forward(images):
+        return model(tf.cast(images, "float32"), training=False)
+
+    shape = (None, *model.inputs[0].shape[1:])
+    functions = {}
+
+    def run(images):
+        kind = "uint8" if images.dtype == np.uint8 else "float32"
+        if kind not in functions:
+            functions[kind] = forward.get_concrete_function(tf.TensorSpec(shape, kind))
+        return _as_list(functions[kind](tf.constant(images, kind)))
+
+    return run
+
+
+def _jax_forward(model):
+    import jax
+
+    @jax.jit
+    def forward(trainable, non_trainable, images):
+        return model.stateless_call(trainable, non_trainable, images.astype("float32"), training=False)[0]
+
+    def run(images):
+        trainable = [variable.value for variable in model.trainable_variables]
+        non_trainable = [variable.value for variable in model.non_trainable_variables]
+        return _as_list(forward(trainable, non_trainable, np.asarray(images)))
+
+    return run
+
+
+def _torch_forward(model):
+    import torch
+
+    def run(images):
+        with torch.no_grad():
+            return _as_list(model(keras.ops.convert_to_tensor(images, "float32"), training=False))
+
+    return run

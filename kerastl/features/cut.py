@@ -1,0 +1,160 @@
+"""Where a model can be cut in two: the trunk, which is frozen and runs once, and the tail, which trains.
+
+The cut is the latest tensor before which nothing trains and from which alone everything after it can be computed. In
+NASNet, whose cells pass on two tensors, it is two.
+"""
+
+import dataclasses
+import math
+
+import keras
+
+from kerastl import costs, graph
+from kerastl.errors import ModelError
+from kerastl.features.flatten import connect, flatten_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A place to cut a model.
+
+    Attributes:
+        flat: the model in one graph (`flatten_model`).
+        start: the tensor where the trunk begins: the input, or the output of the augmentation in front.
+        tensors: the one tensor, or two, that the trunk hands to the tail.
+        layer_names: the layers that make them.
+        trunk_macs: multiply-accumulates of the trunk for one image.
+        model_macs: those of the whole model.
+        random_inside: names of random layers in the trunk; they run in inference mode.
+    """
+
+    flat: keras.Model = dataclasses.field(repr=False)
+    start: object = dataclasses.field(repr=False)
+    tensors: tuple = dataclasses.field(repr=False)
+    layer_names: tuple[str, ...]
+    trunk_macs: int
+    model_macs: int
+    random_inside: tuple[str, ...] = ()
+
+    @property
+    def augments(self) -> bool:
+        """Whether random layers stand in front of the trunk."""
+        return self.start is not self.flat.inputs[0]
+
+    @property
+    def values_per_image(self) -> int:
+        """Numbers that the trunk hands over for one image."""
+        return sum(math.prod(tensor.shape[1:]) for tensor in self.tensors)
+
+    def front(self) -> keras.Model | None:
+        """Return the augmentation (and what stands before it), or `None` where there is none."""
+        return connect(self.flat.inputs, [self.start], "front") if self.augments else None
+
+    def trunk(self, *others: "Cut") -> keras.Model:
+        """Return the trunk: from `start` to the cut; with later cuts of the same model, to those as well."""
+        tensors = [tensor for cut in (self, *others) for tensor in cut.tensors]
+        return connect([self.start], tensors, "trunk")
+
+    def tail(self) -> keras.Model:
+        """Return the tail: from the cut to the model's outputs. It shares the model's layers."""
+        return connect(self.tensors, self.flat.outputs, "tail")
+
+
+def find_cuts(model: keras.Model) -> list[Cut]:
+    """Return the places to cut, earliest first; the last is the latest. Wide cuts of two tensors only where they must be.
+
+    Args:
+        model: a Functional or Sequential model, flat or nested, with one input, in its present state of freezing.
+
+    Returns:
+        Cuts of one tensor; where those leave out more than half of what two tensors would spare (NASNet), cuts of two.
+        An empty list when nothing with weights is frozen before the first layer that trains.
+
+    Raises:
+        ModelError: the model's graph can't be walked, or it has several inputs.
+    """
+    flat = flatten_model(model)
+    if len(flat.inputs) != 1:
+        raise ModelError(f"The model {model.name!r} has {len(flat.inputs)} inputs; only models with one can be cut.")
+    positions = _positions(flat)
+    if not positions:
+        return []
+    macs = _macs_of_layers(flat)
+    single = [_cut(flat, one, macs) for one in positions if len(one.live) == 1]
+    double = [_cut(flat, one, macs) for one in positions if len(one.live) == 2]
+    single, double = [[cut for cut in cuts if cut is not None] for cuts in (single, double)]
+    reach = single[-1].trunk_macs if single else 0
+    if double and double[-1].trunk_macs > 2 * reach:
+        return double
+    return single
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+    """A place between two nodes of the graph, and what is known there."""
+
+    live: list
+    nodes: list
+
+
+def _positions(flat) -> list[_Position]:
+    """Return the places up to which everything is frozen, something holds weights, and at most two tensors are needed."""
+    found, nodes, weighted, pending_random = [], [], False, False
+    for node, live in live_tensors_of(flat):
+        operation = node.operation
+        if not is_frozen(operation):
+            break
+        nodes.append(node)
+        if graph.has_weights(operation):
+            weighted, pending_random = True, False
+        elif isinstance(operation, keras.layers.Layer) and graph.is_random(operation):
+            pending_random = weighted  # behind the last weights it belongs to the head, and must go on drawing
+        if weighted and not pending_random and len(live) <= 2:
+            found.append(_Position(list(live), list(nodes)))
+    # a random layer that weights follow lies inside the trunk; one that none follow ends it
+    return found
+
+
+def live_tensors_of(flat):
+    """Yield `(node, tensors still needed)` over a flat model, all its outputs counted."""
+    return graph.live_tensors(flat, flat.outputs)
+
+
+def is_frozen(operation) -> bool:
+    """Tell whether training changes nothing in an operation: no trainable weights, no running BatchNorm."""
+    if not isinstance(operation, keras.layers.Layer):
+        return True
+    if operation.trainable_variables:
+        return False
+    return not any(layer.trainable and layer.weights for layer in graph.batch_norm_layers(operation))
+
+
+def _cut(flat, position, macs) -> Cut | None:
+    start, inside = _start(flat, position.nodes)
+    if start is None or any(None in tensor.shape[1:] for tensor in position.live):
+        return None
+    names = tuple(graph.node_of(tensor).operation.name for tensor in position.live)
+    trunk_macs = sum({node.operation.name: macs.get(node.operation.name, 0) for node in position.nodes}.values())
+    return Cut(flat, start, tuple(position.live), names, trunk_macs, sum(macs.values()), inside)
+
+
+def _start(flat, nodes):
+    """Return where the trunk begins, behind the augmentation in front, and the random layers inside the trunk."""
+    random = [
+        node for node in nodes if isinstance(node.operation, keras.layers.Layer) and graph.is_random(node.operation)
+    ]
+    weighted = next((index for index, node in enumerate(nodes) if graph.has_weights(node.operation)), len(nodes))
+    order = {id(node): index for index, node in enumerate(nodes)}
+    front = [node for node in random if order[id(node)] < weighted]
+    inside = tuple(node.operation.name for node in random if order[id(node)] >= weighted)
+    if not front:
+        return flat.inputs[0], inside
+    last = front[-1]
+    for node, live in live_tensors_of(flat):
+        if node is last:
+            return (live[0], inside) if len(live) == 1 and live[0] is node.outputs[0] else (None, inside)
+    return None, inside
+
+
+def _macs_of_layers(flat) -> dict[str, int]:
+    return {row.name: row.macs for row in costs.layer_costs(flat)}

@@ -1,0 +1,176 @@
+"""Who runs the trunk: LiteRT on CPU where its conversion pays, else the backend's compiled forward function.
+
+Never `model.predict` (half as fast), and never forced XLA on CPU (15 times slower on depthwise convolutions).
+"""
+
+import importlib.util
+import os
+import tempfile
+import threading
+import time
+import warnings
+
+import keras
+import numpy as np
+
+from kerastl import backend, costs
+from kerastl.checks import check_choice
+from kerastl.errors import BackendError
+
+ENGINES = ("auto", "keras", "litert")
+
+# What LiteRT spares and costs, measured by benchmarks/extract.py: it fuses what TensorFlow writes to memory between
+# convolutions, so it spares time in proportion to the activations, and converting takes time in proportion to the layers.
+_SPARED_SECONDS_PER_ACTIVATION_BYTE = 1 / 30e9
+_CONVERSION_SECONDS_PER_LAYER = 0.05
+
+
+class KerasEngine:
+    """The backend's compiled forward function, in the precision of the model's policy."""
+
+    name = "keras"
+
+    def __init__(self, trunk: keras.Model):
+        self._forward = backend.compiled_forward(trunk)
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of arrays."""
+        return self._forward(images)
+
+
+class LiteRTEngine:
+    """LiteRT with XNNPACK: the trunk converted once, run in float32 on all cores.
+
+    Args:
+        trunk: the model to convert.
+        threads: CPU threads; as many as there are cores when nothing is said.
+
+    Raises:
+        BackendError: `ai-edge-litert` is not installed, or the trunk can't be converted.
+    """
+
+    name = "litert"
+
+    def __init__(self, trunk: keras.Model, threads: int | None = None):
+        if not litert_available():
+            raise BackendError(
+                "LiteRT is not installed, or Keras doesn't run on TensorFlow. Install it with "
+                '`pip install "kerastl[demo]"`, or take `engine="keras"`.'
+            )
+        from ai_edge_litert.interpreter import Interpreter
+
+        content = _convert(trunk)
+        self._interpreter = Interpreter(model_content=content, num_threads=threads or usable_cores())
+        self._content = content  # the interpreter reads it where it lies
+        self._shape, self._lock = None, threading.Lock()
+        self._shapes = [tuple(tensor.shape[1:]) for tensor in trunk.outputs]
+        self._order = self._match_outputs(trunk)
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of float32 arrays."""
+        with self._lock:
+            return self._run(np.ascontiguousarray(images, dtype="float32"))
+
+    def _run(self, images) -> list[np.ndarray]:
+        index = self._interpreter.get_input_details()[0]["index"]
+        if self._shape != images.shape:
+            self._interpreter.resize_tensor_input(index, list(images.shape))
+            self._interpreter.allocate_tensors()
+            self._shape = images.shape
+        self._interpreter.set_tensor(index, images)
+        self._interpreter.invoke()
+        details = self._interpreter.get_output_details()
+        return [self._interpreter.get_tensor(details[index]["index"]) for index in self._order]
+
+    def _match_outputs(self, trunk) -> list[int]:
+        """Return which output of the interpreter is which of the trunk: by one image through both."""
+        if len(self._shapes) == 1:
+            return [0]
+        probe = np.random.default_rng(0).uniform(0, 255, (1, *trunk.inputs[0].shape[1:])).astype("float32")
+        wanted = [keras.ops.convert_to_numpy(value) for value in trunk(probe, training=False)]
+        self._order = range(len(self._interpreter.get_output_details()))
+        given, order = self._run(probe), []
+        for value in wanted:
+            fits = [i for i, other in enumerate(given) if other.shape == value.shape and i not in order]
+            order.append(min(fits, key=lambda i: float(np.abs(given[i] - value).max())))
+        return order
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def litert_available() -> bool:
+    """Tell whether LiteRT can run a trunk here: installed, on the TensorFlow backend, and no GPU that would do better."""
+    if keras.backend.backend() != "tensorflow" or importlib.util.find_spec("ai_edge_litert") is None:
+        return False
+    return not backend.has_accelerator()
+
+
+def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", verbose: int = 0):
+    """Return the engine that runs a trunk over `count` images soonest, its preparation included.
+
+    Args:
+        trunk: the frozen part, from images to features.
+        count: images (times views) that it will run over; `None` when that isn't known.
+        engine: "auto", "keras", or "litert", which insists.
+        verbose: 0 says nothing of a conversion that failed.
+
+    Raises:
+        ArgumentError: another name.
+        BackendError: "litert" can't be had.
+    """
+    check_choice("engine", engine, ENGINES)
+    if engine == "litert":
+        return LiteRTEngine(trunk)
+    if engine == "keras" or not litert_available() or not _is_float32(trunk) or not _pays(trunk, count):
+        return KerasEngine(trunk)
+    try:
+        return LiteRTEngine(trunk)
+    except BackendError as error:
+        if verbose:
+            print(f"LiteRT can't run this trunk, so Keras does: {error}")
+        return KerasEngine(trunk)
+
+
+def _is_float32(trunk) -> bool:
+    """Tell whether the trunk computes in float32; LiteRT would not follow a mixed policy."""
+    return all(layer.compute_dtype == "float32" for layer in trunk.layers)
+
+
+def _pays(trunk, count: int | None) -> bool:
+    if count is None:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a layer of unknown cost was named by the plan already
+        activations = sum(row.activation_bytes for row in costs.layer_costs(trunk))
+    spared = count * activations * _SPARED_SECONDS_PER_ACTIVATION_BYTE
+    return spared > 1.2 * _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers)
+
+
+def _convert(trunk) -> bytes:
+    """Convert with Keras's own exporter; its chatter is kept from the terminal."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trunk.tflite")
+        try:
+            with backend.quiet_output(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                trunk.export(path, format="litert", verbose=False)
+            with open(path, "rb") as file:
+                return file.read()
+        except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
+            raise BackendError(f"The trunk can't be converted to LiteRT: {str(error).splitlines()[0][:200]}") from error
+
+
+def measure(engine, images: np.ndarray, repeats: int = 3) -> float:
+    """Return the median seconds that an engine takes for a batch, after one run to warm up."""
+    engine(images)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        engine(images)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))

@@ -1,0 +1,247 @@
+"""One pass over the images: the trunk's outputs into a store, with labels and sample weights beside them."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import keras
+import numpy as np
+
+from kerastl.errors import DataError, FeatureOverflowError, StoreDamagedError, StoreError
+from kerastl.features import store as stores
+from kerastl.features.engines import choose_engine
+from kerastl.features.plan import CacheOptions, CachePlan, disk_budget, memory_budget
+from kerastl.features.reading import Fingerprint, Rows, read_ahead
+from kerastl.features.views import Views
+
+# Images in one run of the trunk: enough to fill the cores, few enough that activations stay in a few hundred MB.
+_BATCH = 32
+
+
+@dataclasses.dataclass
+class Trunk:
+    """The frozen part, ready to run: made once for training and validation images."""
+
+    plan: CachePlan
+    options: CacheOptions
+    verbose: int = 0
+
+    def __post_init__(self):
+        self.model = self.plan.cuts[0].trunk(*self.plan.cuts[1:])
+        self.front = self.plan.cuts[0].front()
+        self._engine = None
+
+    def engine(self, count: int | None):
+        """Return the engine, chosen at the first call by the number of images."""
+        if self._engine is None:
+            self._engine = choose_engine(self.model, count, self.options.engine, self.verbose)
+        return self._engine
+
+    def specs(self, dtype: str, labels: np.ndarray, weights) -> list:
+        """Return what the store holds: the features of every cut, labels, and sample weights."""
+        specs = [
+            stores.ArraySpec(f"features_{index}", tuple(tensor.shape[1:]), dtype)
+            for index, tensor in enumerate(self.model.outputs)
+        ]
+        specs.append(stores.ArraySpec("labels", tuple(labels.shape[1:]), str(labels.dtype)))
+        if weights is not None:
+            specs.append(stores.ArraySpec("sample_weights", tuple(weights.shape[1:]), "float32"))
+        return specs
+
+    def key(self, rows: Rows, views: int, dtype: str) -> str:
+        """Return what features are made of: the trunk's graph and weights, precision, engine, views, and the data."""
+        digest = hashlib.blake2b(digest_size=32)
+        for model in (self.model, self.front):
+            for name, weight in _named_weights(model):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)))
+            digest.update(_graph_text(model).encode())
+        facts = {
+            "policy": [layer.dtype_policy.name for layer in self.model.layers],
+            "engine": self.engine(rows.count).name,
+            "outputs": [list(tensor.shape) for tensor in self.model.outputs],
+            "dtype": dtype,
+            "views": views,
+            "seed": self.options.seed if views > 1 else 0,
+            "data": rows.identity or "a dataset without identity",
+        }
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def _named_weights(model):
+    return [] if model is None else [(weight.path, weight) for weight in model.weights]
+
+
+def _graph_text(model) -> str:
+    """Return a text that changes with the graph or any layer's settings, but not with automatic names."""
+    if model is None:
+        return ""
+    parts = []
+    for layer in model.layers:
+        config = {name: value for name, value in layer.get_config().items() if name not in ("name", "trainable")}
+        parts.append(f"{type(layer).__name__} {json.dumps(config, sort_keys=True, default=repr)}")
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            constants = list(keras.tree.flatten((node.arguments.args, node.arguments.kwargs)))
+            plain = [repr(value) for value in constants if not keras.utils.is_keras_tensor(value)]
+            parts.append(f"{type(node.operation).__name__} {len(node.input_tensors)} {plain}")
+    return "\n".join(parts)
+
+
+def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int | None) -> stores.Store:
+    """Run the trunk over all images, or find that it was done already.
+
+    Float16 gives way to float32 where a value doesn't fit: the pass begins anew then.
+
+    Args:
+        trunk: the frozen part.
+        rows: the images.
+        views: versions of each image; rows of one image lie beside each other, the plain one first.
+        part: "train" or "validation", the store's folder in that of the options.
+        count_all: runs of the trunk over both parts together, by which the engine is chosen.
+
+    Returns:
+        The `Store`.
+
+    Raises:
+        StoreError: the folder holds something else, or there is no room.
+        DataError: no images, or labels that are no numbers.
+    """
+    trunk.engine(count_all)
+    dtype = trunk.plan.dtype
+    try:
+        return _extract_as(trunk, rows, views, part, dtype)
+    except FeatureOverflowError:
+        if trunk.options.dtype == "float16":
+            raise
+        return _extract_as(trunk, rows, views, part, "float32")
+
+
+def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
+    first = next(iter(rows.batches(0, 1)), None)
+    if first is None:
+        raise DataError(f"There are no images to train on in the {part} data.")
+    specs = trunk.specs(dtype, np.asarray(first[1]), first[2])
+    count = None if rows.count is None else rows.count * views
+    if trunk.options.folder is None:
+        writer = _passing_store(trunk, specs, count)
+        with writer:
+            return writer.finish(_run(trunk, rows, views, writer, part))
+    return _kept_store(trunk, rows, views, part, dtype, specs, count)
+
+
+def _passing_store(trunk, specs, count):
+    """Return a writer to memory or, where the plan says so, to a temporary folder."""
+    if trunk.plan.place == "memory":
+        return stores.memory_store(specs, count)
+    return stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
+
+
+def _kept_store(trunk, rows, views, part, dtype, specs, count) -> stores.Store:
+    """Return the store in the user's folder: found, gone on with, or made; one process at a time."""
+    folder = os.path.join(os.fspath(trunk.options.folder), part)
+    key = trunk.key(rows, views, dtype)
+
+    def tell():
+        print(f"Another process is working on {folder}; waiting for it.")
+
+    with stores.lock(folder, on_wait=tell):
+        try:
+            store = stores.open_store(folder, key=key)
+        except StoreError as error:
+            if isinstance(error, StoreDamagedError):
+                print(f"{error} It is made anew.")
+                stores.discard(folder)
+                store = None
+            else:
+                raise
+        if store is not None and _is_current(store, rows):
+            return store
+        if store is not None:
+            store.close()
+            stores.discard(folder)
+        resume = rows.skips
+        with stores.begin(
+            folder, key=key, specs=specs, count=count, budget_bytes=disk_budget(trunk.options), resume=resume
+        ) as writer:
+            return writer.finish(_run(trunk, rows, views, writer, part))
+
+
+def _is_current(store, rows) -> bool:
+    """Tell whether a store holds this data: by its key where the data has an identity, else by a pass over the images."""
+    if rows.identity is not None:
+        return True
+    fingerprint = Fingerprint()
+    for batch in read_ahead(rows.batches(0, _BATCH)):
+        fingerprint.add(*batch)
+    return store.details.get("fingerprint") == fingerprint.hexdigest()
+
+
+def _run(trunk, rows, views, writer, part) -> dict:
+    """Append the features of all images that are not there yet; return what the manifest should say besides."""
+    engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
+    done = writer.rows_done // views
+    fingerprint = Fingerprint() if rows.identity is None else None
+    bar = _Bar(rows.count, done, part, trunk.verbose)
+    number = done // _BATCH
+    for images, labels, weights in read_ahead(rows.batches(done, _BATCH)):
+        if fingerprint is not None:
+            fingerprint.add(images, labels, weights)
+        outputs = [engine(_padded(maker.make(images, number, view))) for view in range(views)]
+        chunk = {
+            f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
+            for index in range(len(outputs[0]))
+        }
+        chunk["labels"] = np.repeat(labels, views, axis=0)
+        if weights is not None:
+            chunk["sample_weights"] = np.repeat(weights, views, axis=0)
+        writer.append(chunk)
+        number += 1
+        bar.add(len(images))
+    bar.close()
+    return {"engine": engine.name, "views": views, "fingerprint": fingerprint.hexdigest() if fingerprint else None}
+
+
+def _padded(images: np.ndarray) -> np.ndarray:
+    """Fill up the last batch, so that every run has one shape: compilers and LiteRT prepare for a shape."""
+    missing = _BATCH - len(images)
+    if missing <= 0:
+        return images
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+
+
+def _beside(views: list) -> np.ndarray:
+    """Put the views of each image beside each other: `(images × views, …)`."""
+    if len(views) == 1:
+        return views[0]
+    stacked = np.stack(views, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])
+
+
+class _Bar:
+    """Keras's own progress bar, in the terminal and in a notebook."""
+
+    def __init__(self, count, done, part, verbose):
+        self._bar = None
+        if verbose:
+            print(f"Running the frozen part over the {part} images" + (f", from image {done} on" if done else ""))
+            self._bar = keras.utils.Progbar(count, unit_name="image")
+            self._done, self._count = done, count
+            if done:
+                self._bar.update(done)
+
+    def add(self, images: int) -> None:
+        if self._bar is not None:
+            self._done += images
+            self._bar.update(self._done, finalize=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._done, finalize=True)
+
+
+def feature_rows_fit_memory(plan: CachePlan, options: CacheOptions) -> bool:
+    """Tell whether all features fit the memory budget."""
+    return plan.total_bytes is not None and plan.total_bytes <= memory_budget(options)

@@ -1,0 +1,346 @@
+"""What running the frozen part once will cost and save, worked out before anything slow."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+import keras
+
+from kerastl import graph
+from kerastl.checks import check_choice, check_count, received
+from kerastl.errors import ArgumentError, ModelError
+from kerastl.features.cut import Cut, find_cuts
+from kerastl.features.engines import ENGINES
+from kerastl.features.reading import rows_of
+from kerastl.features.views import Views
+
+# Below this the work of cutting, storing and a second graph isn't worth it.
+_WORTHWHILE = 1.3
+# An earlier cut may be taken to save room when running on from it adds at most this share of the model's work.
+_CHEAP_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheOptions:
+    """How to run the frozen part once, for `cache=`.
+
+    Attributes:
+        folder: keeps the store for the next run; `None` for memory, or a temporary folder where memory is too small.
+        dtype: of the stored features: "auto" is float16 where the values fit, else float32; "float32" is exact.
+        budget: bytes (or text such as "2GB") that the features may take, in memory and on disk; `None` for a quarter of
+            the free memory, and half of the free disk.
+        engine: "auto", "keras" or "litert".
+        insist: raise where caching can't be done, instead of training without.
+        seed: of the augmented views.
+    """
+
+    folder: str | os.PathLike | None = None
+    dtype: str = "auto"
+    budget: int | str | None = None
+    engine: str = "auto"
+    insist: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choice("dtype", self.dtype, ("auto", "float16", "float32"))
+        check_choice("engine", self.engine, ENGINES)
+        parse_bytes(self.budget)
+
+
+def parse_bytes(budget) -> int | None:
+    """Return a number of bytes from a number, or from text such as "500MB", "2 GB" or "1.5GiB".
+
+    Raises:
+        ArgumentError: anything else, or nothing positive.
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
+        return budget
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(budget).lower())
+    if match and isinstance(budget, str) and float(match.group(1)) > 0:
+        return int(float(match.group(1)) * units[match.group(2) or ""])
+    raise ArgumentError(f"`budget` must be a number of bytes, or text such as '2GB'. {received(budget=budget)}")
+
+
+def options_of(cache) -> CacheOptions | None:
+    """Return the options that a `cache=` argument means, or `None` for `False`.
+
+    Raises:
+        ArgumentError: anything but "auto", a bool, a folder, or `CacheOptions`.
+    """
+    if isinstance(cache, CacheOptions):
+        return cache
+    if cache is False or cache is None:
+        return None
+    if cache is True:
+        return CacheOptions()
+    if isinstance(cache, str) and cache == "auto":
+        return CacheOptions(insist=False)
+    if isinstance(cache, (str, os.PathLike)) and os.fspath(cache):
+        return CacheOptions(folder=cache)
+    raise ArgumentError(f"`cache` must be 'auto', True, False, a folder, or CacheOptions. {received(cache=cache)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CachePlan:
+    """What will be done, and why; prints as one line.
+
+    Attributes:
+        chosen: whether the frozen part will be run once.
+        reason: why, or why not.
+        cuts: where the model is cut: for one phase one, for head training and fine-tuning the head's last.
+        values_per_image: numbers stored for one image (all views and cuts).
+        dtype: in which they are stored ("auto" begins as float16).
+        bytes_per_image: what that takes.
+        total_bytes: for all images, `None` where their number isn't known.
+        place: "memory", "disk" (a temporary folder) or the folder that was given.
+        trunk_share: part of the model's multiply-accumulates that the trunk holds, 0–1.
+        expected_speed_up: plain training's work through this one's, estimated in multiply-accumulates.
+        notes: what else should be known.
+    """
+
+    chosen: bool
+    reason: str
+    cuts: tuple[Cut, ...] = ()
+    values_per_image: int = 0
+    dtype: str = "float16"
+    bytes_per_image: int = 0
+    total_bytes: int | None = None
+    place: str | None = None
+    trunk_share: float = 0.0
+    expected_speed_up: float = 1.0
+    notes: tuple[str, ...] = ()
+    views: int = 1
+
+    def __str__(self) -> str:
+        if not self.chosen:
+            return f"The frozen part runs in every epoch: {self.reason}."
+        total = "size known after one pass" if self.total_bytes is None else readable(self.total_bytes)
+        cut = " + ".join(self.cuts[0].layer_names)
+        notes = "".join(f" {note}" for note in self.notes)
+        return (
+            f"The frozen part runs once, up to {cut} ({self.trunk_share:.0%} of the work): "
+            f"{readable(self.bytes_per_image)} an image, {total} in {self.place}; expected to be about "
+            f"{self.expected_speed_up:.1f} times faster.{notes}"
+        )
+
+
+def readable(count: int) -> str:
+    """Return a number of bytes as a person reads it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def make_plan(
+    model: keras.Model, train, validation, *, epochs, options: CacheOptions | None, views: int = 1, cuts=None
+) -> CachePlan:
+    """Work out whether and how to run the frozen part once.
+
+    Args:
+        model: a compiled classifier in the state in which it will train.
+        train: `Rows`, or `None` for data that can be read only once.
+        validation: `Rows` or `None`.
+        epochs: for each phase, how often the data will be seen.
+        options: `None` for plain Keras.
+        views: augmented versions of each training image.
+        cuts: the phases' chosen cuts, earliest first; `None` to look for the one of the present state.
+
+    Raises:
+        ArgumentError: `views` that can't be made, or something stands in the way and the options insist.
+    """
+    views = check_count("views", views)
+    if options is None:
+        if views > 1:
+            raise ArgumentError(f"`views` above 1 needs caching: each view is computed once. {received(cache=False)}")
+        return CachePlan(False, "cache=False")
+    found = None
+    try:
+        found = tuple(cuts) if cuts is not None else choose_cuts(model, train, validation, views, options)
+        obstacle = _obstacle(model, train, found, views, options)
+    except ModelError as error:
+        obstacle = str(error)
+    if obstacle is None:
+        plan = _weigh(train, validation, found, epochs, views, options)
+        obstacle = None if plan.chosen else plan.reason
+    if obstacle is None:
+        return plan
+    if options.insist:
+        raise ArgumentError(f"The frozen part can't be run once: {obstacle}. Pass `cache=False` for plain Keras.")
+    if views > 1:
+        raise ArgumentError(f"`views={views}` can't be made: {obstacle}.")
+    return CachePlan(False, obstacle)
+
+
+def choose_cuts(model, train, validation, views, options) -> tuple:
+    """Return the cut to use in the model's present state, in a tuple; an empty one where there is none.
+
+    The latest one, unless its features outgrow the memory and a slightly earlier tensor is much smaller (in MobileNetV2
+    `block_15_add` holds a sixth of `block_16_expand_relu`).
+
+    Raises:
+        ModelError: the model can't be cut.
+    """
+    cuts = find_cuts(model)
+    if not cuts:
+        return ()
+    latest = cuts[-1]
+    room = memory_budget(options)
+    count = _count_rows(train, validation, views)
+    if count is None or count * latest.values_per_image * 2 <= room:
+        return (latest,)
+    limit = latest.trunk_macs - _CHEAP_SHARE * latest.model_macs
+    near = [cut for cut in cuts if cut.trunk_macs >= limit and cut.start is latest.start]
+    smallest = min(near, key=lambda cut: (cut.values_per_image, -cut.trunk_macs))
+    return (smallest if smallest.values_per_image * 4 <= latest.values_per_image else latest,)
+
+
+def _count_rows(train, validation, views) -> int | None:
+    if train is None or train.count is None:
+        return None
+    return train.count * views + (validation.count or 0 if validation is not None else 0)
+
+
+def _obstacle(model, train, cuts, views, options) -> str | None:
+    """Return what stands in the way, as the end of a sentence, or `None`."""
+    if train is None:
+        return "the data can be read only once (a generator), or isn't a pair of one image array and one label array"
+    if not cuts:
+        return "nothing with weights is frozen in front of the first layer that trains"
+    if options.insist is False and train.identity is None:
+        return "a dataset may augment in a `map`, which would be frozen; pass cache=True if it doesn't"
+    if cuts[0].augments and views == 1:
+        return "random layers stand in front of the backbone, and would be drawn only once; pass views=4, say"
+    if views > 1 and not cuts[0].augments:
+        return f"views={views} needs random layers in front of the backbone, such as build_classifier(augmentation='flips')"
+    if views > 1:
+        distinct = len(Views(cuts[0].front(), views)._flips)
+        if 0 < distinct < views:
+            return f"flips make only {distinct} different views; pass views={distinct}, or another augmentation"
+    if getattr(model, "_distribute_strategy", None) is not None:
+        return "the model trains under a distribution strategy"
+    regularized = [node.operation for node in graph.nodes_in_order(cuts[0].flat, cuts[0].tensors)]
+    if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
+        return "a frozen layer has an activity regularizer, whose loss depends on every image"
+    order = [id(variable) for variable in cuts[-1].tail().trainable_variables]
+    if keras.backend.backend() == "jax" and order != [id(one) for one in cuts[-1].flat.trainable_variables]:
+        return "the tail's weights come in another order than the model's, which JAX can't train"
+    return None
+
+
+def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
+    """Return the plan with its figures; not chosen where there is no room or nothing to win."""
+    values = sum(cut.values_per_image for cut in {id(cut): cut for cut in cuts}.values()) * views
+    size = 4 if options.dtype == "float32" else 2
+    rows = _count_rows(train, validation, views)
+    total = None if rows is None else rows * (values // views) * size
+    place = _place(total, options)
+    speed = _speed_up(train, validation, cuts, epochs, views)
+    notes = ()
+    if cuts[0].random_inside:
+        count = len(cuts[0].random_inside)
+        notes = (
+            f"{count} random layer{'s' * (count > 1)} inside it ({cuts[0].random_inside[0]}…) run in inference mode.",
+        )
+    common = {
+        "cuts": tuple(cuts),
+        "values_per_image": values,
+        "dtype": "float32" if options.dtype == "float32" else "float16",
+        "bytes_per_image": values * size,
+        "total_bytes": total,
+        "place": place,
+        "trunk_share": cuts[0].trunk_macs / max(cuts[0].model_macs, 1),
+        "expected_speed_up": speed,
+        "notes": notes,
+        "views": views,
+    }
+    if place is None:
+        room = f"{readable(memory_budget(options))} of memory and {readable(disk_budget(options))} of disk may be used"
+        return CachePlan(False, f"the features would take {readable(total)}, but {room}", **common)
+    if not options.insist and speed < _WORTHWHILE and views == 1:
+        return CachePlan(False, f"it would be only about {speed:.1f} times faster", **common)
+    return CachePlan(True, f"about {speed:.1f} times faster", **common)
+
+
+def _place(total, options) -> str | None:
+    if options.folder is not None:
+        return os.fspath(options.folder) if total is None or total <= disk_budget(options) else None
+    if total is None:
+        return "disk"
+    if total <= memory_budget(options):
+        return "memory"
+    return "disk" if total <= disk_budget(options) else None
+
+
+def _speed_up(train, validation, cuts, epochs, views) -> float:
+    """Return plain work through cached work, in multiply-accumulates; a training step is three forward passes."""
+    total = cuts[0].model_macs
+    images = train.count or 1
+    held = 0.2 * images if validation is None or validation.count is None else validation.count
+    plain = cached = 0.0
+    for cut, count in zip(cuts[::-1], epochs, strict=True):
+        tail = total - cut.trunk_macs
+        plain += count * (images * (cut.trunk_macs + 3 * tail) + held * total)
+        cached += count * (images * 3 * tail + held * tail)
+    deepest = max(cut.trunk_macs for cut in cuts)
+    cached += (images * views + held) * deepest
+    return plain / max(cached, 1.0)
+
+
+def memory_budget(options: CacheOptions) -> int:
+    """Return the bytes of memory that features may take: the budget, or a quarter of what is free (2 GB if unknown)."""
+    if (budget := parse_bytes(options.budget)) is not None:
+        return min(budget, available_memory() // 2)
+    return available_memory() // 4
+
+
+def disk_budget(options: CacheOptions) -> int:
+    """Return the bytes of disk that features may take: the budget, or half of what is free."""
+    place = pathlib.Path(options.folder or tempfile.gettempdir()).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    budget = parse_bytes(options.budget)
+    return free // 2 if budget is None else min(budget, free)
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free for use now; 8 GB where the system doesn't tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 8 * 10**9
+
+
+def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: int = 1, cache="auto", views: int = 1):
+    """Say where a model would be cut and what running its frozen part once would cost and save, without doing it.
+
+    Args:
+        model: a classifier in the state in which it will train.
+        x: images, or a dataset, as `fit` takes them.
+        y: labels, where `x` is an array.
+        validation_data: as in `fit`.
+        epochs: how often the data will be seen.
+        cache: as in `kerastl.fit`.
+        views: as in `kerastl.fit`.
+
+    Returns:
+        A `CachePlan`; `print` it.
+
+    Raises:
+        ArgumentError: arguments that can't be used, or `cache=True` where it can't be done.
+    """
+    train = rows_of(x if y is None else (x, y))
+    validation = None if validation_data is None else rows_of(validation_data, shuffle=False)
+    return make_plan(
+        model, train, validation, epochs=[check_count("epochs", epochs)], options=options_of(cache), views=views
+    )

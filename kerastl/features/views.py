@@ -1,0 +1,93 @@
+"""Several augmented versions of each image: the layers in front of the trunk, run with seeds that can be repeated."""
+
+import keras
+import numpy as np
+
+from kerastl import graph
+
+# plain, mirrored left to right, upside down, both: slices over height and width
+_FLIPS = (
+    (slice(None), slice(None)),
+    (slice(None), slice(None, None, -1)),
+    (slice(None, None, -1), slice(None)),
+    (slice(None, None, -1), slice(None, None, -1)),
+)
+
+
+class Views:
+    """Makes view `number` of a batch; view 0 is the plain image.
+
+    Random flips alone are enumerated instead of drawn, so that the views differ: of an augmentation that flips both ways,
+    four views are all there are. Everything else is drawn, with a seed made of the batch and the view, so that an
+    extraction that was stopped goes on as if it had not been.
+
+    Args:
+        front: the model that augments (and what stands before it), or `None`.
+        count: number of views.
+        seed: of the random layers.
+    """
+
+    def __init__(self, front: keras.Model | None, count: int, seed: int = 0):
+        self._front, self.count, self._seed = front, count, seed
+        self._flips = _flips_of(front)
+        self._generators = [] if front is None else _seed_generators(front)
+
+    def make(self, images: np.ndarray, batch: int, number: int) -> np.ndarray:
+        """Return view `number` of the images `(batch, height, width, 3)`, batch `batch` of the data."""
+        if self._front is None:
+            return images
+        if number == 0:
+            return self._run(images, training=False)
+        if number < len(self._flips):
+            rows, columns = self._flips[number]
+            return self._run(np.ascontiguousarray(images[:, rows, columns]), training=False)
+        states = [keras.ops.convert_to_numpy(one.state) for one in self._generators]
+        for index, generator in enumerate(self._generators):
+            generator.state.assign(np.array([self._seed + index, batch * self.count + number], "uint32"))
+        try:
+            return self._run(images, training=True)
+        finally:
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.state.assign(state)
+
+    def _run(self, images, training):
+        if not training and self._is_identity():
+            return images
+        outputs = self._front(keras.ops.convert_to_tensor(images, "float32"), training=training)
+        return np.asarray(keras.ops.convert_to_numpy(outputs))
+
+    def _is_identity(self) -> bool:
+        """Tell whether the front does nothing in inference mode: it holds random layers only."""
+        layers = [node.operation for node in graph.nodes_in_order(self._front) if not node.is_input]
+        return all(isinstance(layer, keras.layers.Layer) and graph.is_random(layer) for layer in layers)
+
+
+def _flips_of(front) -> list:
+    """Return the flips that a front of nothing but `RandomFlip` layers can make, the plain image first."""
+    if front is None:
+        return []
+    layers = [node.operation for node in graph.nodes_in_order(front) if not node.is_input]
+    leaves = [
+        leaf for layer in layers for leaf in (graph.leaf_layers(layer) if isinstance(layer, keras.Model) else [layer])
+    ]
+    leaves = [leaf for leaf in leaves if not isinstance(leaf, keras.layers.InputLayer)]
+    if not leaves or not all(type(leaf) is keras.layers.RandomFlip for leaf in leaves):
+        return []
+    modes = {leaf.mode for leaf in leaves}
+    horizontal = bool(modes & {"horizontal", "horizontal_and_vertical"})
+    vertical = bool(modes & {"vertical", "horizontal_and_vertical"})
+    chosen = (
+        {0}
+        | ({1} if horizontal else set())
+        | ({2} if vertical else set())
+        | ({3} if horizontal and vertical else set())
+    )
+    return [_FLIPS[index] for index in sorted(chosen)]
+
+
+def _seed_generators(model) -> list:
+    found = {}
+    for layer in model._flatten_layers():
+        for generator in getattr(layer, "_seed_generators", []):
+            found[id(generator)] = generator
+    return list(found.values())
