@@ -53,10 +53,25 @@ def trained(photos, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder as an interrupted run leaves it, with a network that is loaded and run in no time."""
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    names = ["amber", "blue", "crimson"]
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    return report.write_partial_run(folder, model=model, class_names=names, details={"resize": "squash"})
+
+
 @pytest.fixture
 def tiny_network(monkeypatch):
     """Let `train` build a network of a few layers instead of a real one."""
-    monkeypatch.setattr(train_command, "build_classifier", lambda backbone, classes, **_: models.nested(32, classes))
+
+    def build(backbone, classes, **_):
+        return models.nested(32, classes, blocks=1, width=4)
+
+    monkeypatch.setattr(train_command, "build_classifier", build)
 
 
 def only_line(capsys):
@@ -104,8 +119,12 @@ def test_train_writes_a_whole_run(trained):
     assert len((trained / "history.csv").read_text().splitlines()) == 3
 
 
-def test_train_prints_the_split_the_phases_and_the_result(photos, tmp_path, tiny_network, capsys):
-    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY, "--class-weight", "balanced"]) == 0
+def test_train_prints_what_it_does_and_replaces_an_earlier_run(photos, tmp_path, tiny_network, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "model.keras").write_text("old")
+    options = [*TINY, "--class-weight", "balanced", "--overwrite"]
+    assert main(["train", str(photos), "--out", str(out), *options]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     for text in ("48 images, 3 classes", "Training the head, 2 epochs at most", "Fine-tuning, 1 epoch at most"):
@@ -114,7 +133,9 @@ def test_train_prints_the_split_the_phases_and_the_result(photos, tmp_path, tiny
     assert re.search(r"test, \d+ images .* 0\.\d{3} ± 0\.\d{3}|test, \d+ images .* 1\.000 ± 0\.000", end)
     assert "always answering" in end
     assert "weights of epoch" in end
-    assert f"Run folder: {tmp_path / 'run'}" in end
+    assert f"Run folder: {out}" in end
+    assert keras.models.load_model(out / "model.keras").name == "nested"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_head_phase_is_judged_with_its_own_weights(photos, tmp_path, tiny_network, monkeypatch):
@@ -192,15 +213,6 @@ def test_warnings_of_this_package_are_one_line_and_others_none(tmp_path, tiny_ne
     line = only_line(capsys)
     assert line.startswith("warning: ")
     assert "few (8)" in line
-
-
-def test_overwrite_replaces_a_run(photos, tmp_path, tiny_network):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "model.keras").write_text("old")
-    assert main(["train", str(photos), "--out", str(out), *TINY, "--overwrite"]) == 0
-    assert keras.models.load_model(out / "model.keras").name == "nested"
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_nan_in_the_loss_is_told_and_the_rest_is_written(photos, tmp_path, tiny_network, capsys):
@@ -336,15 +348,15 @@ def test_predict_says_what_python_says(trained, photos, capsys):
     assert captured.err == ""
 
 
-def test_predict_prints_a_table(trained, photos, capsys):
-    assert main(["predict", str(trained / "model.keras"), str(photos / "blue" / "01.png"), "--top", "2"]) == 0
+def test_predict_prints_a_table(small, photos, capsys):
+    assert main(["predict", str(small / "model.keras"), str(photos / "blue" / "01.png"), "--top", "2"]) == 0
     header, _, row = capsys.readouterr().out.strip().splitlines()
     assert header.split() == ["image", "label", "probability", "then"]
     assert row.count("%") == 2
 
 
-def test_predict_resizes_as_training_did(trained, tmp_path, capsys):
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_predict_resizes_as_training_did(small, tmp_path, capsys):
+    run = shutil.copytree(small, tmp_path / "run")
     settings = json.loads((run / "report.json").read_text())
     wide = write_photos(tmp_path / "photos", ["wide"], count=1, size=(20, 60)) / "wide" / "00.png"
     model = keras.models.load_model(run / "model.keras")
@@ -365,39 +377,39 @@ def test_predict_resizes_as_training_did(trained, tmp_path, capsys):
         assert resize_beside(run / "model.keras") == "squash"
 
 
-def test_predict_takes_labels_from_where_it_is_told(trained, photos, tmp_path, capsys):
+def test_predict_takes_labels_from_where_it_is_told(small, photos, tmp_path, capsys):
     image = photos / "amber" / "00.png"
     labels = tmp_path / "labels.txt"
     labels.write_text("\ufeffeins\r\n\r\nzwei\r\nüber\r\n", encoding="utf-8")
-    assert main(["predict", str(trained), str(image), "--labels", str(labels), "--json"]) == 0
+    assert main(["predict", str(small), str(image), "--labels", str(labels), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)[0]["probabilities"]) == {"eins", "zwei", "über"}
     labels.write_text("eins\nzwei\n")
-    assert "3 classes" in fails(capsys, "predict", trained, image, "--labels", labels)
-    assert "no_such.txt" in fails(capsys, "predict", trained, image, "--labels", tmp_path / "no_such.txt")
+    assert "3 classes" in fails(capsys, "predict", small, image, "--labels", labels)
+    assert "no_such.txt" in fails(capsys, "predict", small, image, "--labels", tmp_path / "no_such.txt")
     labels.write_bytes(b"\xff\xfe\x00")
-    assert "labels.txt" in fails(capsys, "predict", trained, image, "--labels", labels)
-    alone = shutil.copy(trained / "model.keras", tmp_path / "alone.keras")
+    assert "labels.txt" in fails(capsys, "predict", small, image, "--labels", labels)
+    alone = shutil.copy(small / "model.keras", tmp_path / "alone.keras")
     labels.unlink()
     assert main(["predict", str(alone), str(image), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)[0]["probabilities"]) == {"0", "1", "2"}
 
 
-def test_predict_on_bad_images(trained, tmp_path, capsys):
-    assert "no_such.png" in fails(capsys, "predict", trained, tmp_path / "no_such.png")
+def test_predict_on_bad_images(small, tmp_path, capsys):
+    assert "no_such.png" in fails(capsys, "predict", small, tmp_path / "no_such.png")
     (tmp_path / "text.png").write_text("not an image")
-    assert "text.png" in fails(capsys, "predict", trained, tmp_path / "text.png")
+    assert "text.png" in fails(capsys, "predict", small, tmp_path / "text.png")
     (tmp_path / "empty").mkdir()
-    assert "no images in that folder" in fails(capsys, "predict", trained, tmp_path / "empty")
+    assert "no images in that folder" in fails(capsys, "predict", small, tmp_path / "empty")
 
 
-def test_files_that_are_no_models(trained, photos, tmp_path, capsys):
+def test_files_that_are_no_models(small, photos, tmp_path, capsys):
     image = photos / "amber" / "00.png"
     (tmp_path / "text.keras").write_text("not a model")
     assert "Expected a .keras file" in fails(capsys, "predict", tmp_path / "text.keras", image)
     with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
         archive.writestr("photo.txt", "hello")
     assert "Expected a .keras file" in fails(capsys, "predict", tmp_path / "zip.keras", image)
-    whole = (trained / "model.keras").read_bytes()
+    whole = (small / "model.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
     assert "Expected a .keras file" in fails(capsys, "predict", tmp_path / "cut.keras", image)
     with zipfile.ZipFile(tmp_path / "odd.keras", "w") as archive:
