@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 from PIL import Image
 
 import kerastl.cli.quiet as quiet
@@ -19,7 +21,7 @@ from kerastl import report
 from kerastl.cli import main
 from kerastl.cli import train as train_command
 from kerastl.cli.models import resize_beside
-from kerastl.cli.parser import build_parser
+from kerastl.cli.parser import _image_size, build_parser
 from kerastl.errors import KerastlWarning, OutputError
 from kerastl.prediction import predict
 from tests import models
@@ -508,6 +510,18 @@ def test_a_broken_pipe_is_no_error(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", nobody_reads)
         assert main(["backbones"]) == 141
     assert capsys.readouterr().err == ""
+
+
+@given(strategies.integers(1, 9999), strategies.integers(1, 9999), strategies.sampled_from("xX×"))
+def test_image_sizes_are_read_back(height, width, sign):
+    assert _image_size(f"{height}{sign}{width}") == (height, width)
+    assert _image_size(f" {height} ") == height
+
+
+@given(strategies.text().filter(lambda text: not re.fullmatch(r"\s*\d+([xX×]\d+)?\s*", text)))
+def test_other_image_sizes_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected pixels"):
+        _image_size(text)
 
 
 # in processes of their own

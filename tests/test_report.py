@@ -9,6 +9,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 
 from kerastl import report
 from kerastl.errors import ArgumentError, DataError, ModelError, OutputError
@@ -394,3 +395,13 @@ def test_a_partial_run_can_be_predicted_with(colours, splits, tmp_path):
 def test_plain_values():
     values = {"a": np.float32(0.5), 1: [math.nan, (np.int64(3), np.array([1.0, math.inf]))], "path": os.sep, "b": True}
     assert report.plain_values(values) == {"a": 0.5, "1": [None, [3, [1.0, None]]], "path": os.sep, "b": True}
+
+
+numbers = strategies.floats() | strategies.integers() | strategies.floats(width=32).map(np.float32)
+leaves = numbers | strategies.text() | strategies.booleans() | strategies.none() | strategies.binary()
+
+
+@given(strategies.recursive(leaves, lambda inner: strategies.lists(inner) | strategies.dictionaries(leaves, inner)))
+def test_plain_values_are_strict_json_whatever_they_were(value):
+    plain = report.plain_values(value)
+    assert strict(json.dumps(plain, allow_nan=False)) == plain

@@ -54,25 +54,13 @@ def describe_run(
         command: the command line that made it.
         seconds: more than the phases took, such as `{"evaluation": 7.1}`.
     """
-    on_test = evaluated_on == "test"
     weights = describe_weights(model)
     return plain_values(
         {
             "format": FORMAT,
             "complete": True,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "test_accuracy": evaluation.accuracy if on_test else None,
-            "head_test_accuracy": head_accuracy if on_test else None,
-            "evaluated_on": evaluated_on,
-            "accuracy": evaluation.accuracy,
-            "standard_error": evaluation.standard_error,
-            "count": evaluation.count,
-            "head_accuracy": head_accuracy,
-            "majority_baseline": evaluation.majority_baseline,
-            "majority_class": evaluation.majority_class,
-            "per_class": evaluation.to_rows(),
-            "confusion_matrix": evaluation.confusion_matrix,
-            "mistakes": _mistake_rows(evaluation, _file_names(splits, evaluated_on)),
+            **_describe_evaluation(evaluation, evaluated_on, head_accuracy, _file_names(splits, evaluated_on)),
             **_describe_training(result),
             "seconds": {**result.seconds, **(seconds or {})},
             "learning_rates": learning_rates,
@@ -198,6 +186,24 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _describe_evaluation(evaluation: Evaluation, evaluated_on: str, head_accuracy, file_names) -> dict:
+    on_test = evaluated_on == "test"
+    return {
+        "test_accuracy": evaluation.accuracy if on_test else None,
+        "head_test_accuracy": head_accuracy if on_test else None,
+        "evaluated_on": evaluated_on,
+        "accuracy": evaluation.accuracy,
+        "standard_error": evaluation.standard_error,
+        "count": evaluation.count,
+        "head_accuracy": head_accuracy,
+        "majority_baseline": evaluation.majority_baseline,
+        "majority_class": evaluation.majority_class,
+        "per_class": evaluation.to_rows(),
+        "confusion_matrix": evaluation.confusion_matrix,
+        "mistakes": _mistake_rows(evaluation, file_names),
+    }
 
 
 def _describe_training(result) -> dict:
