@@ -2,8 +2,9 @@
 
 Nothing is written through to the disk chunk by chunk: when the process dies, the operating system still has what it was
 given. When the power fails, it may lose the last seconds; the next run finds out by the checksums and goes on from the
-last whole chunk. `finish` writes everything through before the manifest appears, so that a manifest never speaks of
-bytes that are not there.
+last whole chunk. (On a virtual machine's SSD, `fdatasync` after each chunk made one of 12.8 MB take 32 ms instead of
+15, and one of 1 MB 13 ms instead of 1.) `finish` writes everything through before the manifest appears, so that a
+manifest never speaks of bytes that are not there.
 """
 
 import contextlib

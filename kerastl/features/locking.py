@@ -31,9 +31,10 @@ _NOTE = b"This folder holds features that kerastl keeps between runs. The file i
 class _Held:
     descriptor: int
     thread: int
-    depth: int
     made_file: bool
     made_folder: bool
+    depth: int = 1
+    writing: bool = False
 
 
 # Locks of this process by folder: the operating system would let a second descriptor of the same process wait for ever
@@ -45,8 +46,9 @@ _guard = threading.RLock()
 class LockHandle:
     """A lock that is held until `release`, which may be called again and again."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, writing: bool):
         self._folder = folder
+        self._writing = writing
         self._released = False
 
     def release(self) -> None:
@@ -54,7 +56,7 @@ class LockHandle:
         if self._released:
             return
         self._released = True
-        _release(self._folder)
+        _release(self._folder, self._writing)
 
 
 @contextlib.contextmanager
@@ -86,23 +88,24 @@ def lock(
         handle.release()
 
 
-def acquire(
-    folder: str | os.PathLike, *, wait: bool, timeout=None, on_wait=None, any_thread: bool = False
-) -> LockHandle:
-    """Take the lock of `lock`, to be given back with `release`; with `any_thread` also where another thread has it."""
+def acquire(folder: str | os.PathLike, *, wait: bool, timeout=None, on_wait=None, writing: bool = False) -> LockHandle:
+    """Take the lock of `lock`, to be given back with `release`.
+
+    With `writing`, to change the store: inside of a lock that any thread of this process holds, but one at a time.
+    """
     path = os.path.realpath(Path(folder).expanduser())
     deadline = None if timeout is None else time.monotonic() + timeout
-    while not _try(path, any_thread):
+    while not _try(path, writing):
         if not wait or (deadline is not None and time.monotonic() >= deadline):
             raise StoreBusyError(
-                f"Another process works on the feature store {folder}. Wait until it is done, or use another folder. "
-                f"{received(wait=wait, timeout=timeout)}"
+                f"Another process (or another part of this one) works on the feature store {folder}. Wait until it is "
+                f"done, or use another folder. {received(wait=wait, timeout=timeout)}"
             )
         if on_wait is not None:
             on_wait()
             on_wait = None
         time.sleep(_SECONDS_BETWEEN_TRIES)
-    return LockHandle(path)
+    return LockHandle(path, writing)
 
 
 def is_held(folder: str | os.PathLike) -> bool:
@@ -128,18 +131,21 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _try(path: str, any_thread: bool) -> bool:
+def _try(path: str, writing: bool) -> bool:
     with _guard:
         held = _held.get(path)
-        if held is not None:
-            if not any_thread and held.thread != threading.get_ident():
+        if held is None:
+            held = _open_and_lock(Path(path))
+            if held is None:
                 return False
-            held.depth += 1
+            held.writing = writing
+            _held[path] = held
             return True
-        taken = _open_and_lock(Path(path))
-        if taken is not None:
-            _held[path] = taken
-        return taken is not None
+        if held.writing if writing else held.thread != threading.get_ident():
+            return False
+        held.depth += 1
+        held.writing |= writing
+        return _held.get(path) is held  # unless a forgotten writer gave it back a moment ago
 
 
 def _open_and_lock(folder: Path) -> _Held | None:
@@ -159,7 +165,7 @@ def _open_and_lock(folder: Path) -> _Held | None:
             with contextlib.suppress(OSError):  # a full disk has a place for a name, but none for a note
                 if os.fstat(descriptor).st_size == 0:
                     os.write(descriptor, _NOTE)
-            return _Held(descriptor, threading.get_ident(), 1, made_file, made_folder)
+            return _Held(descriptor, threading.get_ident(), made_file, made_folder)
     except OSError as error:
         os.close(descriptor)
         raise StoreError(
@@ -201,12 +207,13 @@ def _unlock_descriptor(descriptor: int) -> None:
     msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 
 
-def _release(path: str) -> None:
+def _release(path: str, writing: bool) -> None:
     with _guard:
         held = _held.get(path)
         if held is None:  # a forked child's copy: the lock is the parent's
             return
         held.depth -= 1
+        held.writing &= not writing
         if held.depth:
             return
         del _held[path]

@@ -286,12 +286,12 @@ def begin(
             something else, another version of the format, or a complete store of this key; it can't be written.
         StoreMismatchError: the folder holds a store that was made for something else.
         StoreDamagedError: it holds a complete store that is damaged.
-        StoreBusyError: another process works on it.
+        StoreBusyError: another process works on it, or another writer of this one.
         ArgumentError: specs, key or count that can't be.
     """
     specs, count = _check_arguments(specs, count, budget_bytes)
     folder = _check_key_and_folder(key, folder)
-    handle = acquire(folder, wait=False, any_thread=True)
+    handle = acquire(folder, wait=False, writing=True)
     try:
         record = _find_start(folder, Record(key, specs, count), resume)
         if record.chunks == 0:
@@ -342,14 +342,14 @@ def discard(folder: str | os.PathLike) -> None:
 
     Raises:
         StoreError: the folder holds something else than a store; nothing is removed.
-        StoreBusyError: another process works on it.
+        StoreBusyError: another process works on it, or a writer of this one.
     """
     folder = Path(folder).expanduser()
     check_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     held = is_held(folder)
-    handle = acquire(folder, wait=False, any_thread=True)
+    handle = acquire(folder, wait=False, writing=True)
     try:
         remove_files(folder)
         if not held:
