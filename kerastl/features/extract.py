@@ -4,14 +4,22 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 
 import keras
 import numpy as np
 
-from kerastl.errors import DataError, FeatureOverflowError, StoreDamagedError, StoreError
+from kerastl.errors import (
+    DataError,
+    FeatureOverflowError,
+    KerastlWarning,
+    StoreDamagedError,
+    StoreError,
+    StoreMismatchError,
+)
 from kerastl.features import store as stores
 from kerastl.features.engines import choose_engine
-from kerastl.features.plan import CacheOptions, CachePlan, disk_budget, memory_budget
+from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
 from kerastl.features.reading import Fingerprint, Rows, read_ahead
 from kerastl.features.views import Views
 
@@ -49,7 +57,7 @@ class Trunk:
             specs.append(stores.ArraySpec("sample_weights", tuple(weights.shape[1:]), "float32"))
         return specs
 
-    def key(self, rows: Rows, views: int, dtype: str) -> str:
+    def key(self, rows: Rows, views: int) -> str:
         """Return what features are made of: the trunk's graph and weights, precision, engine, views, and the data."""
         digest = hashlib.blake2b(digest_size=32)
         for model in (self.model, self.front):
@@ -61,7 +69,7 @@ class Trunk:
             "policy": [layer.dtype_policy.name for layer in self.model.layers],
             "engine": self.engine(rows.count).name,
             "outputs": [list(tensor.shape) for tensor in self.model.outputs],
-            "dtype": dtype,
+            "dtype": self.options.dtype,
             "views": views,
             "seed": self.options.seed if views > 1 else 0,
             "data": rows.identity or "a dataset without identity",
@@ -129,7 +137,7 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
         writer = _passing_store(trunk, specs, count)
         with writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
-    return _kept_store(trunk, rows, views, part, dtype, specs, count)
+    return _kept_store(trunk, rows, views, part, specs, count)
 
 
 def _passing_store(trunk, specs, count):
@@ -139,34 +147,59 @@ def _passing_store(trunk, specs, count):
     return stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
 
 
-def _kept_store(trunk, rows, views, part, dtype, specs, count) -> stores.Store:
+def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
     """Return the store in the user's folder: found, gone on with, or made; one process at a time."""
-    folder = os.path.join(os.fspath(trunk.options.folder), part)
-    key = trunk.key(rows, views, dtype)
+    _check_folder(trunk.options.folder)
+    key = trunk.key(rows, views)
+    folder = os.path.join(os.fspath(trunk.options.folder), f"{part}-{key[:12]}")
 
     def tell():
         print(f"Another process is working on {folder}; waiting for it.")
 
     with stores.lock(folder, on_wait=tell):
-        try:
-            store = stores.open_store(folder, key=key)
-        except StoreError as error:
-            if isinstance(error, StoreDamagedError):
-                print(f"{error} It is made anew.")
-                stores.discard(folder)
-                store = None
-            else:
-                raise
-        if store is not None and _is_current(store, rows):
-            return store
+        store = _found_store(folder, key, rows)
         if store is not None:
-            store.close()
-            stores.discard(folder)
-        resume = rows.skips
-        with stores.begin(
-            folder, key=key, specs=specs, count=count, budget_bytes=disk_budget(trunk.options), resume=resume
-        ) as writer:
-            return writer.finish(_run(trunk, rows, views, writer, part))
+            return store
+        budget = disk_budget(trunk.options)
+        try:
+            with stores.begin(
+                folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips
+            ) as writer:
+                return writer.finish(_run(trunk, rows, views, writer, part))
+        except FeatureOverflowError:
+            stores.discard(folder)  # what is there is in the narrow type, and would be gone on with
+            raise
+
+
+def _check_folder(folder) -> None:
+    """Raise `StoreError` unless a folder is new, empty, or holds nothing but stores (one for each trunk and data)."""
+    if not os.path.exists(folder):
+        return
+    if not os.path.isdir(folder):
+        raise StoreError(f"`cache` names a file, not a folder. Received: cache={os.fspath(folder)!r}")
+    names = [name for name in os.listdir(folder) if not name.startswith(("train-", "validation-"))]
+    if names:
+        raise StoreError(
+            f"The folder for features holds something else: {', '.join(sorted(names)[:3])}. Name an empty or a new folder. "
+            f"Received: cache={os.fspath(folder)!r}"
+        )
+
+
+def _found_store(folder, key, rows):
+    """Return a complete store of this trunk and this data, or `None`; a damaged one is cleared away, with a word."""
+    try:
+        store = stores.open_store(folder, key=key)
+    except StoreDamagedError as error:
+        warnings.warn(f"{error} It is made anew.", KerastlWarning, stacklevel=2)
+        stores.discard(folder)
+        return None
+    if store is None or _is_current(store, rows):
+        return store
+    store.close()
+    raise StoreMismatchError(
+        f"The features in {folder} were made of other images or labels than this dataset holds now. Remove the folder, or "
+        "name another one."
+    )
 
 
 def _is_current(store, rows) -> bool:
@@ -240,8 +273,3 @@ class _Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.update(self._done, finalize=True)
-
-
-def feature_rows_fit_memory(plan: CachePlan, options: CacheOptions) -> bool:
-    """Tell whether all features fit the memory budget."""
-    return plan.total_bytes is not None and plan.total_bytes <= memory_budget(options)

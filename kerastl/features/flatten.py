@@ -4,6 +4,7 @@ A cut can fall anywhere in a nested backbone; in one flat graph it is a tensor l
 """
 
 import contextlib
+import functools
 import weakref
 
 import keras
@@ -56,15 +57,14 @@ def _opens(layer) -> bool:
     """Tell whether a nested model is nothing but its graph (a subclass may do more in its `call`)."""
     if isinstance(layer, keras.Sequential):
         return type(layer).call is keras.Sequential.call and graph.is_walkable(layer)
-    return isinstance(layer, keras.Model) and graph.is_walkable(layer) and type(layer).call is _FUNCTIONAL_CALL
+    return isinstance(layer, keras.Model) and graph.is_walkable(layer) and type(layer).call is _functional_call()
 
 
+@functools.cache
 def _functional_call():
+    """Return the `call` of a functional model, whose class Keras doesn't export."""
     inputs = keras.Input((1,))
     return type(keras.Model(inputs, keras.layers.Identity()(inputs))).call
-
-
-_FUNCTIONAL_CALL = _functional_call()
 
 
 def _replay(functional, inputs) -> list:

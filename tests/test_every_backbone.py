@@ -1,0 +1,83 @@
+"""Every backbone goes through freezing, thawing and cutting: the smallest of each family always, the others when slow."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+from kerastl import backbones, features, freezing, graph
+from kerastl.heads import build_classifier
+from tests import models
+
+SMALLEST = {
+    *("convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "inception_resnet_v2", "inception_v3"),
+    *("mobilenet", "mobilenet_v2", "mobilenet_v3_small", "nasnet_mobile", "resnet50", "resnet50_v2", "vgg16", "xception"),
+    *("resnet18", "squeezenet", "shufflenet", "efficientnet_lite0"),
+}
+NAMES = [
+    pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in backbones.list_backbones()
+]
+
+
+def test_the_smallest_of_every_family_is_among_the_quick_ones():
+    families = {row.family: set() for row in backbones.BACKBONES.values()}
+    for row in backbones.BACKBONES.values():
+        families[row.family].add(row.name)
+    assert [family for family, names in families.items() if not names & SMALLEST] == []
+
+
+@functools.lru_cache(maxsize=1)
+def classifier(name):
+    """A classifier with random weights whose BatchNorm statistics fit the data, so that signals don't fade away."""
+    size = max(32, backbones.backbone_row(name).smallest_size)
+    model = build_classifier(name, 2, input_shape=(size, size, 3), weights=None, dropout=0)
+    for layer in (layers := graph.batch_norm_layers(model)):
+        layer.trainable, layer.momentum = True, 0.0
+    model(np.random.default_rng(1).uniform(0, 255, (4, size, size, 3)).astype("float32"), training=True)
+    for layer in layers:
+        layer.momentum = 0.99
+    return model
+
+
+@pytest.fixture(params=NAMES)
+def model(request):
+    keras.utils.set_random_seed(0)
+    return classifier(request.param)
+
+
+@pytest.fixture
+def data(model):
+    generator = np.random.default_rng(0)
+    size = model.input_shape[1]
+    return generator.integers(0, 256, (2, size, size, 3)).astype("float32"), np.array([0, 1])
+
+
+def test_freeze_keeps_the_backbone_bit_identical_and_unfreeze_moves_the_last_block_alone(model, data):
+    freezing.freeze(model)
+    backbone = model.get_layer(graph.find_backbone(model).name)
+    before = models.snapshot(backbone)
+    models.compiled(model, 1e-2, run_eagerly=True).fit(*data, verbose=0)  # eager is quicker for a single step
+    assert not models.changed(before, backbone)
+
+    freezing.unfreeze(model, last_blocks=1)
+    last = {weight.path for layer in freezing.list_blocks(model)[-1].layers for weight in layer.weights}
+    models.compiled(model, 1e-2).fit(*data, verbose=0)
+    moved = models.changed(before, backbone)
+    assert moved
+    assert moved <= last
+    statistics = {weight.path for layer in graph.batch_norm_layers(backbone) for weight in layer.weights}
+    assert not moved & statistics
+
+
+@pytest.mark.parametrize("choice", [None, {"last_blocks": 1}, {"fraction": 0.3}], ids=["head", "last block", "30 %"])
+def test_tail_of_trunk_is_the_model(model, data, choice):
+    freezing.freeze(model) if choice is None else freezing.unfreeze(model, **choice)
+    cut = features.find_cuts(model)[-1]
+    trunk, tail = cut.trunk(), cut.tail()
+    assert not trunk.trainable_variables
+    assert [id(one) for one in tail.trainable_variables] == [id(one) for one in model.trainable_variables]
+    whole = keras.ops.convert_to_numpy(model(data[0], training=False))
+    parts = trunk(data[0], training=False)
+    np.testing.assert_allclose(tail(parts, training=False), whole, rtol=1e-5, atol=1e-6)
+    assert len(cut.tensors) == (2 if "nasnet" in model.name and choice else 1)
