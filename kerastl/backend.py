@@ -117,3 +117,47 @@ def _torch_forward(model):
             return _as_list(model(keras.ops.convert_to_tensor(images, "float32"), training=False))
 
     return run
+
+
+def gradients_of(loss_function: Callable, variables) -> tuple[float, list[np.ndarray]]:
+    """Return the loss and its gradient with respect to each variable, and leave every variable as it is.
+
+    What the loss function assigns (BatchNorm's statistics, random seeds, metrics) is dropped.
+
+    Args:
+        loss_function: takes nothing and returns a scalar tensor computed by Keras.
+        variables: Keras variables; one that the loss doesn't depend on gets zeros.
+
+    Raises:
+        BackendError: a backend other than TensorFlow and JAX.
+    """
+    name = keras.backend.backend()
+    makers = {"tensorflow": _tensorflow_gradients, "jax": _jax_gradients}
+    if name not in makers:
+        raise BackendError(
+            f"Gradients need Keras on TensorFlow or JAX. Received: backend={name!r}. Set KERAS_BACKEND before Keras is "
+            "imported."
+        )
+    loss, gradients = makers[name](loss_function, list(variables))
+    return float(loss), [np.asarray(gradient) for gradient in gradients]
+
+
+def _tensorflow_gradients(loss_function, variables):
+    import tensorflow as tf
+
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope():
+        tape.watch(values)
+        loss = loss_function()
+    gradients = tape.gradient(loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _jax_gradients(loss_function, variables):
+    import jax
+
+    def loss_at(values):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return loss_function()
+
+    return jax.value_and_grad(loss_at)([variable.value for variable in variables])
