@@ -481,10 +481,10 @@ PUBLISHED = {
     "MobileNet": (4.2, 569),
     # Tan and Le 2019 (arXiv 1905.11946), table 2: 5.3M parameters, 0.39B FLOPs (multiply-adds)
     "EfficientNetB0": (5.3, 390),
-    # Simonyan and Zisserman 2014 (arXiv 1409.1556), table 2: 138 M; torchvision's model card: 15.47 GFLOPS, one for each
-    # multiply-add
+    # Simonyan and Zisserman 2014 (arXiv 1409.1556), table 2: 138 M; torchvision's model card: 15.47 GFLOPS, one for
+    # each multiply-add
     "VGG16": (138, 15500),
-    # Parameters: keras.io/api/applications. ptflops on torchvision's densenet121: 2.90 GMac, BatchNorm included; Open
+    # Parameters: keras.io/api/applications. ptflops on torchvision: 2.90 GMac, BatchNorm included; Open
     # Model Zoo: 5.724 GFLOPs, two for each multiply-add
     "DenseNet121": (8.0, 2900),
 }
