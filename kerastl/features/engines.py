@@ -7,7 +7,6 @@ import importlib.util
 import os
 import tempfile
 import threading
-import time
 import warnings
 
 import keras
@@ -60,7 +59,8 @@ class LiteRTEngine:
         from ai_edge_litert.interpreter import Interpreter
 
         content = _convert(trunk)
-        self._interpreter = Interpreter(model_content=content, num_threads=threads or usable_cores())
+        with backend.quiet_output():
+            self._interpreter = Interpreter(model_content=content, num_threads=threads or usable_cores())
         self._content = content  # the interpreter reads it where it lies
         self._shape, self._lock = None, threading.Lock()
         self._shapes = [tuple(tensor.shape[1:]) for tensor in trunk.outputs]
@@ -163,14 +163,3 @@ def _convert(trunk) -> bytes:
                 return file.read()
         except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
             raise BackendError(f"The trunk can't be converted to LiteRT: {str(error).splitlines()[0][:200]}") from error
-
-
-def measure(engine, images: np.ndarray, repeats: int = 3) -> float:
-    """Return the median seconds that an engine takes for a batch, after one run to warm up."""
-    engine(images)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        engine(images)
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))

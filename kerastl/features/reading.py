@@ -115,6 +115,9 @@ class DatasetRows(Rows):
         kept, rows = [], 0
         for batch in self._passes():
             arrays = [_numpy(array) for array in batch]
+            if len({len(array) for array in arrays}) != 1:
+                lengths = ", ".join(str(len(array)) for array in arrays)
+                raise DataError(f"A batch must hold as many labels as images. Received: lengths {lengths}")
             kept.append((arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None))
             rows += len(arrays[0])
             while rows >= size:

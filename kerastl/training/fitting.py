@@ -36,6 +36,8 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
     compiling.check_ready(model)
     check_first_batch(model, x, y)
     options = features.options_of(cache)
+    if inputs.is_tf_dataset(x):
+        fit_arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
     plain = {"x": x, "y": y, **fit_arguments}
     if options is None and views == 1:
         return model.fit(**plain)

@@ -1,0 +1,471 @@
+"""Training on stored features: the same result as plain Keras, the same callbacks, and never anything stale."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerastl
+from kerastl import features, freezing, inputs, training
+from kerastl.errors import ArgumentError, DataError, StoreError
+from kerastl.features import CacheOptions
+from kerastl.features import session as session_module
+from tests import models
+
+EXACT = CacheOptions(dtype="float32", engine="keras")
+QUIET = {"verbose": 0}
+
+
+@pytest.fixture
+def data():
+    generator = np.random.default_rng(1)
+    labels = np.arange(40) % 3
+    images = (
+        generator.normal(labels[:, None, None, None] * 90.0 + 30, 20, (40, 32, 32, 3)).clip(0, 255).astype("float32")
+    )
+    return images, labels
+
+
+def twins(build=models.nested, **choice):
+    """Return two equal compiled models."""
+    keras.utils.set_random_seed(0)
+    pair = [build(), build()]
+    pair[1].set_weights(pair[0].get_weights())
+    for model in pair:
+        freezing.unfreeze(model, **choice) if choice else freezing.freeze(model)
+        models.compiled(model, 0.01, weighted_metrics=["accuracy"])
+    return pair
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Count the images that trunks see."""
+    seen = []
+    original = session_module.extract
+
+    def counting(trunk, rows, **arguments):
+        seen.append((arguments["part"], rows.count))
+        return original(trunk, rows, **arguments)
+
+    monkeypatch.setattr(session_module, "extract", counting)
+    return seen
+
+
+@pytest.mark.parametrize("build", [models.flat, models.nested, models.sequential])
+@pytest.mark.parametrize("choice", [{}, {"last_blocks": 1}])
+def test_a_cached_run_equals_an_uncached_one(build, choice, data):
+    if build is models.sequential:
+        build = models.nested  # a Sequential with augmentation is refused with one view: see below
+    cached, plain = twins(build, **choice)
+    arguments = {"epochs": 3, "batch_size": 16, "shuffle": False, "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, **QUIET}
+    arguments["validation_data"] = (data[0][:10], data[1][:10], np.linspace(0, 1, 10))
+    weights = np.linspace(0.5, 1.5, 40).astype("float32")
+    first = training.fit(cached, *data, cache=EXACT, sample_weight=weights, **{**arguments, "class_weight": None})
+    second = plain.fit(*data, sample_weight=weights, **{**arguments, "class_weight": None})
+    assert first.history.keys() == second.history.keys()
+    for name, values in second.history.items():
+        np.testing.assert_allclose(first.history[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    for ours, theirs in zip(cached.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_class_weights_and_validation_split_mean_what_they_mean_in_fit(data):
+    cached, plain = twins(last_blocks=1)
+    arguments = {"epochs": 2, "validation_split": 0.25, "class_weight": {0: 3.0, 1: 1.0}, "shuffle": False, **QUIET}
+    first = training.fit(cached, *data, cache=EXACT, **arguments)
+    second = plain.fit(*data, **arguments)
+    np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=1e-4)
+    np.testing.assert_allclose(first.history["val_loss"], second.history["val_loss"], rtol=1e-4)
+
+
+def test_one_hot_labels_and_a_second_fit_go_on_with_the_same_optimizer(data):
+    cached, plain = twins(last_blocks=1)
+    for model in (cached, plain):
+        model.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")
+    labels = np.eye(3)[data[1]]
+    for _ in range(2):
+        first = training.fit(cached, data[0], labels, cache=EXACT, shuffle=False, **QUIET)
+        second = plain.fit(data[0], labels, shuffle=False, **QUIET)
+    np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=1e-3)
+    assert int(cached.optimizer.iterations) == int(plain.optimizer.iterations) == 4
+
+
+def test_cache_false_is_model_fit(data, monkeypatch):
+    model = twins()[0]
+    called = []
+    monkeypatch.setattr(model, "fit", lambda **arguments: called.append(arguments) or "history")
+    assert training.fit(model, *data, cache=False, epochs=3) == "history"
+    assert called[0]["epochs"] == 3
+
+
+def test_transfer_learn_reads_the_images_once_for_both_phases(data, passes):
+    model = models.nested()
+    result = training.transfer_learn(model, data, (data[0][:10], data[1][:10]), last_blocks=1, head_epochs=2, **QUIET)
+    assert passes == [("train", 40), ("validation", 10)]
+    assert "extraction" in result.seconds
+
+
+def test_both_phases_together_equal_plain_keras(data):
+    tf = pytest.importorskip("tensorflow")
+    results = []
+    for cache in (EXACT, False):
+        keras.utils.set_random_seed(0)
+        model = models.nested()
+        train = tf.data.Dataset.from_tensor_slices(data).batch(16)  # replayed in its own order
+        result = training.transfer_learn(
+            model,
+            train,
+            (data[0][:10], data[1][:10]),
+            last_blocks=1,
+            head_epochs=2,
+            fine_tune_epochs=2,
+            cache=cache,
+            **QUIET,
+        )
+        results.append((model.get_weights(), result))
+    for ours, theirs in zip(results[0][0], results[1][0], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert results[0][1].best_value == pytest.approx(results[1][1].best_value, rel=1e-3)
+
+
+def test_callbacks_see_the_whole_model_and_can_stop_it(data, tmp_path):
+    # FACTS 16: `stop_training` is set on the whole model, while the loop runs on the tail
+    model = twins(last_blocks=1)[0]
+    seen = set()
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.add(self.model)
+
+        def on_train_batch_end(self, batch, logs=None):
+            seen.add(self.model)
+
+    checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), monitor="val_loss", save_best_only=True)
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=100.0)
+    history = training.fit(
+        model, *data, validation_split=0.2, epochs=9, cache=True, callbacks=[Look(), checkpoint, stopping], **QUIET
+    )
+    assert seen == {model}
+    assert len(history.history["loss"]) == 2
+    assert model.history is history
+    loaded = keras.models.load_model(tmp_path / "best.keras")
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    assert loaded.predict(data[0][:2], verbose=0).shape == (2, 3)
+
+
+def test_a_learning_rate_that_a_callback_sets_is_used(data):
+    model = twins(last_blocks=1)[0]
+    before = [weight.copy() for weight in model.get_weights()]
+    zero = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.0)
+    training.fit(model, *data, cache=True, callbacks=[zero], **QUIET)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_shuffling_dataset_keeps_labels_with_their_features(data):
+    tf = pytest.importorskip("tensorflow")
+    images = (
+        np.repeat(np.arange(40)[:, None, None, None], 32 * 32 * 3, axis=1).reshape(40, 32, 32, 3).astype("float32") * 6
+    )
+    train = tf.data.Dataset.from_tensor_slices((images, np.arange(40) % 3)).shuffle(40).batch(7)
+    rows = features.rows_of(train)
+    for batch_images, labels, _ in rows.batches(0, 16):
+        np.testing.assert_array_equal((batch_images[:, 0, 0, 0] / 6).round().astype(int) % 3, labels)
+
+
+def test_auto_caches_only_data_with_an_identity(data, capsys):
+    tf = pytest.importorskip("tensorflow")
+    dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
+    model = twins()[0]
+    training.fit(model, dataset, epochs=2, verbose=2)
+    assert "pass cache=True" in capsys.readouterr().out
+    training.fit(model, dataset, epochs=2, cache=True, verbose=2)
+    assert "The frozen part runs once" in capsys.readouterr().out
+
+
+def test_augmentation_never_vanishes(data, capsys):
+    model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
+    training.fit(model, *data, epochs=2, verbose=2)
+    assert "drawn only once" in capsys.readouterr().out
+    with pytest.raises(ArgumentError, match="drawn only once"):
+        training.fit(model, *data, cache=True, **QUIET)
+
+
+def test_views_keep_several_augmented_versions_and_draw_one_an_epoch(data):
+    model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
+    train = features.rows_of(data)
+    options = CacheOptions(dtype="float32", engine="keras")
+    plan = features.make_plan(model, train, None, epochs=[3], options=options, views=2)
+    with features.Session(model, plan, train, None, options) as session:
+        store = session._train
+        assert store.count == 80
+        plain = keras.ops.convert_to_numpy(plan.cuts[0].trunk()(data[0]))
+        mirrored = keras.ops.convert_to_numpy(plan.cuts[0].trunk()(data[0][:, :, ::-1]))
+        np.testing.assert_allclose(store.read("features_0", slice(0, 80, 2)), plain, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(store.read("features_0", slice(1, 80, 2)), mirrored, rtol=1e-4, atol=1e-5)
+        batches = session_module.FeatureBatches(store, ["features_0"], batch_size=40, shuffle=False, views=2, seed=0)
+        drawn = []
+        for _ in range(8):
+            values, labels = batches[0]
+            np.testing.assert_array_equal(labels, data[1])
+            drawn.append(np.abs(values - plain).max(axis=1) > np.abs(values - mirrored).max(axis=1))
+            batches.on_epoch_end()
+    share = np.mean(drawn)
+    assert 0.3 < share < 0.7
+    assert any((drawn[0] != other).any() for other in drawn[1:])
+
+
+@pytest.mark.parametrize("augmentation", [layers.RandomContrast(0.5, value_range=(0, 255)), layers.RandomRotation(0.2)])
+def test_drawn_views_are_repeatable_and_leave_the_random_state_alone(augmentation, data):
+    inputs_ = keras.Input((32, 32, 3))
+    x = models.tiny_backbone()(augmentation(inputs_))
+    model = models.compiled(freezing.freeze(keras.Model(inputs_, models.head_layers(x))))
+    state = keras.ops.convert_to_numpy(augmentation.generator.state).copy()
+    stores = []
+    for _ in range(2):
+        train = features.rows_of(data)
+        plan = features.make_plan(model, train, None, epochs=[9], options=EXACT, views=3)
+        with features.Session(model, plan, train, None, EXACT) as session:
+            stores.append(session._train.read("features_0", slice(0, 120)))
+    np.testing.assert_array_equal(*stores)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(augmentation.generator.state), state)
+    assert (stores[0][0::3] != stores[0][1::3]).any()
+    assert (stores[0][1::3] != stores[0][2::3]).any()
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "message"),
+    [
+        (lambda: models.nested(), {"views": 4, "cache": True}, "needs random layers"),
+        (lambda: models.nested(augmentation=True), {"views": 4}, "only 2 different views"),
+        (lambda: models.nested(augmentation=True), {"views": 2, "cache": False}, "needs caching"),
+        (lambda: models.nested(), {"views": 0}, "views"),
+        (lambda: models.nested(), {"cache": 3}, "cache"),
+        (lambda: models.nested(), {"cache": True, "steps_per_epoch": 1}, "steps_per_epoch"),
+    ],
+)
+def test_what_stands_in_the_way_is_said(build, arguments, message, data):
+    model = models.compiled(freezing.freeze(build()))
+    with pytest.raises(ArgumentError, match=message):
+        training.fit(model, *data, **arguments, **QUIET)
+
+
+def test_a_model_without_a_frozen_prefix_trains_plainly_and_says_why(data, capsys):
+    model = models.compiled(models.nested())
+    training.fit(model, *data, verbose=2)
+    assert "nothing with weights is frozen" in capsys.readouterr().out
+    with pytest.raises(ArgumentError, match="nothing with weights is frozen"):
+        training.fit(model, *data, cache=True, **QUIET)
+
+
+def test_a_generator_trains_plainly(data, capsys):
+    model = twins()[0]
+    training.fit(model, (batch for batch in [data, data]), steps_per_epoch=1, verbose=2)
+    assert "read only once" in capsys.readouterr().out
+
+
+def test_the_plan_says_what_it_will_take_before_anything_runs(data, passes):
+    model = twins(last_blocks=1)[0]
+    plan = kerastl.plan_cache(model, *data, epochs=5)
+    assert plan.chosen
+    assert plan.cuts[0].layer_names == ("conv2_block2_out",)
+    assert plan.bytes_per_image == 16 * 16 * 8 * 2
+    assert plan.total_bytes == 40 * plan.bytes_per_image
+    assert plan.place == "memory"
+    assert 0.5 < plan.trunk_share < 1
+    assert plan.expected_speed_up > 1
+    assert str(plan).count("\n") == 0
+    assert passes == []
+
+
+def test_a_budget_bounds_memory_and_disk(data):
+    model = twins(last_blocks=1)[0]
+    total = 40 * 16 * 16 * 8 * 2
+    plan = kerastl.plan_cache(model, *data, epochs=5, cache=CacheOptions(budget=total, insist=False))
+    assert plan.place == "memory"
+    plan = kerastl.plan_cache(model, *data, epochs=5, cache=CacheOptions(budget=total - 1, insist=False))
+    assert not plan.chosen
+    assert "would take" in plan.reason
+    with pytest.raises(ArgumentError, match="would take"):
+        training.fit(model, *data, cache=CacheOptions(budget="1kB"), **QUIET)
+
+
+@pytest.mark.parametrize("text", ["2GB", "2 gb", "2000000000", "1.5GiB", 5])
+def test_budgets_are_read(text):
+    assert features.plan.parse_bytes(text) in (2 * 10**9, int(1.5 * 2**30), 5)
+
+
+@pytest.mark.parametrize("budget", ["much", -1, 0, "0GB", True, 1.5, ""])
+def test_budgets_that_are_none_raise(budget):
+    with pytest.raises(ArgumentError, match="budget"):
+        CacheOptions(budget=budget)
+
+
+def test_a_folder_keeps_the_features_for_the_next_run(data, tmp_path, monkeypatch):
+    model = twins()[0]
+    folder = tmp_path / "features"
+    training.fit(model, *data, cache=folder, **QUIET)
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.rows")}
+    assert files
+    monkeypatch.setattr("kerastl.features.extract._run", lambda *arguments: pytest.fail("the trunk ran again"))
+    training.fit(model, *data, cache=folder, **QUIET)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.rows")} == files
+
+
+@pytest.mark.parametrize("change", ["weights", "images", "labels", "size", "views"])
+def test_stored_features_are_never_stale(change, data, tmp_path, monkeypatch):
+    build = lambda **options: models.compiled(freezing.freeze(models.nested(augmentation=True, **options)))  # noqa: E731
+    model = build()
+    training.fit(model, *data, cache=tmp_path / "f", views=2, **QUIET)
+    images, labels, views = data[0].copy(), data[1].copy(), 2
+    if change == "weights":
+        variable = model.get_layer("tiny").get_layer("conv2_block1_1_bn").moving_mean
+        variable.assign(variable + 1e-3)
+    elif change == "images":
+        images[7, 3, 3, 1] += 1
+    elif change == "labels":
+        labels[7] = (labels[7] + 1) % 3
+    elif change == "size":
+        model, images = build(size=48), np.pad(images, ((0, 0), (0, 16), (0, 16), (0, 0)))
+    else:
+        views = 1
+        with pytest.raises(ArgumentError):
+            training.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
+        return
+    runs = []
+    original = features.extract._run if hasattr(features.extract, "_run") else None
+    module = sys.modules["kerastl.features.extract"]
+    original = module._run
+    monkeypatch.setattr(module, "_run", lambda *arguments: runs.append(1) or original(*arguments))
+    training.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
+    assert runs == [1]
+
+
+def test_a_dataset_without_identity_is_compared_by_its_fingerprint(data, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+
+    def dataset(images):
+        return tf.data.Dataset.from_tensor_slices((images, data[1])).shuffle(40).batch(8)
+
+    model = twins()[0]
+    training.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
+    training.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
+    with pytest.raises(StoreError, match="other images or labels"):
+        training.fit(model, dataset(data[0] + 1), cache=tmp_path / "f", **QUIET)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(data, tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"not features")
+    with pytest.raises(StoreError, match=r"holiday\.jpg"):
+        training.fit(twins()[0], *data, cache=tmp_path, **QUIET)
+    assert os.listdir(tmp_path) == ["holiday.jpg"]
+
+
+def test_a_damaged_store_is_made_anew_with_a_word(data, tmp_path):
+    model = twins()[0]
+    training.fit(model, *data, cache=tmp_path / "f", **QUIET)
+    file = next((tmp_path / "f").rglob("features_0*.rows"))
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(kerastl.KerastlWarning, match="made anew"):
+        training.fit(model, *data, cache=tmp_path / "f", **QUIET)
+    training.fit(model, *data, cache=tmp_path / "f", **QUIET)
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_features_that_overflow_float16_are_stored_in_float32(place, data, tmp_path):
+    inputs_ = keras.Input((32, 32, 3))
+    x = models.tiny_backbone()(layers.Rescaling(1e6)(inputs_))
+    model = models.compiled(freezing.freeze(keras.Model(inputs_, models.head_layers(x))))
+    cache = CacheOptions(folder=None if place == "memory" else tmp_path / "f", engine="keras")
+    for _ in range(2):
+        history = training.fit(model, *data, cache=cache, **QUIET)
+        assert np.isfinite(history.history["loss"][0])
+    if place == "folder":
+        text = next((tmp_path / "f").rglob("manifest.json")).read_text()
+        assert "float32" in text
+
+
+def test_data_whose_length_changes_between_passes_is_noticed(data):
+    class Shrinking(keras.utils.PyDataset):
+        passes = 0
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return data[0][index * 8 : index * 8 + 8], data[1][index * 8 : index * 8 + 7]
+
+    with pytest.raises(DataError):
+        training.fit(twins()[0], Shrinking(), cache=True, **QUIET)
+
+
+def test_an_error_in_the_data_comes_out_where_it_belongs():
+    class Broken(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("the disk went away")
+            return np.full((8, 32, 32, 3), 9.0, "float32"), np.zeros(8, "int64")
+
+    with pytest.raises(OSError, match="the disk went away"):
+        training.fit(twins()[0], Broken(), cache=True, **QUIET)
+
+
+CHILD = """
+import os, signal, sys
+import numpy as np, keras
+sys.path.insert(0, sys.argv[1])
+from kerastl import freezing, training
+from kerastl.features import CacheOptions
+from kerastl.features import store
+from tests import models
+keras.utils.set_random_seed(0)
+model = models.compiled(freezing.unfreeze(models.nested(), last_blocks=1))
+images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype="uint8")
+stop = int(sys.argv[3])
+original, count = store.StoreWriter.append, [0]
+def append(self, rows):
+    original(self, rows)
+    count[0] += 1
+    if count[0] == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+store.StoreWriter.append = append
+training.fit(model, images, np.arange(200) % 3, verbose=0, cache=CacheOptions(folder=sys.argv[2], engine="keras"))
+print("appended", count[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_extraction_that_is_killed_goes_on_where_it_stopped(tmp_path):
+    top = str(pathlib.Path(__file__).parents[1])
+
+    def run(folder, stop):
+        command = [sys.executable, "-c", CHILD, top, str(folder), str(stop)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=top, check=False)
+
+    whole = run(tmp_path / "whole", 0)
+    assert "appended 7" in whole.stdout, whole.stderr
+    killed = run(tmp_path / "killed", 4)
+    assert killed.returncode == -9
+    resumed = run(tmp_path / "killed", 0)
+    assert "appended 3" in resumed.stdout, resumed.stderr
+    for path in (tmp_path / "whole").rglob("*.rows"):
+        other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_split_validation_is_keras_own():
+    pair = (np.arange(11), np.arange(11), None)
+    train, held = inputs.split_validation(pair, 0.3)
+    assert (len(train[0]), len(held[0]), held[2]) == (7, 4, None)
+    with pytest.raises(ArgumentError):
+        inputs.split_validation(pair, 1.0)
