@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -248,6 +249,20 @@ def test_what_was_best_is_saved_on_an_interruption(photos, tmp_path, tiny_networ
     assert sorted(path.name for path in out.iterdir()) == ["labels.txt", "model.keras", "report.json"]
     assert main(["predict", str(out), str(photos / "amber")]) == 0
     assert "amber" in capsys.readouterr().out
+
+
+def test_an_interruption_that_gets_lost_is_noticed_all_the_same(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def swallow(self, epoch, logs=None):
+        if epoch == 1:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_command._Watch, "on_epoch_begin", swallow)
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["train", str(photos), "--out", str(out), *TINY]) == 130
+    assert only_line(capsys) == f"Interrupted: the best model so far is in {out}."
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interruption_leaves_an_earlier_run_alone(photos, tmp_path, tiny_network, monkeypatch, capsys):

@@ -34,6 +34,7 @@ class _Watch(keras.callbacks.Callback):
         super().__init__()
         self.phases = self.epochs = 0
         self.after_head = None
+        self.interrupted = False
 
     def on_train_begin(self, logs=None):
         self.phases += 1
@@ -42,6 +43,11 @@ class _Watch(keras.callbacks.Callback):
         print(f"{name}, {epochs} epoch{'s' if epochs != 1 else ''} at most", flush=True)
         if self.phases == 2:
             self.after_head = [(weight, np.array(weight)) for weight in changeable_weights(self.model)]
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Python drops a KeyboardInterrupt that is raised in a destructor or in a callback of C++ code
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
         self.epochs += 1
@@ -66,11 +72,13 @@ def run(arguments) -> int:
     job = _Job(arguments, folder, time.perf_counter())
     _prepare(job)
     try:
-        result = _train(job)
-        summary = _judge_and_write(job, result)
+        with _remembering_interruptions(job.watch):
+            result = _train(job)
+            summary = _judge_and_write(job, result)
     except BaseException as error:
-        saved = _rescue(job, interrupted=isinstance(error, KeyboardInterrupt))
-        if not isinstance(error, KeyboardInterrupt):
+        interrupted = job.watch.interrupted or isinstance(error, KeyboardInterrupt)
+        saved = _rescue(job, interrupted=interrupted)
+        if not interrupted:
             if saved:
                 print(f"The best model so far was saved in {saved}.", file=sys.stderr)
             raise
@@ -226,13 +234,27 @@ def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
     return None
 
 
-@contextlib.contextmanager
+def _remembering_interruptions(watch: _Watch):
+    """Note Ctrl-C besides raising `KeyboardInterrupt`, which can get lost on its way."""
+
+    def note_and_raise(number, frame):
+        watch.interrupted = True
+        signal.default_int_handler(number, frame)
+
+    return _handling_interruptions(note_and_raise)
+
+
 def _no_interruption():
-    """Let a second Ctrl-C wait until what was best so far is saved."""
-    if threading.current_thread() is not threading.main_thread():
+    """Ignore a second Ctrl-C until what was best so far is saved."""
+    return _handling_interruptions(signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _handling_interruptions(handler):
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
