@@ -2,55 +2,44 @@
 
 Freeze, train the head, fine-tune the end at a low learning rate, and run the frozen part once instead of every epoch:
 functions over plain `keras.Model`s. See the README for the recipe in ten lines.
+
+Names are imported when they are first used: `import kerastl` costs next to nothing, and `python -m kerastl` can keep
+TensorFlow's start-up lines out of the terminal, which it couldn't once Keras was imported.
 """
 
-from kerastl._version import __version__
-from kerastl.backbones import list_backbones, load_backbone
-from kerastl.callbacks import early_stopping
-from kerastl.compiling import recompile
-from kerastl.costs import conv_cost, layer_costs, model_cost
-from kerastl.data import ImageSplits, load_images
-from kerastl.errors import KerastlError, KerastlWarning, WeightsUnavailableError
-from kerastl.features.plan import CacheOptions, CachePlan, plan_cache
-from kerastl.freezing import TrainableSummary, freeze, list_blocks, trainable_summary, unfreeze
-from kerastl.graph import Block
-from kerastl.heads import build_classifier
-from kerastl.plots import plot_confusion_matrix, plot_history, plot_mistakes
-from kerastl.prediction import Predictions, predict
-from kerastl.training import TransferResult, fine_tune, fit, train_head, transfer_learn
+import importlib
 
-__all__ = [
-    "Block",
-    "CacheOptions",
-    "CachePlan",
-    "ImageSplits",
-    "KerastlError",
-    "KerastlWarning",
-    "Predictions",
-    "TrainableSummary",
-    "TransferResult",
-    "WeightsUnavailableError",
-    "__version__",
-    "build_classifier",
-    "conv_cost",
-    "early_stopping",
-    "fine_tune",
-    "fit",
-    "freeze",
-    "layer_costs",
-    "list_backbones",
-    "list_blocks",
-    "load_backbone",
-    "load_images",
-    "model_cost",
-    "plan_cache",
-    "plot_confusion_matrix",
-    "plot_history",
-    "plot_mistakes",
-    "predict",
-    "recompile",
-    "train_head",
-    "trainable_summary",
-    "transfer_learn",
-    "unfreeze",
-]
+from kerastl._version import __version__
+
+_HOMES = {
+    "kerastl.backbones": ["list_backbones", "load_backbone"],
+    "kerastl.callbacks": ["early_stopping"],
+    "kerastl.compiling": ["recompile"],
+    "kerastl.costs": ["conv_cost", "layer_costs", "model_cost"],
+    "kerastl.data": ["ImageSplits", "load_images"],
+    "kerastl.errors": ["KerastlError", "KerastlWarning", "WeightsUnavailableError"],
+    "kerastl.features.plan": ["CacheOptions", "CachePlan", "plan_cache"],
+    "kerastl.freezing": ["TrainableSummary", "freeze", "list_blocks", "trainable_summary", "unfreeze"],
+    "kerastl.graph": ["Block"],
+    "kerastl.heads": ["build_classifier"],
+    "kerastl.plots": ["plot_confusion_matrix", "plot_history", "plot_mistakes"],
+    "kerastl.prediction": ["Predictions", "predict"],
+    "kerastl.report": ["Evaluation", "evaluate"],
+    "kerastl.weights": ["describe_weights"],
+    "kerastl.training": ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'kerastl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

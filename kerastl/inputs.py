@@ -55,8 +55,8 @@ def find_source(dataset) -> ImageSource | None:
 
 
 def split_pair(data) -> tuple | None:
-    """Return `(x, y)` or `(x, y, sample_weight)` where the data is such a tuple (or list) of arrays, else `None`."""
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+    """Return `(x, y)` or `(x, y, sample_weight)` where the data is such a tuple of arrays, else `None`."""
+    if isinstance(data, tuple) and len(data) in (2, 3):
         return tuple(data)
     return None
 

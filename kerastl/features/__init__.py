@@ -7,14 +7,16 @@ trunk), `views` (augmented versions), `plan` (whether and how), `reading` (image
 
 from kerastl.features.cut import Cut, find_cuts
 from kerastl.features.plan import CacheOptions, CachePlan, choose_cuts, make_plan, options_of, plan_cache
-from kerastl.features.reading import rows_of
+from kerastl.features.reading import Rows, SourceRows, rows_of
 from kerastl.features.session import Session
 
 __all__ = [
     "CacheOptions",
     "CachePlan",
     "Cut",
+    "Rows",
     "Session",
+    "SourceRows",
     "choose_cuts",
     "find_cuts",
     "make_plan",

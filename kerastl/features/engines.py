@@ -74,8 +74,9 @@ class LiteRTEngine:
     def _run(self, images) -> list[np.ndarray]:
         index = self._interpreter.get_input_details()[0]["index"]
         if self._shape != images.shape:
-            self._interpreter.resize_tensor_input(index, list(images.shape))
-            self._interpreter.allocate_tensors()
+            with backend.quiet_output():
+                self._interpreter.resize_tensor_input(index, list(images.shape))
+                self._interpreter.allocate_tensors()
             self._shape = images.shape
         self._interpreter.set_tensor(index, images)
         self._interpreter.invoke()

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import warnings
 
 import keras
@@ -253,15 +254,22 @@ def _beside(views: list) -> np.ndarray:
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
+def _is_live() -> bool:
+    """Tell whether output is watched as it comes: a terminal or a notebook, no pipe or file."""
+    return "ipykernel" in sys.modules or bool(getattr(sys.stdout, "isatty", lambda: False)())
+
+
 class _Bar:
-    """Keras's own progress bar, in the terminal and in a notebook."""
+    """Keras's own progress bar, in the terminal and in a notebook; one line elsewhere."""
 
     def __init__(self, count, done, part, verbose):
         self._bar = None
+        self._done = done
         if verbose:
-            print(f"Running the frozen part over the {part} images" + (f", from image {done} on" if done else ""))
+            total = "" if count is None else f"{count} "
+            print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
+        if verbose and _is_live():
             self._bar = keras.utils.Progbar(count, unit_name="image")
-            self._done, self._count = done, count
             if done:
                 self._bar.update(done)
 

@@ -190,7 +190,7 @@ def _loss_for(model, label_kind):
             "Compile the model with its loss first; it will be kept."
         )
     logits = kind == "logits"
-    if outputs.main_output(model.output).shape[-1] == 1:
+    if outputs.main_tensor(model).shape[-1] == 1:
         return keras.losses.BinaryCrossentropy(from_logits=logits)
     if kind == "sigmoid":
         raise ModelError(

@@ -1,0 +1,100 @@
+"""Images per second of the frozen part: `predict`, the compiled forward function, LiteRT, and kerastl's extraction.
+
+    python benchmarks/extract.py --network mobilenet_v2 --count 1024 --json extract.json
+
+All in one process, in turns, medians of `--repeats`. "arrays" are images in memory; "files" are read, decoded and resized
+from the ELPV photographs. kerastl's figure is the whole extraction: reading, running, and writing the store. What LiteRT's
+conversion takes stands apart, as it is paid once.
+"""
+
+import argparse
+import time
+
+from common import photographs, report  # isort: skip
+
+import keras
+import numpy as np
+
+import kerastl
+from kerastl import features
+from kerastl.features.engines import KerasEngine, LiteRTEngine, litert_available
+from kerastl.features.extract import Trunk, extract
+
+
+def rate(function, count) -> float:
+    start = time.perf_counter()
+    function()
+    return count / (time.perf_counter() - start)
+
+
+def in_batches(engine, images):
+    for start in range(0, len(images), 32):
+        engine(images[start : start + 32])
+
+
+def variants(trunk_of, images, rows_of):
+    """Return name → function that runs over all images once, and name → seconds to prepare."""
+    model = trunk_of["keras"].model
+    functions, prepared = {}, {}
+    functions["model.predict"] = lambda: model.predict(images, batch_size=32, verbose=0)
+    for name in trunk_of:
+        start = time.perf_counter()
+        engine = trunk_of[name].engine(len(images))
+        engine(images[:32])
+        prepared[name] = time.perf_counter() - start
+        functions[f"{name} engine alone"] = lambda engine=engine: in_batches(engine, images)
+        for source, rows in rows_of.items():
+            functions[f"kerastl, {name}, from {source}"] = lambda name=name, rows=rows: extract(
+                trunk_of[name], rows, views=1, part="train", count_all=rows.count
+            ).close()
+    return functions, prepared
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="mobilenet_v2")
+    parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    images, labels = photographs(arguments.count, arguments.size)
+    model = kerastl.build_classifier(arguments.network, 2, input_shape=arguments.size, weights=None)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    rows_of = {"arrays": features.rows_of((images, labels))}
+    if keras.backend.backend() == "tensorflow":
+        splits = kerastl.load_images("elpv", image_size=arguments.size, validation=0, test=0, verbose=0)
+        from kerastl.inputs import find_source
+
+        source = find_source(splits.train)
+        rows_of["files"] = features.SourceRows(_first(source, arguments.count))
+    trunks = {}
+    for name in ("keras", "litert") if litert_available() else ("keras",):
+        options = features.CacheOptions(engine=name)
+        plan = features.make_plan(model, rows_of["arrays"], None, epochs=[10], options=options)
+        trunks[name] = Trunk(plan, options)
+        assert type(trunks[name].engine(1)) in (KerasEngine, LiteRTEngine)
+    functions, prepared = variants(trunks, images, rows_of)
+    rates = {name: [] for name in functions}
+    for _ in range(arguments.repeats):
+        for name, function in functions.items():
+            rates[name].append(rate(function, arguments.count))
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    fastest = max(value for name, value in medians.items() if not name.startswith("kerastl"))
+    rows = [
+        {"what": name, "images/s": value, "of the fastest engine": value / fastest} for name, value in medians.items()
+    ]
+    report(
+        f"{arguments.network} {arguments.size}², {arguments.count} images", rows, arguments.json, prepared_s=prepared
+    )
+    print("seconds to prepare:", {name: round(value, 1) for name, value in prepared.items()})
+
+
+def _first(source, count):
+    import dataclasses
+
+    return dataclasses.replace(source, labels=source.labels[:count])
+
+
+if __name__ == "__main__":
+    main()

