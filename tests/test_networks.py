@@ -1,3 +1,4 @@
+import hashlib
 import pathlib
 import re
 
@@ -5,10 +6,12 @@ import keras
 import numpy as np
 import pytest
 
+from kerastl.backbones import list_backbones, load_backbone
 from kerastl.costs import layer_costs, model_cost
 from kerastl.errors import ArgumentError, WeightsUnavailableError
 from kerastl.freezing import list_blocks
 from kerastl.networks import efficientnet_lite0, resnet18, resnet34, shufflenet, squeezenet
+from kerastl.weights import describe_weights
 from kerastl.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0, torch_modules
 from kerastl.weights.pinned import read_pinned
 
@@ -211,6 +214,16 @@ def test_imagenet_weights_reproduce_the_reference_implementation(lite0_file, ref
     pooled, logits = both.predict_on_batch((reference["images"].astype("float32") - 127) / 128)
     np.testing.assert_allclose(np.asarray(pooled), reference["pooled_features"], atol=1e-3)
     np.testing.assert_allclose(np.asarray(logits), reference["logits"], atol=1e-3)
+
+
+def test_the_table_of_backbones_knows_the_networks_and_their_weights(lite0_file):
+    assert {build.__name__ for build in ALL} <= set(list_backbones())
+    model = load_backbone("efficientnet_lite0", input_shape=64, weights="auto", pooling="avg", verbose=0)
+    record = describe_weights(model)
+    assert (record.source, record.licence[:10]) == ("imagenet", "Apache-2.0")
+    assert record.sha256 == hashlib.sha256(lite0_file).hexdigest()
+    with pytest.raises(WeightsUnavailableError, match=r"no 'imagenet' weights for resnet18.*efficientnet_lite0"):
+        load_backbone("resnet18", weights="imagenet")
 
 
 def test_every_tensor_of_the_file_has_its_place(lite0_file):

