@@ -203,6 +203,9 @@ def test_subclassed_model_is_followed_into_and_left_as_it_was():
     assert rows["dense"].macs == 8
     assert sum(row.parameters for row in rows) == model.count_params()
     assert model.conv._inbound_nodes == []
+    total = model_cost(model, (8, 8, 3))
+    assert total.peak_activation_bytes == 2 * 8 * 8 * 4 * 4  # the convolution's output and ReLU's
+    assert total.training_activation_bytes == 4 * (8 * 8 * 3 + 8 * 8 * 4 + 4)
     with pytest.raises(ArgumentError, match="pass `input_shape="):
         layer_costs(model)
 

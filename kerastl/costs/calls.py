@@ -46,8 +46,9 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The calls of one run of a model on one image, in the order in which Keras runs them, and what comes out."""
+    """The calls of one run of a model on one image, in the order in which Keras runs them; what goes in and comes out."""
 
+    inputs: tuple
     calls: tuple[Call, ...]
     outputs: tuple
 
@@ -72,7 +73,7 @@ def trace(model: keras.Model, input_shape=None) -> Trace:
         graph = _subclassed(model, input_shape)
         specs = graph.inputs
     outputs = run_graph(graph, specs, "", calls)
-    return Trace(tuple(calls), tuple(outputs))
+    return Trace(tuple(specs), tuple(calls), tuple(outputs))
 
 
 def elements(shape) -> int:
@@ -85,7 +86,7 @@ def itemsize(dtype: str) -> int:
     name = keras.backend.standardize_dtype(dtype)
     if name in ("bool", "string"):
         return 1
-    bits = int("".join(character for character in name.split("_")[0].split("e")[0] if character.isdigit()) or 32)
+    bits = int("".join(character for character in name.split("_")[0] if character.isdigit()) or 32)
     return max(1, bits // 8)
 
 

@@ -60,16 +60,18 @@ def peak_activation_bytes(trace) -> int:
     tensor; otherwise nothing happens in place, and what a layer uses inside is not seen.
     """
     owners = _owners(trace)
-    reads = {}
+    last_read = {}
     for number, call in enumerate(trace.calls):
-        reads.update({owners[id(spec)]: number for spec in (*call.inputs, *call.outputs)})
-    reads.update({owners[id(spec)]: len(trace.calls) for spec in trace.outputs})
-    sizes = {id(spec): spec_bytes(spec) for call in trace.calls for spec in call.outputs}
-    live, peak = {}, 0
+        last_read.update({owners[id(spec)]: number for spec in (*call.inputs, *call.outputs)})
+    last_read.update({owners[id(spec)]: len(trace.calls) for spec in trace.outputs})
+    made = [*trace.inputs, *(spec for call in trace.calls for spec in call.outputs)]
+    sizes = {id(spec): spec_bytes(spec) for spec in made}
+    live = {id(spec): sizes[id(spec)] for spec in trace.inputs}
+    peak = sum(live.values())
     for number, call in enumerate(trace.calls):
-        live.update({owners[id(spec)]: sizes.get(owners[id(spec)], 0) for spec in call.outputs})
+        live.update({owners[id(spec)]: sizes[owners[id(spec)]] for spec in call.outputs})
         peak = max(peak, sum(live.values()))
-        live = {owner: size for owner, size in live.items() if reads[owner] > number}
+        live = {owner: size for owner, size in live.items() if last_read.get(owner, -1) > number}
     return peak
 
 
@@ -98,7 +100,7 @@ def training_activation_bytes(trace, trainable: set[int]) -> int:
 
 def _owners(trace) -> dict:
     """Map each tensor to the one whose memory it shares: its own, or that of the tensor that was handed on."""
-    owners = {}
+    owners = {id(spec): id(spec) for spec in trace.inputs}
     for call in trace.calls:
         for spec in call.outputs:
             owners[id(spec)] = owners[id(call.inputs[0])] if call.inputs and _is_view(call.operation) else id(spec)
