@@ -110,8 +110,21 @@ def _add_data_options(group) -> None:
     group.add_argument(
         "--augmentation",
         choices=["none", "flips", "light"],
-        default="none",
-        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none)",
+        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none; flips for elpv)",
+    )
+    group.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        help="keep so many altered versions of each image and run the frozen part over them once (default: 4 with flips, "
+        "else 1: then altered images go through the whole network in every epoch)",
+    )
+    group.add_argument(
+        "--cache",
+        default="auto",
+        metavar="WHERE",
+        help="what the frozen part answers is kept: auto (the default: in memory, or on disk), none, or a folder that the "
+        "next run can use again",
     )
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step (default: 32)")
 
@@ -140,12 +153,11 @@ def _add_training_options(group) -> None:
     group.add_argument(
         "--fine-tune-epochs",
         type=int,
-        default=5,
         metavar="N",
-        help="epochs with its end thawed; 0 for none (default: 5)",
+        help="epochs with its end thawed; 0 for none (default: 5; 10 for elpv)",
     )
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to thaw at the end (default: 3)")
+    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to thaw at the end (default: 3; 4 for elpv)")
     what.add_argument("--last-layers", type=int, metavar="N", help="or layers")
     what.add_argument("--from-layer", metavar="NAME", help="or everything from this layer or block on")
     what.add_argument("--fraction", type=float, metavar="SHARE", help="or this share of the layers, 0 to 1")

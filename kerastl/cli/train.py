@@ -65,8 +65,26 @@ class _Job:
     watch: _Watch = dataclasses.field(default_factory=_Watch)
 
 
+# What suits a source better than the general defaults: solar cells have no upper side, and there are few of them.
+_GENERAL = {"augmentation": "none", "fine_tune_epochs": 5}
+_OF_SOURCE = {"elpv": {"augmentation": "flips", "fine_tune_epochs": 10, "last_blocks": 4}}
+
+
+def _fill_in_defaults(arguments) -> None:
+    """Set what the user left open, by the source where it has defaults of its own."""
+    defaults = {**_GENERAL, **_OF_SOURCE.get(arguments.source, {})}
+    if any(getattr(arguments, name) is not None for name in ("last_layers", "from_layer", "fraction")):
+        defaults.pop("last_blocks", None)
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.views is None:
+        arguments.views = 4 if arguments.augmentation == "flips" and arguments.cache != "none" else 1
+
+
 def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
+    _fill_in_defaults(arguments)
     _check(arguments)
     folder = report.check_output_folder(arguments.out, overwrite=arguments.overwrite)
     job = _Job(arguments, folder, time.perf_counter())
@@ -98,6 +116,7 @@ def _check(arguments) -> None:
     check_count("--head-epochs", arguments.head_epochs)
     check_count("--fine-tune-epochs", arguments.fine_tune_epochs, smallest=0)
     check_count("--patience", arguments.patience)
+    check_count("--views", arguments.views)
     check_count("--batch-size", arguments.batch_size)
     check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
@@ -157,6 +176,8 @@ def _train(job: _Job) -> TransferResult:
         patience=arguments.patience,
         callbacks=[job.watch],
         class_weight=None if arguments.class_weight == "none" else arguments.class_weight,
+        cache=False if arguments.cache == "none" else arguments.cache,
+        views=arguments.views,
         # A bar redraws itself; in a file or a pipe a line for each epoch is better
         verbose=1 if sys.stdout.isatty() else 2,
         seed=arguments.seed,
