@@ -173,7 +173,11 @@ def _as_png(figure) -> bytes:
 
 def _phases_of(history) -> list[dict]:
     """Return `{"name", "values", "seconds", "start"}` per phase; `start` counts the epochs before it."""
-    named = [("head", history.head), ("fine_tune", history.fine_tune)] if hasattr(history, "head") else [("training", history)]
+    named = (
+        [("head", history.head), ("fine_tune", history.fine_tune)]
+        if hasattr(history, "head")
+        else [("training", history)]
+    )
     phases, start = [], 0
     for name, one in named:
         values = one if isinstance(one, dict) else getattr(one, "history", None) or {}

@@ -12,12 +12,19 @@ from tests import models
 
 SMALLEST = {
     *("convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "inception_resnet_v2", "inception_v3"),
-    *("mobilenet", "mobilenet_v2", "mobilenet_v3_small", "nasnet_mobile", "resnet50", "resnet50_v2", "vgg16", "xception"),
+    *(
+        "mobilenet",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "nasnet_mobile",
+        "resnet50",
+        "resnet50_v2",
+        "vgg16",
+        "xception",
+    ),
     *("resnet18", "squeezenet", "shufflenet", "efficientnet_lite0"),
 }
-NAMES = [
-    pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in backbones.list_backbones()
-]
+NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in backbones.list_backbones()]
 
 
 def test_the_smallest_of_every_family_is_among_the_quick_ones():
