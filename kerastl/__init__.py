@@ -20,6 +20,7 @@ _HOMES = {
     "kerastl.errors": ["KerastlError", "KerastlWarning", "WeightsUnavailableError"],
     "kerastl.features.plan": ["CacheOptions", "CachePlan", "plan_cache"],
     "kerastl.freezing": ["TrainableSummary", "freeze", "list_blocks", "trainable_summary", "unfreeze"],
+    "kerastl.gradients": ["dead_relu_fraction", "diagnose_depth", "gradient_norms"],
     "kerastl.graph": ["Block"],
     "kerastl.heads": ["build_classifier"],
     "kerastl.plots": ["plot_confusion_matrix", "plot_history", "plot_mistakes"],

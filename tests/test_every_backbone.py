@@ -22,7 +22,7 @@ SMALLEST = {
         "vgg16",
         "xception",
     ),
-    *("resnet18", "squeezenet", "shufflenet", "efficientnet_lite0"),
+    *("vgg19", "resnet18", "squeezenet", "shufflenet", "efficientnet_lite0"),
 }
 NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in backbones.list_backbones()]
 
@@ -34,6 +34,10 @@ def test_the_smallest_of_every_family_is_among_the_quick_ones():
     assert [family for family, names in families.items() if not names & SMALLEST] == []
 
 
+def images_of(size):
+    return np.random.default_rng(1).uniform(0, 255, (4, size, size, 3)).astype("float32")
+
+
 @functools.lru_cache(maxsize=1)
 def classifier(name):
     """A classifier with random weights whose BatchNorm statistics fit the data, so that signals don't fade away."""
@@ -41,7 +45,7 @@ def classifier(name):
     model = build_classifier(name, 2, input_shape=(size, size, 3), weights=None, dropout=0)
     for layer in (layers := graph.batch_norm_layers(model)):
         layer.trainable, layer.momentum = True, 0.0
-    model(np.random.default_rng(1).uniform(0, 255, (4, size, size, 3)).astype("float32"), training=True)
+    model(images_of(size), training=True)
     for layer in layers:
         layer.momentum = 0.99
     return model
@@ -55,9 +59,7 @@ def model(request):
 
 @pytest.fixture
 def data(model):
-    generator = np.random.default_rng(0)
-    size = model.input_shape[1]
-    return generator.integers(0, 256, (2, size, size, 3)).astype("float32"), np.array([0, 1])
+    return images_of(model.input_shape[1]), np.array([0, 1, 0, 1])
 
 
 def test_freeze_keeps_the_backbone_bit_identical_and_unfreeze_moves_the_last_block_alone(model, data):

@@ -110,7 +110,8 @@ def _add_data_options(group) -> None:
     group.add_argument(
         "--augmentation",
         choices=["none", "flips", "light"],
-        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none; flips for elpv)",
+        default="none",
+        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none)",
     )
     group.add_argument(
         "--views",
@@ -153,11 +154,12 @@ def _add_training_options(group) -> None:
     group.add_argument(
         "--fine-tune-epochs",
         type=int,
+        default=5,
         metavar="N",
-        help="epochs with its end thawed; 0 for none (default: 5; 10 for elpv)",
+        help="epochs with its end thawed; 0 for none (default: 5)",
     )
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to thaw at the end (default: 3; 4 for elpv)")
+    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to thaw at the end (default: 3)")
     what.add_argument("--last-layers", type=int, metavar="N", help="or layers")
     what.add_argument("--from-layer", metavar="NAME", help="or everything from this layer or block on")
     what.add_argument("--fraction", type=float, metavar="SHARE", help="or this share of the layers, 0 to 1")

@@ -65,26 +65,10 @@ class _Job:
     watch: _Watch = dataclasses.field(default_factory=_Watch)
 
 
-# What suits a source better than the general defaults: solar cells have no upper side, and there are few of them.
-_GENERAL = {"augmentation": "none", "fine_tune_epochs": 5}
-_OF_SOURCE = {"elpv": {"augmentation": "flips", "fine_tune_epochs": 10, "last_blocks": 4}}
-
-
-def _fill_in_defaults(arguments) -> None:
-    """Set what the user left open, by the source where it has defaults of its own."""
-    defaults = {**_GENERAL, **_OF_SOURCE.get(arguments.source, {})}
-    if any(getattr(arguments, name) is not None for name in ("last_layers", "from_layer", "fraction")):
-        defaults.pop("last_blocks", None)
-    for name, value in defaults.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    if arguments.views is None:
-        arguments.views = 4 if arguments.augmentation == "flips" and arguments.cache != "none" else 1
-
-
 def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
-    _fill_in_defaults(arguments)
+    if arguments.views is None:
+        arguments.views = 4 if arguments.augmentation == "flips" and arguments.cache != "none" else 1
     _check(arguments)
     folder = report.check_output_folder(arguments.out, overwrite=arguments.overwrite)
     job = _Job(arguments, folder, time.perf_counter())
