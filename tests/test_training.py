@@ -213,6 +213,7 @@ def test_fine_tune_without_a_choice_trains_what_is_thawed_and_refuses_a_frozen_b
     }
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX holds the weights outside the model between batches")
 def test_a_nan_loss_stops_says_when_and_keeps_the_best_weights(data):
     model, (train, validation) = models.nested(), data
     with pytest.warns(KerastlWarning, match="epoch 3, batch 2"):
@@ -223,6 +224,18 @@ def test_a_nan_loss_stops_says_when_and_keeps_the_best_weights(data):
     assert len(history.epoch_seconds) == 3
     assert history.best_epoch in (1, 2)
     assert loss_of(model, validation) == pytest.approx(history.best_value, rel=1e-4)
+
+
+@pytest.mark.parametrize("cache", [False, "auto"])
+def test_a_nan_image_stops_in_its_batch_and_the_starting_weights_are_kept(cache, data):
+    model, (train, validation) = models.nested(), data
+    train[0][20] = np.nan
+    before = models.snapshot(model)
+    with pytest.warns(KerastlWarning, match="NaN or infinite in epoch 1"):
+        history = training.train_head(model, train, validation, batch_size=12, cache=cache, **QUIET)
+    assert history.diverged.startswith("epoch 1, batch")
+    assert history.best_epoch == 0
+    assert not models.changed(before, model)
 
 
 def test_a_head_phase_that_diverges_is_not_followed_by_fine_tuning(data):
