@@ -5,6 +5,7 @@ nothing else; `transfer_learn` is one after the other, with the best weights kep
 """
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -213,34 +214,41 @@ def transfer_learn(
             compiling.check_rate("learning_rate", rate)
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     stopping = None if patience is None or validation is None else check_count("patience", patience)
-    head, second = [Phase(settings, epochs, ()) if epochs else None for epochs in (head_epochs, fine_tune_epochs)]
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
 
-    def thaw():
-        freezing.unfreeze(model, **choice, batch_norm=batch_norm, backbone=backbone)
+    def phase(epochs):
+        return Phase(settings, epochs, ()) if epochs else None
 
     def fresh():
         own = [callback_module.early_stopping(stopping, monitor=monitor)] if stopping else []
         return [*callback_module.fresh_callbacks(callbacks), *own]
 
+    freeze = functools.partial(freezing.freeze, model, backbone=backbone)
+    thaw = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
     thaw()  # what can't be used raises now
-    cuts = _cuts_of_both(settings, thaw if second else None, lambda: freezing.freeze(model, backbone=backbone))
-    epochs = [head.epochs, second.epochs] if len(cuts or ()) == 2 else [head.epochs]
-    head.compile(head_learning_rate)
+    rates = (head_learning_rate, learning_rate)
+    return _run_both(phase(head_epochs), phase(fine_tune_epochs), freeze, thaw, rates, fresh)
+
+
+def _run_both(head, second, freeze, thaw, rates, fresh_callbacks) -> TransferResult:
+    """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
+    settings = head.settings
+    cuts = _cuts_of_both(settings, thaw if second else None, freeze)
+    both_cut = len(cuts or ()) == 2
+    head.compile(rates[0])
     start = time.perf_counter()
-    with frozen_part_once(settings, cuts, epochs) as session:
+    with frozen_part_once(settings, cuts, [head.epochs, second.epochs] if both_cut else [head.epochs]) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
-        head.callbacks = fresh()
+        head.callbacks = fresh_callbacks()
         head.run(session, cuts[-1] if session else None)
         if second is None or head.history.diverged is not None:
-            return _result(head.history, None, monitor, seconds)
+            return _result(head.history, None, settings.monitor, seconds)
         thaw()
-        second.callbacks = fresh()
-        second.compile(_fine_tuning_rate(second, learning_rate))
-        both = session is not None and len(cuts) == 2
-        second.run(session if both else None, cuts[0] if both else None)
-    return _result(head.history, second.history, monitor, seconds)
+        second.callbacks = fresh_callbacks()
+        second.compile(_fine_tuning_rate(second, rates[1]))
+        second.run(*((session, cuts[0]) if session and both_cut else (None, None)))
+    return _result(head.history, second.history, settings.monitor, seconds)
 
 
 def _run_alone(phase: Phase):
