@@ -238,6 +238,7 @@ def test_a_nan_image_stops_in_its_batch_and_the_starting_weights_are_kept(cache,
     assert not models.changed(before, model)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX holds the weights outside the model between batches")
 def test_a_head_phase_that_diverges_is_not_followed_by_fine_tuning(data):
     model, (train, validation) = models.nested(), data
     with pytest.warns(KerastlWarning, match="NaN"):
