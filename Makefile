@@ -16,10 +16,10 @@ quickstart: $(VENV)/.demo
 	$(BIN)/python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --out runs/quickstart --overwrite
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest -n auto -m "not network and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu"
 
 test-jax: $(VENV)/.jax
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \

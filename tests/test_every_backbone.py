@@ -1,7 +1,5 @@
 """Every backbone goes through freezing, thawing and cutting: the smallest of each family always, the others when slow."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
@@ -38,7 +36,6 @@ def images_of(size):
     return np.random.default_rng(1).uniform(0, 255, (4, size, size, 3)).astype("float32")
 
 
-@functools.lru_cache(maxsize=1)
 def classifier(name):
     """A classifier with random weights whose BatchNorm statistics fit the data, so that signals don't fade away."""
     size = max(32, backbones.backbone_row(name).smallest_size)
@@ -51,10 +48,11 @@ def classifier(name):
     return model
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES, scope="module")  # so that the tests of one backbone follow each other, on one model
 def model(request):
     keras.utils.set_random_seed(0)
-    return classifier(request.param)
+    yield classifier(request.param)
+    keras.backend.clear_session()
 
 
 @pytest.fixture
