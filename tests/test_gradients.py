@@ -191,7 +191,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_networks_built_to_have_each_fault_get_the_right_verdict(fault, seed):
     keras.utils.set_random_seed(seed)
