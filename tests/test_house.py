@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "kerastl"
 # A module imports only from what stands before it: from lower floors, and on its own floor from the left.
 FLOORS = [
     ["_version", "errors", "tables", "checks", "backend"],
-    ["graph", "blocks", "images", "torch_files", "weights", "outputs", "inputs", "compiling", "callbacks"],
+    ["graph", "blocks", "images", "torch_files", "weights", "outputs", "inputs", "compiling", "callbacks", "litert"],
     ["networks", "freezing", "costs", "gradients"],
     ["backbones", "features"],
     ["heads"],
@@ -30,7 +30,7 @@ NEIGHBOURS = {
     "data": {"splitting", "catalogues", "tfds_catalogue", "elpv"},
     "report": {"plots"},
 }
-TENSORFLOW_AT_HOME = {"backend", "features/engines", "data", "elpv", "tfds_catalogue", "catalogues", "export"}
+TENSORFLOW_AT_HOME = {"backend", "litert", "data", "elpv", "tfds_catalogue", "catalogues", "export"}
 
 
 def modules():

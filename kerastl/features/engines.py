@@ -3,18 +3,15 @@
 Never `model.predict` (half as fast), and never forced XLA on CPU (15 times slower on depthwise convolutions).
 """
 
-import importlib.util
-import os
-import tempfile
-import threading
 import warnings
 
 import keras
 import numpy as np
 
-from kerastl import backend, costs
+from kerastl import backend, costs, litert
 from kerastl.checks import check_choice
-from kerastl.errors import BackendError
+from kerastl.errors import BackendError, ModelError
+from kerastl.litert import usable_cores
 
 ENGINES = ("auto", "keras", "litert")
 
@@ -56,57 +53,33 @@ class LiteRTEngine:
                 "LiteRT is not installed, or Keras doesn't run on TensorFlow. Install it with "
                 '`pip install "kerastl[demo]"`, or take `engine="keras"`.'
             )
-        from ai_edge_litert.interpreter import Interpreter
-
-        content = _convert(trunk)
-        with backend.quiet_output():
-            self._interpreter = Interpreter(model_content=content, num_threads=threads or usable_cores())
-        self._content = content  # the interpreter reads it where it lies
-        self._shape, self._lock = None, threading.Lock()
-        self._shapes = [tuple(tensor.shape[1:]) for tensor in trunk.outputs]
+        try:
+            self._model = litert.LiteRTModel(litert.convert(trunk), threads or usable_cores())
+        except ModelError as error:
+            raise BackendError(str(error)) from error
         self._order = self._match_outputs(trunk)
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of float32 arrays."""
-        with self._lock:
-            return self._run(np.ascontiguousarray(images, dtype="float32"))
-
-    def _run(self, images) -> list[np.ndarray]:
-        index = self._interpreter.get_input_details()[0]["index"]
-        if self._shape != images.shape:
-            with backend.quiet_output():
-                self._interpreter.resize_tensor_input(index, list(images.shape))
-                self._interpreter.allocate_tensors()
-            self._shape = images.shape
-        self._interpreter.set_tensor(index, images)
-        self._interpreter.invoke()
-        details = self._interpreter.get_output_details()
-        return [self._interpreter.get_tensor(details[index]["index"]) for index in self._order]
+        given = self._model(images)
+        return [given[index] for index in self._order]
 
     def _match_outputs(self, trunk) -> list[int]:
         """Return which output of the interpreter is which of the trunk: by one image through both."""
-        if len(self._shapes) == 1:
+        if len(trunk.outputs) == 1:
             return [0]
         probe = np.random.default_rng(0).uniform(0, 255, (1, *trunk.inputs[0].shape[1:])).astype("float32")
         wanted = [keras.ops.convert_to_numpy(value) for value in trunk(probe, training=False)]
-        self._order = range(len(self._interpreter.get_output_details()))
-        given, order = self._run(probe), []
+        given, order = self._model(probe), []
         for value in wanted:
             fits = [i for i, other in enumerate(given) if other.shape == value.shape and i not in order]
             order.append(min(fits, key=lambda i: float(np.abs(given[i] - value).max())))
         return order
 
 
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def litert_available() -> bool:
     """Tell whether LiteRT can run a trunk here: installed, on the TensorFlow backend, and no GPU that would do better."""
-    if keras.backend.backend() != "tensorflow" or importlib.util.find_spec("ai_edge_litert") is None:
+    if keras.backend.backend() != "tensorflow" or not litert.is_installed():
         return False
     return not backend.has_accelerator()
 
@@ -150,17 +123,3 @@ def _pays(trunk, count: int | None) -> bool:
         activations = sum(row.activation_bytes for row in costs.layer_costs(trunk))
     spared = count * activations * _SPARED_SECONDS_PER_ACTIVATION_BYTE
     return spared > 1.2 * _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers)
-
-
-def _convert(trunk) -> bytes:
-    """Convert with Keras's own exporter; its chatter is kept from the terminal."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "trunk.tflite")
-        try:
-            with backend.quiet_output(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                trunk.export(path, format="litert", verbose=False)
-            with open(path, "rb") as file:
-                return file.read()
-        except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
-            raise BackendError(f"The trunk can't be converted to LiteRT: {str(error).splitlines()[0][:200]}") from error
