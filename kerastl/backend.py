@@ -131,15 +131,20 @@ def gradients_of(loss_function: Callable, variables) -> tuple[float, list[np.nda
     Raises:
         BackendError: a backend other than TensorFlow and JAX.
     """
-    name = keras.backend.backend()
+    check_gradients()
     makers = {"tensorflow": _tensorflow_gradients, "jax": _jax_gradients}
-    if name not in makers:
+    loss, gradients = makers[keras.backend.backend()](loss_function, list(variables))
+    return float(loss), [np.asarray(gradient) for gradient in gradients]
+
+
+def check_gradients() -> None:
+    """Raise `BackendError` unless `gradients_of` works on this backend."""
+    name = keras.backend.backend()
+    if name not in ("tensorflow", "jax"):
         raise BackendError(
             f"Gradients need Keras on TensorFlow or JAX. Received: backend={name!r}. Set KERAS_BACKEND before Keras is "
             "imported."
         )
-    loss, gradients = makers[name](loss_function, list(variables))
-    return float(loss), [np.asarray(gradient) for gradient in gradients]
 
 
 def _tensorflow_gradients(loss_function, variables):

@@ -5,6 +5,7 @@ nodes in topological order: after a dominator, its output is the only tensor tha
 """
 
 import dataclasses
+import inspect
 import itertools
 import re
 import warnings
@@ -201,6 +202,16 @@ def is_random(layer) -> bool:
     return False
 
 
+def call_in_inference(operation, arguments, options) -> list:
+    """Call a layer or operation as `model(x, training=False)` would; return its outputs as a list.
+
+    Called bare, a layer takes the default of its signature, and augmentation is active by default.
+    """
+    if "training" in inspect.signature(operation.call).parameters:
+        options = {**options, "training": False}
+    return keras.tree.flatten(operation(*arguments, **options))
+
+
 def has_weights(layer) -> bool:
     """Tell whether a layer holds weights (seeds of random layers don't count)."""
     return bool(layer.weights) if isinstance(layer, keras.layers.Layer) else False
@@ -224,7 +235,7 @@ def find_backbone(model, backbone: str | None = None) -> Backbone:
     path = [model]
     while (inner := _nested_backbone(path[-1])) is not None:
         path.append(inner)
-    last = _last_spatial_node(path[-1])
+    last = last_spatial_node(path[-1])
     if last is None and len(path) == 1:
         raise ModelError(
             f"No backbone was found in {model.name!r}: nothing with weights has an output with height and width. "
@@ -280,17 +291,20 @@ def _nested_backbone(model):
             best = node
     if best is None:
         return None
-    last = _last_spatial_node(model)
+    last = last_spatial_node(model)
     end = best if last is None or chain.index(best) > chain.index(last) else last
     part = {id(node.operation): node.operation for node in nodes_in_order(model, end.outputs)}
     total = sum(layer.count_params() for layer in part.values() if has_weights(layer))
     return best.operation if best.operation.count_params() > total / 2 else None
 
 
-def _last_spatial_node(model):
-    """Return the last dominator with height and width, before pooling or flattening; `None` without weights before."""
+def last_spatial_node(model, outputs=None):
+    """Return the last dominator of the outputs (default: the first one) that has height and width.
+
+    It stands before global pooling or flattening; `None` where nothing with weights does.
+    """
     last = None
-    for node in dominators(model) if is_walkable(model) else []:
+    for node in dominators(model, outputs) if is_walkable(model) else []:
         if isinstance(node.operation, _GLOBAL_POOLING) or len(node.outputs) != 1 or not has_grid(node.outputs[0]):
             if last is not None:
                 break
@@ -314,7 +328,7 @@ def _nested(path) -> Backbone:
     inner = path[-1]
     if not is_walkable(inner):
         raise ModelError(f"The nested model {inner.name!r} is subclassed: its layers' order can't be told.")
-    last = _last_spatial_node(inner)
+    last = last_spatial_node(inner)
     output = functional_of(inner).outputs[0] if last is None else last.outputs[0]
     return Backbone(tuple(path), _without_front(inner.layers), _before(path), output, inner.name)
 

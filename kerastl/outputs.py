@@ -7,6 +7,7 @@ outputs (auxiliary heads) answers with its first one, the main output.
 import keras
 import numpy as np
 
+from kerastl import graph
 from kerastl.checks import check_choice, received
 from kerastl.errors import DataError, ModelError
 
@@ -39,6 +40,30 @@ def main_tensor(model: keras.Model):
 def output_kind(model: keras.Model) -> str | None:
     """Tell by the graph what the main output holds: `"softmax"`, `"sigmoid"`, `"logits"`, or `None` where it can't."""
     return _kind_of(main_tensor(model))
+
+
+def main_index(model: keras.Model) -> int:
+    """Return the place of the main output among the `outputs` of a Functional or Sequential model."""
+    return [id(tensor) for tensor in graph.functional_of(model).outputs].index(id(main_tensor(model)))
+
+
+def deciding_node(tensor):
+    """Return the node of the graph that decides what an output holds: its activation's, or its last layer's.
+
+    Reshapes, casts and dropout behind it, which hand the values on as they are, are passed over; nested models are
+    looked into. `None` where there is no graph to follow.
+    """
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return None
+    operation = history.operation
+    if isinstance(operation, keras.Model):
+        return deciding_node(_inner_outputs(operation)[history.tensor_index])
+    node = graph.node_of(tensor)
+    is_linear = isinstance(operation, keras.layers.Activation) and _activation_name(operation) == "linear"
+    if is_linear or type(operation).__name__ in _PASSES_ON:
+        return deciding_node(node.input_tensors[0]) if node.input_tensors else None
+    return node
 
 
 def count_classes(model: keras.Model) -> int:
@@ -131,24 +156,14 @@ def class_names_for(model: keras.Model, class_names) -> list[str]:
 
 
 def _kind_of(tensor) -> str | None:
-    history = getattr(tensor, "_keras_history", None)
-    if history is None:
-        return None
-    operation = history.operation
-    if isinstance(operation, keras.Model):
-        return _kind_of(_inner_outputs(operation)[history.tensor_index])
-    if type(operation).__name__ in _PASSES_ON:
-        return _kind_of_input(history)
-    name = getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
-    if name == "linear" and isinstance(operation, keras.layers.Activation):
-        return _kind_of_input(history)
+    node = deciding_node(tensor)
     known = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "logits"}
-    return known.get(name)
+    return known.get(_activation_name(node.operation)) if node is not None else None
 
 
-def _kind_of_input(history) -> str | None:
-    tensors = history.operation._inbound_nodes[history.node_index].input_tensors
-    return _kind_of(tensors[0]) if tensors else None
+def _activation_name(operation) -> str | None:
+    """Return the name of a layer's activation; of an operation or of a layer without one, its own."""
+    return getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
 
 
 def _inner_outputs(model) -> list:

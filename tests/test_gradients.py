@@ -146,6 +146,14 @@ def test_relu_is_found_as_layer_activation_and_operation():
         dead_relu_fraction(model, np.zeros((1, 5)), batch_size=0)
 
 
+def test_augmentation_in_front_is_inactive():
+    inputs = keras.Input((8, 8, 3))
+    darker = keras.layers.RandomBrightness((-1.0, -0.9))(inputs)
+    outputs = keras.layers.ReLU()(darker - 128.0)  # after darkening there is nothing left
+    (row,) = dead_relu_fraction(keras.Model(inputs, outputs), np.full((4, 8, 8, 3), 200.0))
+    assert row.zero_fraction == 0
+
+
 def test_a_unit_is_dead_only_over_all_images():
     inputs = keras.Input((2,))
     model = keras.Model(inputs, layers.ReLU(name="relu")(inputs))

@@ -3,7 +3,7 @@
 import keras
 
 from kerastl.checks import check_count
-from kerastl.graph import functional_of, is_walkable, nodes_in_order
+from kerastl.graph import call_in_inference, functional_of, is_walkable, nodes_in_order
 
 
 def batches(x, batch_size: int):
@@ -42,7 +42,7 @@ def run(model: keras.Model, inputs: list, watch, *, prefix: str = "") -> list:
         if is_walkable(operation):
             outputs = run(operation, arriving, watch, prefix=f"{prefix}{operation.name}/")
         else:
-            outputs = keras.tree.flatten(operation(*args, **kwargs))
+            outputs = call_in_inference(operation, args, kwargs)
             watch(operation, prefix + operation.name, arriving, outputs)
         values.update((id(tensor), value) for tensor, value in zip(node.outputs, outputs, strict=True))
     return [values[id(tensor)] for tensor in functional.outputs]

@@ -4,8 +4,7 @@ import keras
 import numpy as np
 
 from kerastl.gradients.running import batches, has_kernel, leaf_layers, run
-from kerastl.graph import functional_of
-from kerastl.outputs import main_tensor
+from kerastl.outputs import main_index
 
 SHUFFLES = 999
 
@@ -25,7 +24,7 @@ def features_and_outputs(model: keras.Model, x, batch_size: int) -> tuple[dict[s
     paths = [path for path, layer in leaf_layers(model) if has_kernel(layer.weights)]
     places = np.linspace(0, len(paths) - 1, min(_LAYERS, len(paths))).round().astype(int)
     features = {paths[place]: [] for place in places}
-    main = [id(tensor) for tensor in functional_of(model).outputs].index(id(main_tensor(model)))
+    main = main_index(model)
     outputs = []
     for number, batch in enumerate(batches(x, batch_size)):
 
