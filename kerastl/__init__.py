@@ -25,6 +25,9 @@ _HOMES = {
     "kerastl.heads": ["build_classifier"],
     "kerastl.plots": ["plot_confusion_matrix", "plot_history", "plot_mistakes"],
     "kerastl.prediction": ["Predictions", "predict"],
+    "kerastl.pruning": [
+        *("SparsityReport", "gradual_pruning", "keep_pruned", "prune", "sparsity_report", "zipped_size"),
+    ],
     "kerastl.report": ["Evaluation", "evaluate"],
     "kerastl.weights": ["describe_weights"],
     "kerastl.training": ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"],

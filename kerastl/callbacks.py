@@ -74,15 +74,17 @@ class BestWeights(keras.callbacks.Callback):
 
     With `judged=False` there is nothing to judge by, and the last weights with a finite loss count as the best.
     Only what training can change is copied: weights of layers that are trainable (BatchNorm statistics of those included).
+    While another callback says by `settled = False` that it is still making another model of this one (gradual pruning),
+    nothing can be compared, and the last weights count as the best.
 
     Attributes:
         best_epoch: the best epoch, counted from 1; 0 while the starting state is the best.
         best_value: the monitored value there, or `None` when nothing was measured.
     """
 
-    def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True):
+    def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True, others=()):
         super().__init__()
-        self.monitor = monitor
+        self.monitor, self.others = monitor, others
         self.judged = judged
         self.mode = direction(monitor)
         self.best_epoch = 0
@@ -94,6 +96,9 @@ class BestWeights(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
+        if not all(getattr(one, "settled", True) for one in self.others):
+            self.best_value, self.best_epoch, self.best_weights = None, epoch + 1, self._copy()
+            return
         if not self.judged:
             # without validation data the last weights are kept, unless the loss is no number
             if math.isfinite(logs.get("loss", math.nan)):

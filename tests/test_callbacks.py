@@ -1,3 +1,5 @@
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -76,6 +78,19 @@ def test_without_a_judge_the_last_finite_epoch_is_kept():
     drive(callback, model, [1.0, 2.0, float("nan")], "loss")
     callback.restore()
     assert bias(model) == 2.0
+
+
+def test_nothing_is_the_best_before_every_callback_has_settled():
+    model, other = models.flat(), types.SimpleNamespace(settled=False)
+    callback = callbacks.BestWeights("val_loss", 0.5, others=[other, callbacks.early_stopping()])
+    drive(callback, model, [0.1, 0.2])
+    assert (callback.best_epoch, callback.best_value) == (2, None)
+    other.settled = True
+    for epoch, value in ((2, 3.0), (3, 2.0), (4, 4.0)):
+        model.get_layer("predictions").bias.assign(np.full(3, epoch + 1.0))
+        callback.on_epoch_end(epoch, {"val_loss": value})
+    callback.restore()
+    assert (callback.best_epoch, callback.best_value, bias(model)) == (4, 2.0, 4.0)
 
 
 def test_changeable_weights_leave_out_what_is_frozen_at_any_level():

@@ -79,6 +79,19 @@ class _PassOnStop(keras.callbacks.Callback):
             self._tail.stop_training = True
 
 
+@contextlib.contextmanager
+def _state_in_reach(model, tail):
+    """Let callbacks that change weights in mid-epoch ask the whole model for its state; on JAX the tail holds it then."""
+    if not hasattr(tail, "jax_state_sync"):
+        yield
+        return
+    model.jax_state_sync = tail.jax_state_sync
+    try:
+        yield
+    finally:
+        del model.jax_state_sync
+
+
 class Session:
     """The features of training and validation images, and training on them; close it when done.
 
@@ -151,16 +164,17 @@ class Session:
             model=self._model,
         )
         tail.history = history
-        tail.fit(
-            train,
-            validation_data=self._batches_of(cut, "validation"),
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            verbose=verbose,
-            shuffle=False,  # the batches shuffle themselves
-            callbacks=callback_list,
-            **arguments,
-        )
+        with _state_in_reach(self._model, tail):
+            tail.fit(
+                train,
+                validation_data=self._batches_of(cut, "validation"),
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                verbose=verbose,
+                shuffle=False,  # the batches shuffle themselves
+                callbacks=callback_list,
+                **arguments,
+            )
         self._model.history = history
         return history
 

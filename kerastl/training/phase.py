@@ -128,7 +128,7 @@ class Phase:
         start = time.perf_counter()
         compiling.check_ready(self.model)
         monitor, judged = self.settings.monitor, self.settings.validation is not None
-        best = callback_module.BestWeights(monitor, self._measure(session, cut), judged=judged)
+        best = callback_module.BestWeights(monitor, self._measure(session, cut), judged=judged, others=self.callbacks)
         watch, clock = callback_module.StopOnNaN(), callback_module.EpochClock()
         try:
             self.history = self._fit([watch, clock, *self.callbacks, best], session, cut)
