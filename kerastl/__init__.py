@@ -29,6 +29,7 @@ _HOMES = {
         *("SparsityReport", "gradual_pruning", "keep_pruned", "prune", "sparsity_report", "zipped_size"),
     ],
     "kerastl.report": ["Evaluation", "evaluate"],
+    "kerastl.seeing": ["feature_maps", "grad_cam", "layer_filters"],
     "kerastl.weights": ["describe_weights"],
     "kerastl.training": ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"],
 }

@@ -19,7 +19,7 @@ FLOORS = [
     ["training"],
     [
         *("splitting", "catalogues", "tfds_catalogue", "elpv", "data", "prediction", "plots", "report", "export"),
-        *("compare", "pruning", "bundle"),
+        *("compare", "pruning", "bundle", "seeing"),
     ],
     ["cli", "__main__"],
 ]
