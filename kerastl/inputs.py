@@ -120,6 +120,50 @@ def all_labels(data) -> np.ndarray | None:
         return None
     return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches]) if batches else None
 
+def batches_of(data):
+    """Return an iterable over the batches of what `fit` takes, with labels; of a pair of arrays 32 images at a time.
+
+    Raises:
+        DataError: anything else.
+    """
+    pair = split_pair(data)
+    if pair is not None:
+        images, labels = pair[:2]
+        return ((images[start : start + 32], labels[start : start + 32]) for start in range(0, len(images), 32))
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[index] for index in range(len(data)))
+    if hasattr(data, "__iter__"):
+        return data
+    raise DataError(
+        "Expected a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a pair of arrays. "
+        f"{received(data=type(data).__name__)}"
+    )
+
+
+def labelled_batches(data, num_classes: int):
+    """Yield `(images, labels)`: arrays `(batch, height, width, 3)` and integers `(batch,)`.
+
+    Args:
+        data: a `tf.data.Dataset` of batches, a `keras.utils.PyDataset`, a pair of arrays. Labels are integers or one-hot.
+        num_classes: number of classes that the model tells apart.
+
+    Raises:
+        DataError: batches without labels, or labels that don't fit the model.
+    """
+    for batch in batches_of(data):
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise DataError(
+                "Expected batches of (images, labels), a `tf.data.Dataset` or a pair of arrays. "
+                f"{received(batch=type(batch).__name__)}"
+            )
+        images, labels = (keras.ops.convert_to_numpy(part) for part in batch[:2])
+        if not len(images):
+            continue
+        if label_kind(labels, num_classes) == "one-hot":
+            labels = labels.argmax(axis=1)
+        yield images, labels.reshape(-1).astype(np.int64)
+
+
 
 def count_batches(data, batch_size: int | None = None) -> int | None:
     """Return the number of batches in one epoch, or `None` where it can't be told beforehand."""
@@ -197,7 +241,13 @@ def check_images(model, images: np.ndarray) -> None:
             f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
             f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
         )
-    if wanted is None or len(wanted) != 3 or images.size == 0 or images.dtype.kind != "f":
+    if wanted is not None and len(wanted) == 3:
+        warn_if_scaled(images, stacklevel=5)
+
+
+def warn_if_scaled(images: np.ndarray, stacklevel: int = 3) -> None:
+    """Warn of pixels that look scaled already: floats within ±1.5, or negative ones."""
+    if images.size == 0 or images.dtype.kind != "f":
         return
     low, high = float(images.min()), float(images.max())
     if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
@@ -206,7 +256,7 @@ def check_images(model, images: np.ndarray) -> None:
         f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
         "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data.",
         KerastlWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 

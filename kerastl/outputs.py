@@ -4,6 +4,8 @@ Softmax, one sigmoid unit and plain logits all become an array `(count, classes)
 outputs (auxiliary heads) answers with its first one, the main output.
 """
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -131,10 +133,13 @@ def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_siz
     missing = max(0, (batch_size or 0) - count)
     images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
     kind = output_kind(model)
+    return average_views(lambda flipped: to_probabilities(_forward(model, flipped)[:count], kind), images, views)
+
+
+def average_views(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: int) -> np.ndarray:
+    """Return the mean of what `answer` makes of a batch and of its flips: 1, 2 or 4 views, as `class_probabilities` has it."""
     flips = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]][:views]
-    answers = (_forward(model, np.ascontiguousarray(flipped))[:count] for flipped in flips)
-    total = sum(_to_probabilities(answer, kind) for answer in answers)
-    return (total / views).astype("float32")
+    return (sum(answer(np.ascontiguousarray(flipped)) for flipped in flips) / views).astype("float32")
 
 
 def class_names_for(model: keras.Model, class_names) -> list[str]:
@@ -177,7 +182,16 @@ def _forward(model, images) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(values)).astype("float32")
 
 
-def _to_probabilities(values: np.ndarray, kind: str | None) -> np.ndarray:
+def to_probabilities(values: np.ndarray, kind: str | None) -> np.ndarray:
+    """Turn what the main output holds, `(batch, units)`, into probabilities, `(batch, classes)`.
+
+    Args:
+        values: the output.
+        kind: what `output_kind` says of it; `None`: told by the values.
+
+    Raises:
+        ModelError: another shape, NaN, or a softmax over a single unit.
+    """
     if values.ndim != 2:
         raise ModelError(
             "Expected a classifier, whose main output is (batch, units). "

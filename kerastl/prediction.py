@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def predict(
     *,
     class_names=None,
     views: int = 1,
-    resize: str = "squash",
+    resize: str | None = None,
     batch_size: int = 32,
     top: int | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -120,13 +121,14 @@ def predict(
     last layer without activation) go through softmax first. Of a model with several outputs the first is used.
 
     Args:
-        model: a classifier that takes RGB 0–255, compiled or not.
+        model: a classifier that takes RGB 0–255, compiled or not; or a bundle that `load_bundle` read, which brings its
+            class names and image size along.
         images: a path, a folder (all images in it and below), a list of paths; an array `(height, width, 3)` or
             `(batch, height, width, 3)` in 0–255, or a list of such images of any sizes.
         class_names: one name per class, in the order of the labels; without them classes are called `0`, `1`, …
         views: 1; 2 averages with the mirror image; 4 averages the plain image and its horizontal, vertical and double
             flip. Takes as many times longer; helps where flips mean nothing, as on the augmentation `"flips"`.
-        resize: `"squash"`, `"crop"` or `"pad"`, as it was in training.
+        resize: `"squash"`, `"crop"` or `"pad"`, as it was in training; default: `"squash"`, or what the bundle says.
         batch_size: images per step.
         top: how many classes to list for each image; `None` for all.
         image_size: pixels, one number or `(height, width)`, for a model that takes any size; else the model's.
@@ -139,19 +141,55 @@ def predict(
         ArgumentError: any other argument that can't be used.
         ModelError: the model is no classifier of RGB images.
     """
+    if not isinstance(model, keras.Model) and hasattr(model, "card"):
+        _check_left_to_the_bundle(class_names=class_names, image_size=image_size)
+        return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top)
+    size = _size_to_use(model, image_size)
+    names = outputs.class_names_for(model, class_names)
+
+    def answer(batch, filled):
+        return outputs.class_probabilities(model, batch, views=views, batch_size=filled)
+
+    resize = image_files.RESIZES[0] if resize is None else resize
+    return predict_with(answer, images, names, size=size, views=views, resize=resize, batch_size=batch_size, top=top)
+
+
+def predict_with(
+    answer: Callable[[np.ndarray, int], np.ndarray],
+    images,
+    class_names: list[str],
+    *,
+    size: tuple[int, int] | None,
+    views: int,
+    resize: str,
+    batch_size: int,
+    top: int | None,
+) -> Predictions:
+    """Do what `predict` does with anything that answers.
+
+    Args:
+        answer: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
+            `(batch, classes)`, views averaged.
+        images, views, resize, batch_size, top: as in `predict`.
+        class_names: one for each column.
+        size: `(height, width)` to resize to; `None` for no resizing.
+    """
     check_choice("views", views, outputs.VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
         check_count("top", top)
-    size = _size_to_use(model, image_size)
-    names = outputs.class_names_for(model, class_names)
     items, item_names = _list_items(images)
-    _warn_if_scaled(model, items[0], size)
+    _warn_if_scaled(items[0], size)
     filled = min(batch_size, len(items))
-    batches = _batches(items, size, resize, batch_size)
-    probabilities = [outputs.class_probabilities(model, batch, views=views, batch_size=filled) for batch in batches]
-    return Predictions(item_names, names, np.concatenate(probabilities), top)
+    probabilities = [answer(batch, filled) for batch in _batches(items, size, resize, batch_size)]
+    return Predictions(item_names, class_names, np.concatenate(probabilities), top)
+
+
+def _check_left_to_the_bundle(**arguments) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
 
 
 def _size_to_use(model, image_size) -> tuple[int, int] | None:
@@ -251,10 +289,10 @@ def _load(item, size, resize) -> np.ndarray:
     return image_files.resize_image(item, target, resize)
 
 
-def _warn_if_scaled(model, item, size) -> None:
+def _warn_if_scaled(item, size) -> None:
     """Warn of float pixels that were scaled before; files and integers can't have been."""
     if isinstance(item, np.ndarray) and item.dtype.kind == "f":
-        inputs.check_images(model, _load(item, size, "squash")[None])
+        inputs.warn_if_scaled(_load(item, size, "squash")[None], stacklevel=5)
 
 
 def _percent(probability: float) -> str:

@@ -28,14 +28,14 @@ def flatten_model(model: keras.Model) -> keras.Model:
         ModelError: the model's graph can't be walked.
     """
     functional = graph.functional_of(model)
-    if not any(_opens(layer) for layer in functional.layers):
+    if not any(opens(layer) for layer in functional.layers):
         return functional
     if model not in _FLATTENED:
         inputs = [
             keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=f"flat_input_{index}")
             for index, tensor in enumerate(functional.inputs)
         ]
-        outputs = _replay(functional, inputs)
+        outputs = replay(functional, inputs)
         _FLATTENED[model] = connect(inputs, outputs, f"{model.name}_flat")
     return _FLATTENED[model]
 
@@ -53,7 +53,7 @@ def connect(inputs, outputs, name: str) -> keras.Model:
         )
 
 
-def _opens(layer) -> bool:
+def opens(layer) -> bool:
     """Tell whether a nested model is nothing but its graph (a subclass may do more in its `call`)."""
     if isinstance(layer, keras.Sequential):
         return type(layer).call is keras.Sequential.call and graph.is_walkable(layer)
@@ -67,15 +67,23 @@ def _functional_call():
     return type(keras.Model(inputs, keras.layers.Identity()(inputs))).call
 
 
-def _replay(functional, inputs) -> list:
-    """Call every operation of a graph once more, on other tensors; return the outputs."""
+def replay(functional, inputs, leave_out=lambda operation: False) -> list:
+    """Call every operation of a graph once more, on other tensors, nested models opened up; return the outputs.
+
+    Args:
+        functional: of `graph.functional_of`.
+        inputs: the tensors to start from, one for each input.
+        leave_out: tells the operations whose input is handed on as it is.
+    """
     known = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
     for node in graph.nodes_in_order(functional):
         if all(id(tensor) in known for tensor in node.outputs):
             continue
         arguments, options = node.arguments.fill_in(known)
-        if _opens(node.operation):
-            results = _replay(graph.functional_of(node.operation), keras.tree.flatten(arguments))
+        if opens(node.operation):
+            results = replay(graph.functional_of(node.operation), keras.tree.flatten(arguments), leave_out)
+        elif leave_out(node.operation):
+            results = keras.tree.flatten(arguments)[:1]
         else:
             results = keras.tree.flatten(node.operation(*arguments, **options))
         known.update({id(old): new for old, new in zip(node.outputs, results, strict=True)})

@@ -173,7 +173,7 @@ def evaluate(
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
     kept = Mistakes([], np.zeros(0, int), np.zeros((0, len(names))), np.zeros(0, int))
     largest = 0
-    for images, labels in _labelled_batches(data, len(names)):
+    for images, labels in inputs.labelled_batches(data, len(names)):
         if not largest:
             inputs.check_images(model, images)
         largest = max(largest, len(images))
@@ -183,37 +183,6 @@ def evaluate(
     if not matrix.any():
         raise DataError(f"There are no images to evaluate on. {received(data=data)}")
     return Evaluation(names, matrix, kept, views)
-
-
-def _labelled_batches(data, num_classes: int):
-    """Yield `(images, labels)`: arrays `(batch, height, width, 3)` and integers `(batch,)`."""
-    for batch in _batches_of(data):
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise DataError(
-                "Expected batches of (images, labels), a `tf.data.Dataset` or a pair of arrays. "
-                f"{received(batch=type(batch).__name__)}"
-            )
-        images, labels = (keras.ops.convert_to_numpy(part) for part in batch[:2])
-        if not len(images):
-            continue
-        if inputs.label_kind(labels, num_classes) == "one-hot":
-            labels = labels.argmax(axis=1)
-        yield images, labels.reshape(-1).astype(np.int64)
-
-
-def _batches_of(data):
-    pair = inputs.split_pair(data)
-    if pair is not None:
-        images, labels = pair[:2]
-        return ((images[start : start + 32], labels[start : start + 32]) for start in range(0, len(images), 32))
-    if isinstance(data, keras.utils.PyDataset):
-        return (data[index] for index in range(len(data)))
-    if hasattr(data, "__iter__"):
-        return data
-    raise DataError(
-        "Expected a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a pair of arrays. "
-        f"{received(data=type(data).__name__)}"
-    )
 
 
 def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int) -> Mistakes:

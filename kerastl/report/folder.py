@@ -26,12 +26,16 @@ RUN_FILES = (
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
-def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
+def check_output_folder(
+    folder: str | os.PathLike, *, overwrite: bool = False, files=RUN_FILES, what: str = "run"
+) -> Path:
     """Check, before anything slow, that a run folder can be made, and return its absolute path.
 
     Args:
         folder: where the run folder is to be.
         overwrite: whether an earlier run folder there may be replaced. Anything else is never touched.
+        files: what such a folder may hold, by names.
+        what: such a folder is called.
 
     Raises:
         OutputError: it exists and is not empty, it holds something other than a run, or nothing can be written there.
@@ -45,11 +49,11 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False) -
             f"The output folder {folder} exists and is not empty. Choose another one, or replace it with --overwrite "
             "(`overwrite=True` in Python)."
         )
-    foreign = [name for name in entries if name not in RUN_FILES and name not in _LITTER]
+    foreign = [name for name in entries if name not in files and name not in _LITTER]
     if foreign:
         listing = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise OutputError(
-            f"The folder {folder} holds more than a run of this package ({listing}), so it is not replaced. "
+            f"The folder {folder} holds more than a {what} of this package ({listing}), so it is not replaced. "
             "Choose another one, or move these out of it first."
         )
     _check_writable(path)
@@ -90,7 +94,7 @@ def free_folder_beside(folder: str | os.PathLike, word: str) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike, *, overwrite: bool = False):
+def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files=RUN_FILES, what: str = "run"):
     """Give a temporary folder to write into; at the end of the `with` it becomes `folder`.
 
     When anything goes wrong inside, the temporary folder is removed, and what stood at `folder` stays as it was.
@@ -98,6 +102,7 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False):
     Args:
         folder: where the finished folder is to be.
         overwrite: whether an earlier run folder there may be replaced.
+        files, what: see `check_output_folder`.
 
     Yields:
         The temporary folder, a `Path` beside the final one.
@@ -105,7 +110,7 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False):
     Raises:
         OutputError: what `check_output_folder` raises; or a file can't be written, as the disk is full, say.
     """
-    path = check_output_folder(folder, overwrite=overwrite)
+    path = check_output_folder(folder, overwrite=overwrite, files=files, what=what)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -149,8 +149,8 @@ def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, class_na
     return Path(folder).expanduser().resolve()
 
 
-def software_versions() -> dict[str, str | None]:
-    """Return the versions of what a run depends on; `None` for what isn't installed."""
+def software_versions(*more: str) -> dict[str, str | None]:
+    """Return the versions of what a run depends on, and of more packages by name; `None` for what isn't installed."""
     return {
         "python": platform.python_version(),
         "kerastl": __version__,
@@ -159,6 +159,7 @@ def software_versions() -> dict[str, str | None]:
         "tensorflow": _version("tensorflow"),
         "numpy": np.__version__,
     }
+        **{name: _version(name) for name in more},
 
 
 def plain_values(value):
