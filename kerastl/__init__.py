@@ -14,10 +14,12 @@ from kerastl._version import __version__
 _HOMES = {
     "kerastl.backbones": ["list_backbones", "load_backbone"],
     "kerastl.callbacks": ["early_stopping"],
+    "kerastl.bundle": ["Bundle", "load_bundle"],
     "kerastl.compiling": ["recompile"],
     "kerastl.costs": ["conv_cost", "layer_costs", "model_cost"],
     "kerastl.data": ["ImageSplits", "load_images"],
-    "kerastl.errors": ["KerastlError", "KerastlWarning", "WeightsUnavailableError"],
+    "kerastl.errors": ["BundleError", "GateError", "KerastlError", "KerastlWarning", "WeightsUnavailableError"],
+    "kerastl.export": ["export_model"],
     "kerastl.features.plan": ["CacheOptions", "CachePlan", "plan_cache"],
     "kerastl.freezing": ["TrainableSummary", "freeze", "list_blocks", "trainable_summary", "unfreeze"],
     "kerastl.gradients": ["dead_relu_fraction", "diagnose_depth", "gradient_norms"],

@@ -58,5 +58,22 @@ class FeatureOverflowError(KerastlError, OverflowError):
     """Values that the number type of a store can't hold."""
 
 
+class GateError(KerastlError, RuntimeError):
+    """An exported model that doesn't answer as the Keras model does.
+
+    Attributes:
+        reason: what fell below which limit, in a sentence.
+        table: how every export compares with Keras, as text.
+    """
+
+    def __init__(self, reason: str, table: str = ""):
+        super().__init__(f"{reason}\n\n{table}" if table else reason)
+        self.reason, self.table = reason, table
+
+
+class BundleError(KerastlError, ValueError):
+    """A bundle that is not what was sealed: a file changed, missing, added or of a name that leads out of the folder."""
+
+
 class KerastlWarning(UserWarning):
     """Base of every warning that this package gives."""

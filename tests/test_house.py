@@ -18,8 +18,8 @@ FLOORS = [
     ["heads"],
     ["training"],
     [
-        *("splitting", "catalogues", "tfds_catalogue", "elpv", "data", "prediction", "plots", "report", "export"),
-        *("compare", "pruning", "bundle", "seeing"),
+        *("splitting", "catalogues", "tfds_catalogue", "elpv", "data", "prediction", "plots", "report", "bundle", "export"),
+        *("compare", "pruning", "seeing"),
     ],
     ["cli", "__main__"],
 ]
@@ -30,8 +30,10 @@ NEIGHBOURS = {
     "data": {"splitting", "catalogues", "tfds_catalogue", "elpv"},
     "report": {"plots"},
 }
-TENSORFLOW_AT_HOME = {"backend", "litert", "data", "elpv", "tfds_catalogue", "catalogues", "export"}
+TENSORFLOW_AT_HOME = {"backend", "litert", "data", "elpv", "tfds_catalogue", "catalogues", "export/formats"}
 
+    "bundle": {"prediction"},
+    "export": {"report", "bundle"},
 
 def modules():
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]

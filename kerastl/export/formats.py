@@ -1,0 +1,178 @@
+"""The formats: how each is written, and how what was written is run again."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerastl import backend, litert
+from kerastl.errors import BackendError, ModelError
+
+_COREML_SYSTEM = "darwin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Attributes:
+        path: of its file or folder in the bundle.
+        packages: that it needs, as they are imported.
+        write: makes it of a model: `(model, path, quantize, images)`.
+        load: reads it: from a path to a function from pixels, `(batch, height, width, 3)`, to the output, `(batch, units)`.
+        runs_here: whether this system can run it at all.
+        quantizes: which quantizations change it.
+    """
+
+    path: str
+    packages: tuple[str, ...]
+    write: Callable
+    load: Callable
+    runs_here: Callable[[], bool] = lambda: True
+    quantizes: tuple[str, ...] = ()
+
+
+def check_packages(name: str) -> None:
+    """Raise unless all that a format needs is installed.
+
+    Raises:
+        BackendError: it is not, with the extra that brings it; or Keras doesn't run on TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise BackendError(
+            "Exporting needs Keras on TensorFlow. Set KERAS_BACKEND=tensorflow and load the .keras file there, whatever "
+            f"backend made it. Received: backend={keras.backend.backend()!r}"
+        )
+    missing = [one for one in FORMATS[name].packages if importlib.util.find_spec(one) is None]
+    if missing:
+        raise BackendError(
+            f"The format {name!r} needs {', '.join(missing)}, which is not installed. Install all that exporting needs "
+            'with `pip install "kerastl[export]"`.'
+        )
+
+
+def write(name: str, model: keras.Model, path: Path, quantize: str | None, images: np.ndarray | None) -> None:
+    """Write a model in one format; exporters' chatter is kept from the terminal.
+
+    Args:
+        name: of `FORMATS`.
+        model: of `inference_model`.
+        path: of the file or folder.
+        quantize: see `kerastl.litert.QUANTIZATIONS`.
+        images: representative ones for `"int8"`, as the model takes them.
+
+    Raises:
+        ModelError: it can't be done.
+    """
+    try:
+        with backend.quiet_output(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            FORMATS[name].write(model, path, quantize, images)
+    except (ModelError, BackendError, OSError):
+        raise
+    except Exception as error:  # exporters raise whatever they meet
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{model.name!r} can't be written as {name}: {lines[0][:300]}") from error
+
+
+def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from pixels, `(batch, height, width, 3)`, to what the exported model answers, `(batch, units)`."""
+    with backend.quiet_output(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return FORMATS[name].load(path)
+
+
+def _write_litert(model, path, quantize, images) -> None:
+    path.write_bytes(litert.convert(model, quantize=quantize, images=images, batch_size=1))
+
+
+def _load_litert(path):
+    runner = litert.LiteRTModel(path.read_bytes())
+    return lambda pixels: runner(pixels)[0]
+
+
+def _write_saved_model(model, path, quantize, images) -> None:
+    model.export(str(path), format="tf_saved_model", verbose=False)
+
+
+def _load_saved_model(path):
+    import tensorflow as tf
+
+    module = tf.saved_model.load(str(path))
+
+    def run(pixels):
+        return module.serve(tf.constant(pixels)).numpy()
+
+    return run
+
+
+def _write_onnx(model, path, quantize, images) -> None:
+    tensor = model.inputs[0]
+    # Without a signature Keras 3.15 insists on a model that was called on numbers before
+    signature = [keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name="pixels")]
+    model.export(str(path), format="onnx", verbose=False, input_signature=signature)
+
+
+def _load_onnx(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: session.run(None, {name: pixels})[0]
+
+
+def _write_coreml(model, path, quantize, images) -> None:
+    import coremltools
+    import tensorflow as tf
+
+    shape = (1, *model.inputs[0].shape[1:])
+    # Of a SavedModel, which holds its function under two names, coremltools 9.0 says that it takes a single function only
+    function = tf.function(lambda pixels: model(pixels, training=False))
+    function = function.get_concrete_function(tf.TensorSpec(shape, model.inputs[0].dtype, name="pixels"))
+    precision = coremltools.precision.FLOAT16 if quantize == "float16" else coremltools.precision.FLOAT32
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, which Python writes, unlike all else here
+        converted = coremltools.convert(
+            [function],
+            source="tensorflow",
+            inputs=[coremltools.TensorType(shape=shape, name="pixels")],
+            compute_precision=precision,
+        )
+    converted.save(str(path))
+
+
+def _load_coreml(path):
+    import coremltools
+
+    converted = coremltools.models.MLModel(str(path))
+
+    def run(pixels):
+        answers = [next(iter(converted.predict({"pixels": one[np.newaxis]}).values())) for one in pixels]
+        return np.concatenate(answers)
+
+    return run
+
+
+FORMATS: dict[str, Format] = {
+    "litert": Format(
+        "model.tflite", ("ai_edge_litert",), _write_litert, _load_litert, quantizes=("float16", "dynamic", "int8")
+    ),
+    "saved_model": Format("saved_model", (), _write_saved_model, _load_saved_model),
+    "onnx": Format("model.onnx", ("tf2onnx", "onnx", "onnxruntime"), _write_onnx, _load_onnx),
+    "coreml": Format(
+        "model.mlpackage",
+        ("coremltools",),
+        _write_coreml,
+        _load_coreml,
+        runs_here=lambda: sys.platform == _COREML_SYSTEM,
+        quantizes=("float16",),
+    ),
+}

@@ -1,0 +1,79 @@
+"""The part of a classifier that leaves the house: pixels of one size in, the main output out, nothing random in between."""
+
+import keras
+
+from kerastl import graph, outputs
+from kerastl.checks import check_choice, received
+from kerastl.errors import ArgumentError, ModelError
+from kerastl.features.flatten import connect, replay
+from kerastl.images import check_image_size
+
+PIXEL_TYPES = ("float32", "uint8")
+
+
+def inference_model(model: keras.Model, *, pixels: str = "float32", image_size=None) -> keras.Model:
+    """Return what is exported: one flat graph that shares the layers of `model`, without augmentation and dropout.
+
+    They have to be left out: Keras 3.15's augmentation layers take `training=True` for granted where nobody says otherwise,
+    and its SavedModel and ONNX exporters don't say. The exported model would flip and turn the images it is asked about.
+
+    Args:
+        model: a Functional or Sequential classifier, flat or nested, with one input of RGB images.
+        pixels: type of the input, `"float32"` or `"uint8"`; either holds 0–255.
+        image_size: pixels, one number or `(height, width)`, for a model that takes any size.
+
+    Raises:
+        ArgumentError: an `image_size` that the model doesn't take, or none where it takes any; another type of pixels.
+        ModelError: no classifier of RGB images, a graph that can't be walked, or one that doesn't compute in float32.
+    """
+    check_choice("pixels", pixels, PIXEL_TYPES)
+    functional = graph.functional_of(model)
+    outputs.count_classes(model)
+    size = _fixed_size(model, image_size)
+    mixed = {one.compute_dtype for one in graph.leaf_layers(functional)} - {"float32"}
+    mixed -= {one.dtype for one in functional.inputs}  # an input layer of integers computes nothing
+    if mixed:
+        raise ModelError(
+            "Expected a model that computes in float32. Build it again under "
+            '`keras.config.set_dtype_policy("float32")` and give it the weights: `new.set_weights(model.get_weights())`. '
+            f"{received(compute_dtype=', '.join(sorted(mixed)))}"
+        )
+    inputs = keras.Input((*size, 3), dtype=pixels, name="pixels")
+    images = inputs if pixels == "float32" else keras.ops.cast(inputs, "float32")
+    results = replay(functional, [images], _does_nothing_in_inference)
+    main = results[_main_index(functional)]
+    return connect([inputs], [main], model.name)
+
+
+def _fixed_size(model, image_size) -> tuple[int, int]:
+    own = outputs.input_size(model)
+    wanted = own if image_size is None else check_image_size(image_size)
+    if any(side not in (None, asked) for side, asked in zip(own, wanted, strict=True)):
+        raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")
+    if None in wanted:
+        raise ArgumentError(
+            f"The model takes images of any size, and an exported one has a fixed size: pass `image_size=`. "
+            f"{received(image_size=image_size)}"
+        )
+    return wanted
+
+
+def _does_nothing_in_inference(operation) -> bool:
+    """Tell Keras's own augmentation, dropout and noise, which hand images of the same shape on as they are."""
+    if not isinstance(operation, keras.layers.Layer) or isinstance(operation, keras.Model):
+        return False
+    if not type(operation).__module__.startswith("keras.") or not graph.is_random(operation):
+        return False
+    if graph.has_weights(operation):  # a recurrent layer with dropout, say
+        return False
+    nodes = operation._inbound_nodes
+    return all(len(one.input_tensors) == 1 and _same_shape(one) for one in nodes)
+
+
+def _same_shape(node) -> bool:
+    return tuple(node.input_tensors[0].shape) == tuple(node.outputs[0].shape)
+
+
+def _main_index(functional) -> int:
+    main = outputs.main_tensor(functional)
+    return next(index for index, tensor in enumerate(functional.outputs) if tensor is main)

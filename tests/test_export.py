@@ -1,0 +1,430 @@
+"""What is exported answers as the model does, or doesn't leave; and nothing that is half done stays behind."""
+
+import importlib.util
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerastl
+from kerastl import litert, outputs
+from kerastl.errors import (
+    ArgumentError,
+    BackendError,
+    DataError,
+    GateError,
+    KerastlWarning,
+    ModelError,
+    OutputError,
+)
+from kerastl.export import formats, gate, inference_model
+from kerastl.export.gate import Comparison, Limits, judge
+from tests import models
+
+pytestmark = [
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the exporters are TensorFlow's"),
+    pytest.mark.skipif(not litert.is_installed(), reason="needs ai-edge-litert"),
+]
+NAMES = ["amber", "blue", "crimson"]
+
+
+def needs(name):
+    missing = [one for one in formats.FORMATS[name].packages if importlib.util.find_spec(one) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+def coloured(count, seed=0):
+    """Images of three colours in noise, and their labels."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = random.normal(90, 40, (count, 32, 32, 3))
+    images[np.arange(count), :, :, labels] += 60
+    return images.clip(0, 255).astype("uint8"), labels
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A nested model with augmentation that has learned its three colours."""
+    keras.utils.set_random_seed(0)
+    trained = models.compiled(models.nested(32, augmentation=True, blocks=1), 1e-2)
+    images, labels = coloured(96)
+    trained.fit(images.astype("float32"), labels, epochs=8, verbose=0)
+    for layer in trained.layers:
+        layer.trainable = False
+    return trained
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {"representative": coloured(48), "held_out": coloured(60, seed=1)}
+
+
+@pytest.fixture(scope="module")
+def _conversions():
+    return {}
+
+
+@pytest.fixture
+def convert_once(_conversions, monkeypatch):
+    """Let tests of what comes after the conversion share those of the trained model, which take seconds each."""
+    convert = litert.convert
+
+    def remembered(model, **options):
+        key = (options["quantize"], model.inputs[0].dtype)
+        if key not in _conversions:
+            _conversions[key] = convert(model, **options)
+        return _conversions[key]
+
+    monkeypatch.setattr(litert, "convert", remembered)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "bundle"
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.parent.iterdir())
+
+
+def card_of(folder):
+    return json.loads((folder / "model_card.json").read_text())
+
+
+def test_the_model_has_learned_enough_for_its_accuracy_to_say_something(model, data):
+    assert kerastl.evaluate(model, data["held_out"]).accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "pixels"),
+    [
+        ("litert", None, "uint8"),
+        pytest.param("litert", "float16", "float32", marks=pytest.mark.slow),
+        ("litert", "dynamic", "float32"),
+        ("litert", "int8", "uint8"),
+        ("saved_model", None, "float32"),
+        pytest.param("onnx", None, "uint8", marks=needs("onnx")),
+    ],
+)
+def test_every_format_passes_the_gate_and_says_on_the_card_how(model, data, folder, name, quantize, pixels):
+    written = kerastl.export_model(
+        model, folder, formats=name, quantize=quantize, pixels=pixels, labels=NAMES, verbose=0, **data
+    )
+    card = written.card
+    compared = card["gate"]["comparisons"][0]
+    assert (compared["format"], compared["quantize"], compared["count"]) == (name, quantize, 60)
+    assert compared["agreement"] >= (0.995 if quantize is None else 0.95)
+    assert compared["largest_difference"] < (1e-4 if quantize is None else 0.2)
+    assert compared["keras_accuracy"] == pytest.approx(kerastl.evaluate(model, data["held_out"]).accuracy)
+    assert [one["name"] for one in compared["classes"]] == NAMES
+    assert card["gate"]["images"] == "held-out"
+    assert card["input"] == {
+        "shape": [1, 32, 32, 3],
+        "type": pixels,
+        "channels": "RGB",
+        "range": [0, 255],
+        "resize": "squash",
+    }
+    assert set(card["files"]) >= {"labels.txt"}
+    if name == "litert":
+        images, labels = data["held_out"]
+        assert np.mean(np.array(written.predict(images).labels) == np.array(NAMES)[labels]) == compared["accuracy"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the gate runs it")
+@needs("coreml")
+@pytest.mark.usefixtures("convert_once")
+def test_core_ml_is_written_with_a_warning_where_it_cannot_run(model, folder):
+    with pytest.warns(KerastlWarning, match="coreml float32 was written, but not compared"):
+        written = kerastl.export_model(model, folder, formats=["litert", "coreml"], verbose=0)
+    assert [one["count"] for one in written.card["gate"]["comparisons"]] == [32, 0]
+    assert any(name.startswith("model.mlpackage/") for name in written.card["files"])
+
+
+def test_augmentation_and_dropout_stay_behind_and_the_answers_stay():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomContrast(0.5)])(inputs)
+    x = layers.GaussianNoise(0.9)(models.tiny_backbone(32, blocks=1)(x))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    exported = inference_model(model)
+    kinds = {type(layer).__name__ for layer in exported.layers}
+    assert not {kind for kind in kinds if "Random" in kind or "Drop" in kind or "Noise" in kind or "Sequential" in kind}
+    assert not [weight.path for weight in exported.weights if "seed" in weight.path]
+    images = coloured(4)[0].astype("float32")
+    answers = [keras.ops.convert_to_numpy(one(images, training=False)) for one in (model, exported)]
+    np.testing.assert_allclose(*answers, rtol=1e-6)
+
+
+def test_the_keras_savedmodel_of_an_augmenting_model_is_random_and_ours_is_not(model, tmp_path):
+    """The trap that leaving augmentation out protects from; when Keras mends it, the docstring has to be changed."""
+    import tensorflow as tf
+
+    images = coloured(4)[0].astype("float32")
+    model.export(str(tmp_path / "plain"), format="tf_saved_model", verbose=False)
+    plain = tf.saved_model.load(str(tmp_path / "plain"))
+    assert len({plain.serve(images).numpy().tobytes() for _ in range(12)}) > 1
+    formats.write("saved_model", inference_model(model), tmp_path / "ours", None, None)
+    ours = formats.load("saved_model", tmp_path / "ours")
+    assert len({ours(images).tobytes() for _ in range(12)}) == 1
+
+
+@pytest.mark.parametrize("shape", ["flat", "nested", "sequential"])
+def test_flat_nested_and_sequential_models_export_unchanged(shape):
+    model = getattr(models, shape)(32)
+    before = models.snapshot(model)
+    exported = inference_model(model, pixels="uint8")
+    images = coloured(4)[0]
+    answers = [keras.ops.convert_to_numpy(one(images, training=False)) for one in (model, exported)]
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-6)
+    assert not models.changed(before, model)
+
+
+def test_a_model_of_any_size_needs_one_and_gets_it():
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
+    with pytest.raises(ArgumentError, match="pass `image_size=`"):
+        inference_model(model)
+    assert inference_model(model, image_size=(24, 40)).input_shape == (None, 24, 40, 3)
+    with pytest.raises(ArgumentError, match="no others"):
+        inference_model(models.flat(32), image_size=64)
+
+
+def test_the_first_of_several_outputs_is_exported():
+    inputs = keras.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    main, other = layers.Dense(3, activation="softmax")(x), layers.Dense(5)(x)
+    for structure in ([main, other], {"z": main, "a": other}):
+        assert inference_model(keras.Model(inputs, structure)).output_shape == (None, 3)
+
+
+def test_sigmoid_and_logits_are_compared_as_probabilities(folder):
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(inputs)))
+    for units, activation in ((1, "sigmoid"), (4, None)):
+        model = keras.Model(inputs, layers.Dense(units, activation=activation)(x))
+        written = kerastl.export_model(model, folder, overwrite=True, verbose=0)
+        images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), "uint8")
+        expected = outputs.class_probabilities(model, images)
+        np.testing.assert_allclose(written.predict(images).probabilities, expected, atol=1e-5)
+
+
+def broken(monkeypatch, change):
+    """Let what is loaded from LiteRT answer wrongly, as a bad conversion would."""
+    load = formats.load
+
+    def load_and_spoil(name, path):
+        run = load(name, path)
+        return lambda pixels: change(run(pixels).copy())
+
+    monkeypatch.setattr("kerastl.export.writing.load", load_and_spoil)
+
+
+def rolled(answers):
+    """Name the next class for one image in ten."""
+    answers[::10] = np.roll(answers[::10], 1, axis=1)
+    return answers
+
+
+def with_nan(answers):
+    answers[0, 0] = np.nan
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        (rolled, {}, r"litert float32: it names Keras's class for 8\d\.\d\d% of the images, and must for 99\.50%"),
+        (rolled, {"quantize": "dynamic"}, r"litert dynamic: it loses \d+\.\d\d points of accuracy, and may lose 1\.00"),
+        (with_nan, {"quantize": "dynamic"}, "it answers NaN or infinity"),
+    ],
+)
+@pytest.mark.usefixtures("convert_once")
+def test_the_gate_stops_a_bad_export_and_leaves_nothing(model, data, folder, monkeypatch, change, options, reason):
+    broken(monkeypatch, change)
+    with pytest.raises(GateError, match=reason) as caught:
+        kerastl.export_model(model, folder, labels=NAMES, verbose=0, held_out=data["held_out"], **options)
+    assert "FAILED" in caught.value.table
+    assert "60 held-out images" in caught.value.reason
+    assert left_behind(folder) == []
+
+
+@pytest.mark.usefixtures("convert_once")
+def test_the_gate_lets_pass_what_the_limits_allow(model, data, folder, monkeypatch):
+    broken(monkeypatch, rolled)
+    written = kerastl.export_model(
+        model, folder, quantize="dynamic", verbose=0, held_out=data["held_out"], accuracy_loss=0.2, labels=NAMES
+    )
+    lost = [one["lost"] for one in written.card["gate"]["comparisons"][0]["classes"]]
+    assert max(lost) > 0
+
+
+@pytest.mark.usefixtures("convert_once")
+def test_a_failed_export_leaves_an_earlier_bundle_alone(model, data, folder, monkeypatch):
+    kerastl.export_model(model, folder, verbose=0)
+    before = (folder / "model_card.json").read_bytes()
+    broken(monkeypatch, rolled)
+    with pytest.raises(GateError):
+        kerastl.export_model(model, folder, verbose=0, overwrite=True, held_out=data["held_out"])
+    assert (folder / "model_card.json").read_bytes() == before
+    assert left_behind(folder) == ["bundle"]
+
+
+def comparison(**values):
+    return Comparison(**{"format": "litert", "quantize": "int8", "count": 1000, "largest_difference": 0.1, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "passes"),
+    [
+        ({"agreement": 0.9, "keras_accuracy": 0.8, "accuracy": 0.79}, True),
+        ({"agreement": 0.9, "keras_accuracy": 0.8, "accuracy": 0.789}, False),
+        ({"agreement": 0.9, "keras_accuracy": 0.8, "accuracy": 0.85}, True),
+        ({"agreement": 0.99}, True),
+        ({"agreement": 0.989}, False),
+        ({"agreement": 0.995, "quantize": None}, True),
+        ({"agreement": 0.994, "quantize": None, "keras_accuracy": 0.5, "accuracy": 0.6}, False),
+        ({"agreement": 1.0, "largest_difference": None}, False),
+        ({"count": 0, "largest_difference": None}, True),
+    ],
+)
+def test_the_limits_are_those_that_the_documentation_names(values, passes):
+    assert (judge(comparison(**values), Limits()).failure is None) is passes
+
+
+def test_the_table_names_the_classes_that_lose_most_first():
+    classes = [
+        {"name": name, "images": 10, "keras": 0.9, "exported": 0.9 - lost, "lost": lost}
+        for name, lost in (("a", 0.0), ("b", 0.4), ("c", -0.1))
+    ]
+    text = gate.comparison_table([comparison(agreement=0.9, keras_accuracy=0.9, accuracy=0.8, classes=classes)])
+    lines = [line.split() for line in text.splitlines()[-3:]]
+    assert [(line[0], line[-1]) for line in lines] == [("b", "-40.0"), ("a", "+0.0"), ("c", "+10.0")]
+
+
+@pytest.mark.usefixtures("convert_once")
+def test_without_held_out_images_the_card_says_what_was_compared_on(model, data, folder, capsys):
+    kerastl.export_model(model, folder, representative=data["representative"])
+    assert "representative images (no held-out ones were given)" in capsys.readouterr().out
+    assert card_of(folder)["gate"]["images"] == "representative"
+    kerastl.export_model(model, folder, overwrite=True)
+    assert "32 images of noise (no others were given)" in capsys.readouterr().out
+    assert card_of(folder)["gate"]["images"] == "noise"
+    assert card_of(folder)["gate"]["comparisons"][0]["accuracy"] is None
+
+
+@pytest.mark.usefixtures("convert_once")
+def test_datasets_in_batches_serve_as_well_as_arrays(model, data, folder):
+    import tensorflow as tf
+
+    identities = []
+    for held_out in (data["held_out"], tf.data.Dataset.from_tensor_slices(data["held_out"]).batch(32)):
+        unlabelled = tf.data.Dataset.from_tensor_slices(data["representative"][0]).batch(16)
+        written = kerastl.export_model(
+            model, folder, overwrite=True, representative=unlabelled, held_out=held_out, verbose=0
+        )
+        assert written.card["gate"]["comparisons"][0]["accuracy"] > 0.9
+        identities.append(written.card["gate"]["identity"])
+    assert identities[0] == identities[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"formats": []}, ArgumentError, "`formats` must name"),
+        ({"formats": "tflite"}, ArgumentError, "Did you mean 'litert'"),
+        ({"formats": ["litert", "litert"]}, ArgumentError, "each once"),
+        ({"quantize": "int4"}, ArgumentError, "'int8'"),
+        ({"formats": "saved_model", "quantize": "int8"}, ArgumentError, "is for 'litert' alone"),
+        ({"pixels": "int16"}, ArgumentError, "'uint8'"),
+        ({"resize": "stretch"}, ArgumentError, "'squash'"),
+        ({"quantize": "int8"}, ArgumentError, "needs `representative=`"),
+        ({"quantize": "int8", "representative": np.zeros((0, 32, 32, 3))}, DataError, "no representative images"),
+        ({"representative": np.zeros((4, 16, 16, 3)) + 9}, DataError, "takes images of 32 × 32 × 3.*16 × 16 × 3"),
+        ({"representative": np.full((4, 32, 32, 3), np.nan)}, DataError, "NaN"),
+        ({"held_out": (np.zeros((0, 32, 32, 3)), np.zeros(0))}, DataError, "no held-out images"),
+        ({"held_out": (np.zeros((4, 64, 32, 3)) + 9, np.zeros(4))}, DataError, "takes images of 32"),
+        ({"held_out": (np.zeros((4, 32, 32, 3)) + 9, np.full(4, 3))}, DataError, "from 0 to 2"),
+        ({"held_out": 3}, DataError, "Expected a `tf.data.Dataset`"),
+        ({"labels": ["a", "b"]}, DataError, "one class name for each"),
+        ({"labels": ["a", "b", " "]}, DataError, "must not be empty"),
+        ({"accuracy_loss": -1}, ArgumentError, "accuracy_loss"),
+        ({"agreement": 2}, ArgumentError, "agreement"),
+        ({"details": {"files": {}}}, ArgumentError, "says these itself"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(model, folder, monkeypatch, options, error, words):
+    monkeypatch.setattr("kerastl.export.writing.write", lambda *_: pytest.fail("the slow work had begun"))
+    with pytest.raises(error, match=words):
+        kerastl.export_model(model, folder, verbose=0, **options)
+    assert left_behind(folder) == []
+
+
+def test_models_that_are_no_float32_classifiers_of_pixels_are_refused(folder):
+    inputs = keras.Input((32, 32, 3))
+    with pytest.raises(ModelError, match="Expected a classifier"):
+        kerastl.export_model(models.tiny_backbone(32), folder)
+    half = keras.Model(inputs, layers.Dense(2, dtype="mixed_float16")(layers.GlobalAveragePooling2D()(inputs)))
+    with pytest.raises(ModelError, match=r"float32.*compute_dtype='float16'"):
+        kerastl.export_model(half, folder)
+
+    class Subclassed(keras.Model):
+        pass
+
+    with pytest.raises(ModelError, match=r"keras\.Model\(inputs, model\(inputs\)\)"):
+        kerastl.export_model(Subclassed(), folder)
+    assert left_behind(folder) == []
+
+
+def test_a_model_that_cannot_be_converted_leaves_nothing(folder):
+    class Determinant(layers.Layer):
+        def call(self, x):
+            return keras.ops.det(x[..., :3, :3, 0])[:, None]
+
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, layers.Dense(2)(Determinant()(inputs)))
+    with pytest.raises(ModelError, match="MatrixDeterminant"):
+        kerastl.export_model(model, folder, verbose=0)
+    assert left_behind(folder) == []
+
+
+@pytest.mark.usefixtures("convert_once")
+def test_an_interrupted_export_leaves_nothing(model, folder, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kerastl.export.writing.load", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        kerastl.export_model(model, folder, verbose=0)
+    assert left_behind(folder) == []
+
+
+def test_a_folder_of_something_else_is_never_replaced(model, folder):
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"not empty|holds more than a bundle"):
+            kerastl.export_model(model, folder, overwrite=overwrite, verbose=0)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["litert", "onnx", "coreml"])
+def test_a_missing_package_is_an_error_that_names_the_extra(model, folder, monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=rf"'{name}' needs .*kerastl\[export\]"):
+        kerastl.export_model(model, folder, formats=name)
+    assert left_behind(folder) == []
+
+
+@pytest.mark.usefixtures("convert_once")
+def test_the_details_of_the_caller_and_the_versions_stand_on_the_card(model, folder):
+    kerastl.export_model(model, folder, verbose=0, details={"licence": "CC0", "data": {"name": "drawn"}})
+    card = card_of(folder)
+    assert card["licence"] == "CC0"
+    assert card["data"] == {"name": "drawn"}
+    assert card["versions"]["keras"] == keras.__version__
+    assert card["versions"]["ai-edge-litert"]
