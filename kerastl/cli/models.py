@@ -68,11 +68,16 @@ def labels_beside(file: Path) -> list[str] | None:
     return read_labels(labels) if labels.is_file() else None
 
 
-def resize_beside(file: Path) -> str:
-    """Return how images were resized in training, if `report.json` beside a model says so; else the default."""
+def report_beside(file: Path) -> dict:
+    """Return what `report.json` beside a model holds, or an empty dictionary."""
     try:
         report = json.loads(file.with_name("report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return RESIZES[0]
-    resize = report.get("resize") if isinstance(report, dict) else None
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def resize_beside(file: Path) -> str:
+    """Return how images were resized in training, if `report.json` beside a model says so; else the default."""
+    resize = report_beside(file).get("resize")
     return resize if resize in RESIZES else RESIZES[0]

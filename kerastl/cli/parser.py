@@ -20,6 +20,7 @@ examples:
   python -m kerastl predict runs/flowers photo.jpg more_photos/
   python -m kerastl backbones
   python -m kerastl summary runs/flowers
+  python -m kerastl export runs/flowers --quantize int8 --data flowers/ --out bundle
 
 Each command has its own help: python -m kerastl train --help
 """
@@ -44,6 +45,19 @@ examples:
 """
 
 
+_EXPORT_EXAMPLES = """\
+examples:
+  python -m kerastl export runs/flowers --data flowers/ --out bundle
+  python -m kerastl export runs/quickstart/model.keras --format litert --quantize int8 --data elpv --out bundle
+  python -m kerastl export model.keras --format litert onnx saved_model --labels my_labels.txt --out bundle
+  python -m kerastl predict bundle photo.jpg
+
+The images of --data are split as they were in training. Every format is run beside the model on the test images; where
+it answers worse than the limits allow, a table says how much, and nothing is written. When it is done, the output folder
+holds the models, labels.txt and model_card.json, which holds the SHA-256 of every file.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that tells errors in one line, as all of this package's are."""
 
@@ -60,6 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     for name, operands, add, text, epilog in (
         ("train", "SOURCE --out FOLDER", _add_train, "train a classifier on a folder of images", _TRAIN_EXAMPLES),
         ("predict", "MODEL IMAGE...", _add_predict, "name what images show, with a trained model", _PREDICT_EXAMPLES),
+        (
+            "export",
+            "MODEL --out FOLDER",
+            _add_export,
+            "write a model for phones and servers, and prove it",
+            _EXPORT_EXAMPLES,
+        ),
         ("backbones", "[WORD]", _add_backbones, "list the pretrained networks to choose from", None),
         ("summary", "MODEL", _add_summary, "show a model block by block: what is trainable, and its size", None),
     ):
@@ -189,7 +210,7 @@ def _add_training_options(group) -> None:
 
 
 def _add_predict(parser) -> None:
-    _add_model(parser)
+    _add_model(parser, "a .keras file, a run folder that holds one, or a bundle that `export` made")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument(
         "--labels", metavar="FILE", help="class names, one a line (default: labels.txt beside the model)"
@@ -207,6 +228,53 @@ def _add_predict(parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON: a list with an object per image")
 
 
+def _add_export(parser) -> None:
+    _add_model(parser)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the bundle is made")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier bundle at --out, once this has passed"
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=["litert", "saved_model", "onnx", "coreml"],
+        default=["litert"],
+        help="one or several (default: litert)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=["none", "float16", "dynamic", "int8"],
+        default="none",
+        help="of LiteRT: weights in half the bytes; in int8; weights and activations in int8 (default: none)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="the images it was trained on, as for `train`; without them nobody knows what the export does to the accuracy",
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="class names, one a line (default: labels.txt beside the model)"
+    )
+    parser.add_argument(
+        "--pixels", choices=["float32", "uint8"], default="float32", help="type of the input (default: float32)"
+    )
+    parser.add_argument("--image-size", type=_image_size, metavar="PIXELS", help="for a model that takes any size")
+    parser.add_argument(
+        "--accuracy-loss",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="what a quantized export may lose (default: 0.01, a point)",
+    )
+    parser.add_argument(
+        "--agreement",
+        type=float,
+        default=0.995,
+        metavar="SHARE",
+        help="of the images on which a float32 export must name the same class (default: 0.995)",
+    )
+
+
 def _add_backbones(parser) -> None:
     parser.add_argument("word", metavar="WORD", nargs="?", help="list only names that contain this")
 
@@ -215,8 +283,8 @@ def _add_summary(parser) -> None:
     _add_model(parser)
 
 
-def _add_model(parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a .keras file, or a run folder that holds one")
+def _add_model(parser, text: str = "a .keras file, or a run folder that holds one") -> None:
+    parser.add_argument("model", metavar="MODEL", help=text)
 
 
 def _image_size(text: str) -> int | tuple[int, int]:

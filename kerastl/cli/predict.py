@@ -3,29 +3,38 @@
 import json
 from pathlib import Path
 
+from kerastl.bundle import is_bundle, load_bundle
 from kerastl.checks import received
 from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, resize_beside
-from kerastl.errors import DataError
+from kerastl.errors import ArgumentError, DataError
 from kerastl.images import list_images
 from kerastl.prediction import predict
 
 
 def run(arguments) -> int:
     """Predict, print, and return the exit status."""
-    file = find_model(arguments.model)
-    names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
+    file = None if is_bundle(arguments.model) else find_model(arguments.model)
     paths = [path for given in arguments.images for path in _paths_of(given)]
-    predictions = predict(
-        load_model(file),
-        paths,
-        class_names=names,
-        views=arguments.views,
-        resize=arguments.resize or resize_beside(file),
-        batch_size=arguments.batch_size,
-        top=arguments.top,
-    )
+    options = {"views": arguments.views, "batch_size": arguments.batch_size, "top": arguments.top}
+    if file is None:
+        predictions = _predict_with_bundle(arguments, paths, options)
+    else:
+        predictions = _predict_with_model(arguments, file, paths, options)
     print(json.dumps(predictions.to_rows(), indent=2, ensure_ascii=False) if arguments.json else predictions)
     return 0
+
+
+def _predict_with_bundle(arguments, paths, options):
+    if arguments.labels:
+        raise ArgumentError(f"A bundle brings its own labels: leave --labels out. {received(labels=arguments.labels)}")
+    return load_bundle(arguments.model).predict(paths, resize=arguments.resize, **options)
+
+
+def _predict_with_model(arguments, file, paths, options):
+    names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
+    return predict(
+        load_model(file), paths, class_names=names, resize=arguments.resize or resize_beside(file), **options
+    )
 
 
 def _paths_of(given: str) -> list[Path]:

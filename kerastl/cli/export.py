@@ -1,0 +1,116 @@
+"""`export MODEL --out FOLDER`: write a sealed bundle for phones and servers, if it answers as the model does."""
+
+import hashlib
+import sys
+import warnings
+
+from kerastl import outputs
+from kerastl.checks import received
+from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, report_beside, resize_beside
+from kerastl.cli.quiet import import_quietly
+from kerastl.errors import ArgumentError, GateError, KerastlWarning
+from kerastl.inputs import find_source
+
+
+def run(arguments) -> int:
+    """Export, print what came of it, and return the exit status."""
+    import_quietly("tensorflow", verbose=arguments.verbose)
+    from kerastl.export import BUNDLE_FILES, export_model
+    from kerastl.report import check_output_folder
+
+    file = find_model(arguments.model)
+    quantize = None if arguments.quantize == "none" else arguments.quantize
+    if quantize == "int8" and arguments.data is None:
+        raise ArgumentError(
+            "--quantize int8 needs --data, whose training images show how large the activations get. "
+            f"{received(data=None)}"
+        )
+    check_output_folder(arguments.out, overwrite=arguments.overwrite, files=BUNDLE_FILES, what="bundle")
+    names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
+    report = report_beside(file)
+    model = load_model(file)
+    splits = None if arguments.data is None else _load_splits(arguments, model, report, resize_beside(file))
+    try:
+        written = export_model(
+            model,
+            arguments.out,
+            formats=list(dict.fromkeys(arguments.format)),
+            quantize=quantize,
+            representative=None if splits is None else splits.train,
+            held_out=None if splits is None else _held_out(splits),
+            labels=list(splits.class_names) if names is None and splits is not None else names,
+            pixels=arguments.pixels,
+            resize=resize_beside(file),
+            image_size=arguments.image_size or _size_from(report, model),
+            accuracy_loss=arguments.accuracy_loss,
+            agreement=arguments.agreement,
+            details=_details(report, splits),
+            overwrite=arguments.overwrite,
+        )
+    except GateError as error:
+        print(error.table, file=sys.stderr)
+        raise GateError(error.reason) from None
+    print(f"\n{written}\n\nBundle: {arguments.out} (try: python -m kerastl predict {arguments.out} IMAGE)")
+    return 0
+
+
+def _load_splits(arguments, model, report: dict, resize: str):
+    """Load images, split as they were in training, so that none of the held-out ones was trained on."""
+    from kerastl.data import load_images
+
+    trained = report.get("arguments") or {}
+    name = (report.get("data") or {}).get("name")
+    if not trained:
+        warnings.warn(
+            "There is no report.json of a training run beside the model, so nobody knows what it was trained on: the "
+            "held-out images may be among its training images, which flatters every accuracy.",
+            KerastlWarning,
+            stacklevel=2,
+        )
+    splits = load_images(
+        arguments.data,
+        image_size=arguments.image_size or _size_from(report, model) or outputs.input_size(model),
+        validation=trained.get("validation"),
+        test=trained.get("test"),
+        seed=trained.get("seed") or 0,
+        resize=resize,
+        skip_unreadable=bool(trained.get("skip_unreadable")),
+    )
+    if name is not None and name != splits.name:
+        warnings.warn(
+            f"The model was trained on {name}, and is compared on {splits.name}.", KerastlWarning, stacklevel=2
+        )
+    return splits
+
+
+def _held_out(splits):
+    """Return the test images, or the validation images where there are none."""
+    if splits.test is not None:
+        return splits.test
+    if splits.validation is None:
+        raise ArgumentError("The data has neither test nor validation images, so that nothing is held out.")
+    return splits.validation
+
+
+def _size_from(report: dict, model):
+    """Return the size that a model of any size was trained at, where its report says so."""
+    size = report.get("image_size")
+    is_size = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+    return tuple(size) if None in outputs.input_size(model) and is_size else None
+
+
+def _details(report: dict, splits) -> dict:
+    """Return what the card says of the weights' origin, the data and its split, and the accuracy that training reported."""
+    details = {key: report.get(key) for key in ("backbone", "weights", "data")}
+    kept = ("evaluated_on", "count", "accuracy", "standard_error", "majority_baseline", "per_class")
+    details["metrics"] = {key: report[key] for key in kept if key in report} or None
+    if splits is not None:
+        details["data"] = {"name": splits.name, "licence": splits.licence, "class_counts": splits.class_counts}
+        details["split"] = _split_of(splits)
+    return details
+
+
+def _split_of(splits) -> dict:
+    identities = {part: find_source(getattr(splits, part)).identity for part in splits.split_sizes}
+    together = hashlib.sha256("\n".join(f"{part} {one}" for part, one in identities.items()).encode()).hexdigest()
+    return {"seed": splits.seed, "sizes": splits.split_sizes, "hash": together, "parts": identities}
