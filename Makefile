@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all test-jax lint format clean
+.PHONY: help quickstart test test-all test-jax notebooks lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
 	@echo "make test-all     the same with the slow sweeps"
 	@echo "make test-jax     the core's tests on the JAX backend"
+	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
 	@echo "make format       let ruff format the code"
 
 quickstart: $(VENV)/.demo
@@ -24,6 +25,10 @@ test-all: lint
 test-jax: $(VENV)/.jax
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \
 		tests/test_heads.py tests/test_compiling.py tests/test_callbacks.py tests/test_training.py
+
+# With KERASTL_FAST=1 at the FAST size, keeping nothing
+notebooks: $(VENV)/.test
+	$(BIN)/python notebooks/tools.py run $(if $(filter 1,$(KERASTL_FAST)),,--keep) $(ONLY)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
