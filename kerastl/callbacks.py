@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 
+from kerastl import several_outputs
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError
 
@@ -17,11 +18,12 @@ def early_stopping(
 ) -> keras.callbacks.EarlyStopping:
     """Return a fresh `EarlyStopping` that restores the best weights, its direction told from the monitored name.
 
-    Make a new one for every phase: in Keras 3.11 to 3.14 a reused one keeps the best value of the phase before.
+    Make a new one for every phase: in Keras 3.11 to 3.14 a reused one keeps the best value of the phase before. On a model
+    with several outputs it watches the main one, also in plain `model.fit`, where Keras's `val_loss` is the total.
 
     Args:
         patience: epochs without improvement after which training stops.
-        monitor: name in the training logs.
+        monitor: name in the training logs; with several outputs "val_loss" means "val_predictions_loss", say.
         min_delta: smallest change that counts as improvement.
 
     Raises:
@@ -29,13 +31,25 @@ def early_stopping(
     """
     if not (isinstance(min_delta, (int, float)) and min_delta >= 0 and math.isfinite(min_delta)):
         raise ArgumentError(f"`min_delta` must be a number of at least 0. {received(min_delta=min_delta)}")
-    return keras.callbacks.EarlyStopping(
+    return _MainEarlyStopping(
         monitor=monitor,
         patience=check_count("patience", patience, smallest=0),
         min_delta=min_delta,
         mode=direction(monitor),
         restore_best_weights=True,
     )
+
+
+class _MainEarlyStopping(keras.callbacks.EarlyStopping):
+    """Early stopping that watches the main output of a model that has several."""
+
+    def __init__(self, monitor, **options):
+        super().__init__(monitor, **options)
+        self._asked_for = monitor
+
+    def on_train_begin(self, logs=None):
+        self.monitor = several_outputs.main_log_name(self.model, self._asked_for)
+        super().on_train_begin(logs)
 
 
 def direction(monitor: str) -> str:

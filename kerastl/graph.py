@@ -141,14 +141,14 @@ def nodes_in_order(model, outputs=None) -> list:
     return [node for depth in depths for node in functional._nodes_by_depth[depth] if id(node) in wanted]
 
 
-def live_tensors(model, outputs=None):
-    """Yield, for each node in topological order, `(node, the tensors still needed after it)`.
+def live_tensors(model, outputs=None, nodes=None):
+    """Yield, for each node in topological order (that of `nodes`, if given), `(node, the tensors still needed after it)`.
 
     A tensor is still needed when a later node takes it, or when it is one of the outputs.
     """
     functional = functional_of(model)
     outputs = list(functional.outputs if outputs is None else outputs)
-    nodes = nodes_in_order(model, outputs)
+    nodes = nodes_in_order(model, outputs) if nodes is None else nodes
     uses = {}
     for tensor in [tensor for node in nodes for tensor in node.input_tensors] + outputs:
         uses[id(tensor)] = uses.get(id(tensor), 0) + 1

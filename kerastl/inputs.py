@@ -80,11 +80,10 @@ def first_batch(data, y=None) -> tuple | None:
     if source is not None and len(source):
         count = min(8, len(source))
         return np.stack([source.read(index) for index in range(count)]), source.labels[:count]
-    if y is not None:
-        return _as_arrays(data[:8], y[:8]) if hasattr(data, "__getitem__") else None
-    pair = split_pair(data)
+    pair = split_pair(data) if y is None else (data, y)
     if pair is not None:
-        return _as_arrays(pair[0][:8], pair[1][:8]) if hasattr(pair[0], "__getitem__") else None
+        is_one_label = hasattr(pair[0], "__getitem__") and hasattr(pair[1], "shape")  # rather than one for each output
+        return _as_arrays(pair[0][:8], pair[1][:8]) if is_one_label else None
     if isinstance(data, keras.utils.PyDataset):
         return _as_arrays(*data[0][:2]) if len(data) else None
     if is_tf_dataset(data):
@@ -119,6 +118,7 @@ def all_labels(data) -> np.ndarray | None:
     else:
         return None
     return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches]) if batches else None
+
 
 def batches_of(data):
     """Return an iterable over the batches of what `fit` takes, with labels; of a pair of arrays 32 images at a time.
@@ -162,7 +162,6 @@ def labelled_batches(data, num_classes: int):
         if label_kind(labels, num_classes) == "one-hot":
             labels = labels.argmax(axis=1)
         yield images, labels.reshape(-1).astype(np.int64)
-
 
 
 def count_batches(data, batch_size: int | None = None) -> int | None:

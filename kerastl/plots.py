@@ -12,6 +12,7 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, DataError
+from kerastl.several_outputs import AUXILIARY
 
 _TRAINING, _VALIDATION, _BEST, _QUIET = "#8b98a5", "#1565c0", "#d9480f", "#5f6b76"
 _PHASE_TITLES = {"head": "head", "fine_tune": "fine-tuning", "training": ""}
@@ -20,7 +21,8 @@ _PHASE_TITLES = {"head": "head", "fine_tune": "fine-tuning", "training": ""}
 def plot_history(history, *, axes=None):
     """Plot loss and accuracy of a run: both phases on one axis of epochs, with the time they took above it.
 
-    The boundary between the phases is marked, and so is the best epoch, whose weights were kept.
+    The boundary between the phases is marked, and so is the best epoch, whose weights were kept. Of a model with auxiliary
+    heads the main output's curves are drawn.
 
     Args:
         history: a `TransferResult`, a Keras `History`, or its dictionary `{"loss": [...], "val_loss": [...], ...}`.
@@ -197,8 +199,12 @@ def _phases_of(history) -> list[dict]:
 
 def _panel_metrics(phases) -> list[str]:
     keys = [key for key in phases[0]["values"] if not key.startswith("val_") and key not in ("loss", "learning_rate")]
+    main = [key for key in keys if not key.startswith(AUXILIARY)]
+    # beside auxiliary heads the main output logs under its own name, and "loss" is the total
+    loss = next((key for key in main if key.endswith("_loss") and len(main) < len(keys)), "loss")
+    keys = [key for key in main if key != loss]
     accuracies = [key for key in keys if "acc" in key.lower()]
-    return ["loss", *(accuracies or [key for key in keys if not key.endswith("_loss")])[:1]]
+    return [loss, *(accuracies or [key for key in keys if not key.endswith("_loss")])[:1]]
 
 
 def _series(phases, key: str) -> tuple[np.ndarray, np.ndarray]:

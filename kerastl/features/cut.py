@@ -1,7 +1,8 @@
 """Where a model can be cut in two: the trunk, which is frozen and runs once, and the tail, which trains.
 
 The cut is the latest tensor before which nothing trains and from which alone everything after it can be computed. In
-NASNet, whose cells pass on two tensors, it is two.
+NASNet, whose cells pass on two tensors, it is two. Heads that hang at earlier blocks need a tensor there as well, each of
+them: what their pooling leaves of it, as a rule.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import math
 
 import keras
 
-from kerastl import costs, graph
+from kerastl import costs, graph, outputs
 from kerastl.errors import ModelError
 from kerastl.features.flatten import connect, flatten_model
 
@@ -21,7 +22,7 @@ class Cut:
     Attributes:
         flat: the model in one graph (`flatten_model`).
         start: the tensor where the trunk begins: the input, or the output of the augmentation in front.
-        tensors: the one tensor, or two, that the trunk hands to the tail.
+        tensors: the one tensor, or two, that the trunk hands to the tail; then what heads at earlier blocks take.
         layer_names: the layers that make them.
         trunk_macs: multiply-accumulates of the trunk for one image.
         model_macs: those of the whole model.
@@ -52,12 +53,16 @@ class Cut:
 
     def trunk(self, *others: "Cut") -> keras.Model:
         """Return the trunk: from `start` to the cut; with later cuts of the same model, to those as well."""
-        tensors = [tensor for cut in (self, *others) for tensor in cut.tensors]
-        return connect([self.start], tensors, "trunk")
+        return connect([self.start], tensors_of((self, *others)), "trunk")
 
     def tail(self) -> keras.Model:
         """Return the tail: from the cut to the model's outputs. It shares the model's layers."""
         return connect(self.tensors, self.flat.outputs, "tail")
+
+
+def tensors_of(cuts) -> list:
+    """Return the tensors of several cuts of one model, in their order, each once."""
+    return list({id(tensor): tensor for cut in cuts for tensor in cut.tensors}.values())
 
 
 def find_cuts(model: keras.Model) -> list[Cut]:
@@ -76,12 +81,12 @@ def find_cuts(model: keras.Model) -> list[Cut]:
     flat = flatten_model(model)
     if len(flat.inputs) != 1:
         raise ModelError(f"The model {model.name!r} has {len(flat.inputs)} inputs; only models with one can be cut.")
-    positions = _positions(flat)
+    positions = _positions(flat, flat.outputs[outputs.main_index(model)])
     if not positions:
         return []
     macs = _macs_of_layers(flat)
-    single = [_cut(flat, one, macs) for one in positions if len(one.live) == 1]
-    double = [_cut(flat, one, macs) for one in positions if len(one.live) == 2]
+    single = [_cut(flat, one, macs) for one in positions if one.width == 1]
+    double = [_cut(flat, one, macs) for one in positions if one.width == 2]
     single, double = [[cut for cut in cuts if cut is not None] for cuts in (single, double)]
     reach = single[-1].trunk_macs if single else 0
     if double and double[-1].trunk_macs > 2 * reach:
@@ -91,16 +96,25 @@ def find_cuts(model: keras.Model) -> list[Cut]:
 
 @dataclasses.dataclass(frozen=True)
 class _Position:
-    """A place between two nodes of the graph, and what is known there."""
+    """A place between two nodes of the graph, and what is known there.
+
+    Of the tensors that are still needed, the first `width` are needed on the way to the main output.
+    """
 
     live: list
     nodes: list
+    width: int
 
 
-def _positions(flat) -> list[_Position]:
-    """Return the places up to which everything is frozen, something holds weights, and at most two tensors are needed."""
+def _positions(flat, main) -> list[_Position]:
+    """Return the places up to which everything is frozen, something holds weights, and the main output needs two tensors.
+
+    Two at most, that is; other outputs may need more, one for each head that hangs at an earlier block.
+    """
     found, nodes, weighted, pending_random = [], [], False, False
-    for node, live in live_tensors_of(flat):
+    order = _in_order(flat, main)
+    last_use = _last_uses(order, main)
+    for index, (node, live) in enumerate(graph.live_tensors(flat, flat.outputs, order)):
         operation = node.operation
         if not is_frozen(operation):
             break
@@ -109,15 +123,55 @@ def _positions(flat) -> list[_Position]:
             weighted, pending_random = True, False
         elif isinstance(operation, keras.layers.Layer) and graph.is_random(operation):
             pending_random = weighted  # behind the last weights it belongs to the head, and must go on drawing
-        if weighted and not pending_random and len(live) <= 2:
-            found.append(_Position(list(live), list(nodes)))
+        live = sorted(live, key=lambda tensor: last_use.get(id(tensor), -1) <= index)  # the main output's come first
+        width = sum(last_use.get(id(tensor), -1) > index for tensor in live)
+        if weighted and not pending_random and 1 <= width <= 2:
+            found.append(_Position(live, list(nodes), width))
     # a random layer that weights follow lies inside the trunk; one that none follow ends it
     return found
 
 
-def live_tensors_of(flat):
-    """Yield `(node, tensors still needed)` over a flat model, all its outputs counted."""
-    return graph.live_tensors(flat, flat.outputs)
+def _in_order(flat, main) -> list:
+    """Return the nodes in topological order: those of the main output first, and between them what shrinks for others.
+
+    The pooling of a head at an earlier block comes as soon as it can, so that its few numbers are needed later on instead
+    of a feature map.
+    """
+    nodes = graph.nodes_in_order(flat, flat.outputs)
+    on_the_way = graph.ancestors([main])
+    waiting = [node for node in nodes if id(node) not in on_the_way]
+    order, made = [], set()
+    for node in nodes:
+        if id(node) not in on_the_way:
+            continue
+        while node is not None:
+            order.append(node)
+            made.update(id(tensor) for tensor in node.outputs)
+            node = next((one for one in waiting if made.issuperset(map(id, one.input_tensors)) and _shrinks(one)), None)
+            waiting = [one for one in waiting if one is not node]
+    return order + waiting
+
+
+def _shrinks(node) -> bool:
+    """Tell whether a node does the same in every epoch, without weights, and makes no more numbers than it takes."""
+    if graph.has_weights(node.operation) or not is_frozen(node.operation):
+        return False
+    if isinstance(node.operation, keras.layers.Layer) and graph.is_random(node.operation):
+        return False
+    taken, made = (
+        sum(math.prod(side or 1 for side in tensor.shape[1:]) for tensor in tensors)
+        for tensors in (node.input_tensors, node.outputs)
+    )
+    return made <= taken
+
+
+def _last_uses(order, main) -> dict[int, int]:
+    """Return where each tensor is needed last on the way to the main output, by its id: an index into the order."""
+    on_the_way = graph.ancestors([main])
+    uses = {
+        id(tensor): index for index, node in enumerate(order) if id(node) in on_the_way for tensor in node.input_tensors
+    }
+    return {**uses, id(main): len(order)}
 
 
 def is_frozen(operation) -> bool:
@@ -150,7 +204,7 @@ def _start(flat, nodes):
     if not front:
         return flat.inputs[0], inside
     last = front[-1]
-    for node, live in live_tensors_of(flat):
+    for node, live in graph.live_tensors(flat, flat.outputs):
         if node is last:
             return (live[0], inside) if len(live) == 1 and live[0] is node.outputs[0] else (None, inside)
     return None, inside

@@ -1,6 +1,7 @@
 """What running the frozen part once will cost and save, worked out before anything slow."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ import keras
 from kerastl import graph
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.features.cut import Cut, find_cuts
+from kerastl.features.cut import Cut, find_cuts, tensors_of
 from kerastl.features.engines import ENGINES
 from kerastl.features.reading import rows_of
 from kerastl.features.views import Views
@@ -230,14 +231,14 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
     if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
         return "a frozen layer has an activity regularizer, whose loss depends on every image"
     order = [id(variable) for variable in cuts[-1].tail().trainable_variables]
-    if keras.backend.backend() == "jax" and order != [id(one) for one in cuts[-1].flat.trainable_variables]:
+    if keras.backend.backend() == "jax" and order != [id(one) for one in model.trainable_variables]:
         return "the tail's weights come in another order than the model's, which JAX can't train"
     return None
 
 
 def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
     """Return the plan with its figures; not chosen where there is no room or nothing to win."""
-    values = sum(cut.values_per_image for cut in {id(cut): cut for cut in cuts}.values()) * views
+    values = sum(math.prod(tensor.shape[1:]) for tensor in tensors_of(cuts)) * views
     size = 4 if options.dtype == "float32" else 2
     rows = _count_rows(train, validation, views)
     total = None if rows is None else rows * (values // views) * size

@@ -5,8 +5,8 @@ import contextlib
 import keras
 import numpy as np
 
-from kerastl import compiling
-from kerastl.features.cut import Cut
+from kerastl import compiling, several_outputs
+from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extract import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan
 from kerastl.features.reading import Rows
@@ -22,18 +22,20 @@ class FeatureBatches(keras.utils.PyDataset):
         shuffle: draw a new order in every epoch.
         views: rows of one image in the store.
         seed: of orders and views.
+        model: the tail where it has several outputs, each of which is given the labels; else `None`.
     """
 
-    def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
+    def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0, model=None):
         super().__init__()
         self._store, self._names, self.batch_size = store, list(names), batch_size
         self._shuffle, self._views = shuffle, views
         self._random = np.random.default_rng(seed)
         self.count = store.count // views
         self._labels = store.read("labels", slice(0, store.count, views))
-        self._weights = (
+        self._stored_weights = (
             store.read("sample_weights", slice(0, store.count, views)) if "sample_weights" in store.specs else None
         )
+        self._weights, self._model = self._stored_weights, model
         self._order = np.arange(self.count)
         self._view = np.zeros(self.count, "int64")
         self._draw()
@@ -45,8 +47,15 @@ class FeatureBatches(keras.utils.PyDataset):
         images = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         rows = images * self._views + self._view[images]
         features = tuple(self._store.read(name, rows).astype("float32", copy=False) for name in self._names)
-        batch = (features[0] if len(features) == 1 else features, self._labels[images])
+        labels = self._labels[images]
+        if self._model is not None:
+            labels = several_outputs.for_every_output(self._model, labels)
+        batch = (features[0] if len(features) == 1 else features, labels)
         return batch if self._weights is None else (*batch, self._weights[images])
+
+    def weigh(self, class_weight: dict | None) -> None:
+        """Multiply the sample weights by those of the classes; Keras takes these with a single output only."""
+        self._weights = several_outputs.sample_weights(self._labels, class_weight, self._stored_weights)
 
     def on_epoch_end(self):
         self._draw()
@@ -149,6 +158,8 @@ class Session:
         compiling.check_ready(self._model)
         tail = self._compiled_tail(cut)
         train = self._batches_of(cut, "train")
+        if several_outputs.has_several(tail):
+            train.weigh(arguments.pop("class_weight", None))
         verbose = 1 if verbose == "auto" else verbose
         inner = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else None
         used = list(inner.callbacks if inner else callbacks or [])
@@ -187,7 +198,7 @@ class Session:
         """Return the tail, compiled with the model's own optimizer, losses and metrics; anew after a recompile."""
         model = self._model
         if id(cut) not in self._tails:
-            self._tails[id(cut)] = (cut.tail(), None)
+            self._tails[id(cut)] = (self._new_tail(cut), None)
         tail, optimizer = self._tails[id(cut)]
         if optimizer is not model.optimizer:
             model.optimizer.build(model.trainable_variables)
@@ -195,12 +206,19 @@ class Session:
             self._tails[id(cut)] = (tail, model.optimizer)
         return tail
 
+    def _new_tail(self, cut):
+        tail = cut.tail()
+        if several_outputs.has_several(tail):
+            # losses and metrics are known by them; a nested model's outputs are called by other names than its layers
+            tail.output_names = several_outputs.output_names(self._model)
+        return tail
+
     def _batches_of(self, cut, part):
         store, rows = (self._train, self._train_rows) if part == "train" else (self._validation, self._validation_rows)
         if store is None:
             return None
         if (id(cut), part) not in self._batches:
-            is_train = part == "train"
+            is_train, tail = part == "train", self._compiled_tail(cut)
             self._batches[id(cut), part] = FeatureBatches(
                 store,
                 self._names(cut),
@@ -208,14 +226,11 @@ class Session:
                 shuffle=rows.shuffles and is_train,
                 views=self._plan.views if is_train else 1,
                 seed=int(keras.random.SeedGenerator().next()[1]) if is_train else 0,
+                model=tail if several_outputs.has_several(tail) else None,
             )
         return self._batches[id(cut), part]
 
     def _names(self, cut) -> list[str]:
-        """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, one after the other."""
-        first = 0
-        for one in self._plan.cuts:
-            if one is cut:
-                return [f"features_{first + index}" for index in range(len(one.tensors))]
-            first += len(one.tensors)
-        raise KeyError("the cut is not of this session's plan")
+        """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, each once."""
+        places = {id(tensor): index for index, tensor in enumerate(tensors_of(self._plan.cuts))}
+        return [f"features_{places[id(tensor)]}" for tensor in cut.tensors]

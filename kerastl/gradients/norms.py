@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
+from kerastl import several_outputs
 from kerastl.backend import gradients_of
 from kerastl.errors import ModelError
 from kerastl.gradients.rows import Table
@@ -73,6 +74,8 @@ def gradient_norms(model: keras.Model, x, y) -> GradientNorms:
 
 
 def _loss_function(model, x, y):
+    y = several_outputs.fit_arguments(model, {"x": x, "y": y})["y"]  # auxiliary heads take the one label, too
+
     def compiled():
         return model.compute_loss(x=x, y=y, y_pred=model(x, training=True), training=True)
 

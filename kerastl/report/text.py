@@ -62,6 +62,9 @@ def _headline_cells(report: dict) -> list[list[str]]:
     rows = [[f"{on}, {report['count']} images (± standard error)", score]]
     if report.get("head_accuracy") is not None:
         rows.append([f"{on}, head phase alone", f"{report['head_accuracy']:.3f}        "])
+    if report.get("averaged"):
+        averaged = report["averaged"]
+        rows.append([f"{on}, {averaged['views']} flips averaged", f"{averaged['accuracy']:.3f}        "])
     rows.append([f"always answering {report['majority_class']!r}", f"{report['majority_baseline']:.3f}        "])
     return rows
 
@@ -93,6 +96,9 @@ def _facts(report: dict) -> list[tuple[str, str]]:
         ("Data", f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}"),
         ("Weights", _weights_in_words(weights)),
     ]
+    if report.get("auxiliary_accuracies"):
+        heads = ", ".join(f"{name} {value:.3f}" for name, value in report["auxiliary_accuracies"].items())
+        facts.append(("Auxiliary heads, accuracy on the validation images", heads))
     licences = [f"data: {data['licence']}"] if data.get("licence") else []
     licences += [f"weights: {weights['licence']}"] if weights and weights["source"] != "random" else []
     return [*facts, ("Licences", "; ".join(licences))] if licences else facts

@@ -19,6 +19,7 @@ from kerastl._version import __version__
 from kerastl.report.evaluation import Evaluation
 from kerastl.report.folder import new_folder
 from kerastl.report.text import markdown_report
+from kerastl.several_outputs import AUXILIARY
 from kerastl.weights import describe_weights
 
 FORMAT = 1
@@ -33,6 +34,7 @@ def describe_run(
     *,
     evaluated_on: str = "test",
     head_accuracy: float | None = None,
+    averaged: Evaluation | None = None,
     backbone: str | None = None,
     learning_rates: dict | None = None,
     arguments: dict | None = None,
@@ -48,6 +50,7 @@ def describe_run(
         evaluation: what `evaluate` returned.
         evaluated_on: the part of the data that was evaluated on, `"test"` or `"validation"`.
         head_accuracy: accuracy on the same images with the best weights of the head phase alone.
+        averaged: the evaluation with several views of each image averaged, reported apart.
         backbone: its name.
         learning_rates: of each phase.
         arguments: of the call or command that made the run.
@@ -61,6 +64,7 @@ def describe_run(
             "complete": True,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **_describe_evaluation(evaluation, evaluated_on, head_accuracy, _file_names(splits, evaluated_on)),
+            "averaged": None if averaged is None else {"views": averaged.views, "accuracy": averaged.accuracy},
             **_describe_training(result),
             "seconds": {**result.seconds, **(seconds or {})},
             "learning_rates": learning_rates,
@@ -158,8 +162,8 @@ def software_versions(*more: str) -> dict[str, str | None]:
         "backend": keras.backend.backend(),
         "tensorflow": _version("tensorflow"),
         "numpy": np.__version__,
-    }
         **{name: _version(name) for name in more},
+    }
 
 
 def plain_values(value):
@@ -214,12 +218,26 @@ def _describe_training(result) -> dict:
             seconds = result.seconds.get(name, 0.0)
             epochs = len(history.history.get("loss", ()))
             phases[name] = {"epochs": epochs, "seconds": seconds, "diverged": getattr(history, "diverged", None)}
-    return {
+    described = {
         "phases": phases,
         "best_phase": result.best_phase,
         "best_epoch": result.best_epoch,
         "best_value": result.best_value,
         "monitor": result.monitor,
+    }
+    auxiliary = _auxiliary_accuracies(result)
+    return described | ({"auxiliary_accuracies": auxiliary} if auxiliary else {})
+
+
+def _auxiliary_accuracies(result) -> dict[str, float]:
+    """Return the validation accuracy of each auxiliary head in the best epoch, by the name of the block it hangs at."""
+    best = {"head": result.head, "fine_tune": result.fine_tune}.get(result.best_phase)
+    logs = {} if best is None else best.history
+    start, end = f"val_{AUXILIARY}", "_accuracy"
+    return {
+        name.removeprefix(start).removesuffix(end): float(values[result.best_epoch - 1])
+        for name, values in logs.items()
+        if name.startswith(start) and name.endswith(end) and len(values) >= result.best_epoch
     }
 
 

@@ -84,7 +84,8 @@ def train_head(
         cache: run the frozen part once instead of in every epoch: "auto", `True`, `False`, a folder, or `CacheOptions`; see
             `kerastl.fit`.
         views: augmented versions kept of each training image; see `kerastl.fit`.
-        monitor: what decides which weights are the best.
+        monitor: what decides which weights are the best. With auxiliary heads it is the main output's: "val_loss", which
+            Keras calls the total, means "val_predictions_loss".
         batch_size: for arrays; 32 when nothing is said, as in `fit`.
         verbose: as in `fit`.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
@@ -221,7 +222,7 @@ def transfer_learn(
         return Phase(settings, epochs, ()) if epochs else None
 
     def fresh():
-        own = [callback_module.early_stopping(stopping, monitor=monitor)] if stopping else []
+        own = [callback_module.early_stopping(stopping, monitor=settings.monitor)] if stopping else []
         return [*callback_module.fresh_callbacks(callbacks), *own]
 
     freeze = functools.partial(freezing.freeze, model, backbone=backbone)

@@ -2,7 +2,7 @@
 
 import keras
 
-from kerastl import compiling, features, inputs
+from kerastl import compiling, features, inputs, several_outputs
 from kerastl.errors import ArgumentError
 
 
@@ -12,6 +12,9 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
     On any compiled Functional or Sequential model. What is frozen before the first layer that trains runs over the images
     once; its outputs are kept, and only the rest of the model sees them in every epoch. Losses, metrics, class and sample
     weights, callbacks (`self.model` is the whole model) and the `History` are those of `model.fit`.
+
+    A model with several outputs of one shape (`add_auxiliary_heads`) takes one `y`, which is given to every output, and
+    class weights; labels per output, as `model.fit` wants them, are taken as well, without caching.
 
     Args:
         model: a compiled model.
@@ -40,19 +43,20 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
         fit_arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
     plain = {"x": x, "y": y, **fit_arguments}
     if options is None and views == 1:
-        return model.fit(**plain)
+        return model.fit(**several_outputs.fit_arguments(model, plain))
     arguments = dict(fit_arguments)
     train, validation = _rows_for_fit(x, y, arguments)
     obstacle = next((name for name in _STEP_ARGUMENTS if arguments.get(name) is not None), None)
     if obstacle and options is not None and options.insist:
         raise ArgumentError(f"`{obstacle}` uses a part of the data, which caching can't follow. Pass `cache=False`.")
     epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
-    train = None if obstacle else train
+    one_label = several_outputs.takes_one_label(model) or not several_outputs.has_several(model)
+    train = None if obstacle or not one_label else train
     plan = features.make_plan(model, train, validation, epochs=[max(epochs, 1)], options=options, views=views)
     if arguments.get("verbose", "auto") != 0:
         print(plan)
     if not plan.chosen:
-        return model.fit(**plain)
+        return model.fit(**several_outputs.fit_arguments(model, plain))
     with features.Session(model, plan, train, validation, options, arguments.get("verbose", "auto") != 0) as session:
         return session.fit(
             plan.cuts[0], **{key: value for key, value in arguments.items() if key not in _DATA_ARGUMENTS}

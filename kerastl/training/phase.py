@@ -8,7 +8,7 @@ import warnings
 import keras
 
 from kerastl import callbacks as callback_module
-from kerastl import compiling, features, inputs, outputs
+from kerastl import compiling, features, inputs, outputs, several_outputs
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
 from kerastl.training.fitting import check_first_batch
@@ -20,7 +20,8 @@ class Settings:
 
     Attributes:
         model: the whole model.
-        train, validation, batch_size, class_weight, monitor, verbose, cache, views: as in `train_head`.
+        train, validation, batch_size, class_weight, monitor, verbose, cache, views: as in `train_head`; with several
+            outputs the monitored name becomes that of the main output.
         num_classes: of the model's main output.
         label_kind: "integer" or "one-hot", or `None` where it can't be told.
     """
@@ -40,6 +41,7 @@ class Settings:
             check_count("batch_size", self.batch_size)
         self.options = features.options_of(self.cache)
         self.num_classes = outputs.count_classes(self.model)
+        self.monitor = several_outputs.main_log_name(self.model, self.monitor)
         self.label_kind = self._check_data()
         self.class_weight = self._class_weights(self.class_weight)
 
@@ -72,6 +74,8 @@ class Settings:
     def rows(self) -> tuple:
         """Return the rows of the training and validation data; `None` for what can be read only once, or is not there."""
         train = features.rows_of(self.train, batch_size=self.batch_size)
+        if several_outputs.has_several(self.model) and not several_outputs.takes_one_label(self.model):
+            return None, None
         if self.validation is None:
             return train, None
         validation = features.rows_of(self.validation, batch_size=self.batch_size, shuffle=False)
@@ -121,7 +125,12 @@ class Phase:
             compiling.compile_again(self.model, learning_rate)
             return
         loss = _loss_for(self.model, self.settings.label_kind)
-        self.model.compile(keras.optimizers.Adam(learning_rate), loss=loss, metrics=["accuracy"])
+        settings = {"loss": loss, "metrics": ["accuracy"]}
+        if several_outputs.has_several(self.model):
+            weights = several_outputs.loss_weights(self.model)
+            settings = {name: dict.fromkeys(weights, value) for name, value in settings.items()}
+            settings["loss_weights"] = weights
+        self.model.compile(keras.optimizers.Adam(learning_rate), **settings)
 
     def run(self, session=None, cut=None):
         """Train, on stored features where there is a session; whatever happens, the model ends with the best weights."""
@@ -145,7 +154,7 @@ class Phase:
         if session is not None:
             logs = session.evaluate(cut)
         else:
-            data = _as_arguments(settings.validation)
+            data = several_outputs.fit_arguments(self.model, _as_arguments(settings.validation))
             logs = self.model.evaluate(**data, batch_size=settings.batch_size, verbose=0, return_dict=True)
         return logs.get(settings.monitor.removeprefix("val_"))
 
@@ -158,7 +167,8 @@ class Phase:
         data = _as_arguments(settings.train)
         if inputs.is_tf_dataset(settings.train):
             data["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
-        return self.model.fit(**data, validation_data=settings.validation, batch_size=settings.batch_size, **common)
+        data = {**data, "validation_data": settings.validation, "batch_size": settings.batch_size, **common}
+        return self.model.fit(**several_outputs.fit_arguments(self.model, data))
 
     def _describe(self, best, watch, clock, seconds) -> None:
         history, monitor = self.history, self.settings.monitor
