@@ -12,9 +12,10 @@ import importlib
 from kerastl._version import __version__
 
 _HOMES = {
+    "kerastl.auxiliary_heads": ["add_auxiliary_heads", "remove_auxiliary_heads"],
     "kerastl.backbones": ["list_backbones", "load_backbone"],
-    "kerastl.callbacks": ["early_stopping"],
     "kerastl.bundle": ["Bundle", "load_bundle"],
+    "kerastl.callbacks": ["early_stopping"],
     "kerastl.compiling": ["recompile"],
     "kerastl.costs": ["conv_cost", "layer_costs", "model_cost"],
     "kerastl.data": ["ImageSplits", "load_images"],

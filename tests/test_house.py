@@ -12,14 +12,17 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "kerastl"
 # A module imports only from what stands before it: from lower floors, and on its own floor from the left.
 FLOORS = [
     ["_version", "errors", "tables", "checks", "backend"],
-    ["graph", "blocks", "images", "torch_files", "weights", "outputs", "inputs", "compiling", "callbacks", "litert"],
+    [
+        *("graph", "blocks", "images", "torch_files", "weights", "outputs", "inputs", "several_outputs", "compiling"),
+        *("callbacks", "litert"),
+    ],
     ["networks", "freezing", "costs", "gradients"],
     ["backbones", "features"],
-    ["heads"],
+    ["heads", "auxiliary_heads"],
     ["training"],
     [
-        *("splitting", "catalogues", "tfds_catalogue", "elpv", "data", "prediction", "plots", "report", "bundle", "export"),
-        *("compare", "pruning", "seeing"),
+        *("splitting", "catalogues", "tfds_catalogue", "elpv", "data", "prediction", "plots", "report", "bundle"),
+        *("export", "compare", "pruning", "seeing"),
     ],
     ["cli", "__main__"],
 ]
@@ -29,11 +32,11 @@ NEIGHBOURS = {
     "elpv": {"tfds_catalogue", "catalogues"},
     "data": {"splitting", "catalogues", "tfds_catalogue", "elpv"},
     "report": {"plots"},
+    "bundle": {"prediction"},
+    "export": {"report", "bundle"},
 }
 TENSORFLOW_AT_HOME = {"backend", "litert", "data", "elpv", "tfds_catalogue", "catalogues", "export/formats"}
 
-    "bundle": {"prediction"},
-    "export": {"report", "bundle"},
 
 def modules():
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
