@@ -574,3 +574,20 @@ print("the same")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "filled"),
+    [
+        (["elpv"], ("flips", 4, 4)),
+        (["elpv", "--augmentation", "none"], ("none", 1, 1)),
+        (["elpv", "--cache", "none"], ("flips", 1, 4)),
+        (["photos"], ("none", 1, 1)),
+        (["photos", "--augmentation", "flips", "--test-views", "1"], ("flips", 4, 1)),
+        (["photos", "--augmentation", "light", "--views", "3"], ("light", 3, 1)),
+    ],
+)
+def test_what_is_not_said_of_views_follows_from_the_images_and_their_augmentation(said, filled):
+    arguments = build_parser().parse_args(["train", *said, "--out", "runs/x"])
+    train_command._fill_in(arguments)
+    assert (arguments.augmentation, arguments.views, arguments.test_views) == filled

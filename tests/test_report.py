@@ -176,6 +176,7 @@ def run(colours, labelled, splits):
         result,
         evaluation,
         head_accuracy=0.6,
+        averaged=report.evaluate(colours, labelled, NAMES, views=4),
         backbone="tiny",
         learning_rates={"head": 1e-3, "fine_tune": math.inf},
         arguments={"out": "runs/x", "size": (8, 8)},
@@ -212,6 +213,8 @@ def test_the_report_says_what_was_done(place):
     found = strict((place / "report.json").read_text())
     assert found["test_accuracy"] == pytest.approx(0.7)
     assert found["head_test_accuracy"] == 0.6
+    # one colour all over: flips change nothing
+    assert found["averaged"] == {"views": 4, "accuracy": pytest.approx(0.7)}
     assert found["majority_baseline"] == 0.5
     assert found["confusion_matrix"] == [[3, 0, 0], [1, 4, 0], [0, 2, 0]]
     assert found["per_class"][2] == {"name": "blue", "precision": None, "recall": 0.0, "f1": 0.0, "support": 2}

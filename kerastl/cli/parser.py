@@ -131,8 +131,8 @@ def _add_data_options(group) -> None:
     group.add_argument(
         "--augmentation",
         choices=["none", "flips", "light"],
-        default="none",
-        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none)",
+        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: flips for elpv, whose "
+        "solar cells have no up or down, else none)",
     )
     group.add_argument(
         "--views",
@@ -147,6 +147,12 @@ def _add_data_options(group) -> None:
         metavar="WHERE",
         help="what the frozen part answers is kept: auto (the default: in memory, or on disk), none, or a folder that the "
         "next run can use again",
+    )
+    group.add_argument(
+        "--test-views",
+        type=int,
+        choices=[1, 2, 4],
+        help="also average the answers to so many flips of each test image, reported apart (default: 4 with flips, else 1)",
     )
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step (default: 32)")
 

@@ -67,8 +67,7 @@ class _Job:
 
 def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
-    if arguments.views is None:
-        arguments.views = 4 if arguments.augmentation == "flips" and arguments.cache != "none" else 1
+    _fill_in(arguments)
     _check(arguments)
     folder = report.check_output_folder(arguments.out, overwrite=arguments.overwrite)
     job = _Job(arguments, folder, time.perf_counter())
@@ -89,6 +88,17 @@ def run(arguments) -> int:
         return _INTERRUPTED
     print(f"\n{report.terminal_report(summary, arguments.out)}")
     return 0
+
+
+def _fill_in(arguments) -> None:
+    """Set what was left open: solar cells have no up or down, and with flips four views are few enough to keep."""
+    if arguments.augmentation is None:
+        arguments.augmentation = "flips" if arguments.source == "elpv" else "none"
+    flips = arguments.augmentation == "flips"
+    if arguments.views is None:
+        arguments.views = 4 if flips and arguments.cache != "none" else 1
+    if arguments.test_views is None:
+        arguments.test_views = 4 if flips else 1
 
 
 def _check(arguments) -> None:
@@ -175,6 +185,11 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
     started = time.perf_counter()
     evaluation = report.evaluate(job.model, getattr(splits, part), splits.class_names)
     head_accuracy = _head_accuracy(job, result, part, evaluation)
+    averaged = None
+    if arguments.test_views > 1:
+        averaged = report.evaluate(
+            job.model, getattr(splits, part), splits.class_names, views=arguments.test_views, mistakes=0
+        )
     now = time.perf_counter()
     summary = report.describe_run(
         job.model,
@@ -183,6 +198,7 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
         evaluation,
         evaluated_on=part,
         head_accuracy=head_accuracy,
+        averaged=averaged,
         backbone=arguments.backbone,
         learning_rates=_learning_rates(arguments),
         arguments={key: value for key, value in vars(arguments).items() if key not in ("module", "command_line")},
