@@ -57,6 +57,13 @@ def with_kerastl(model, train, validation, epochs, cache=True):
     )
 
 
+def warm_up(arguments) -> None:
+    """Let both run once on few images: what a process does once (threads, kernels, imports) belongs to neither."""
+    images, labels = photographs(64, arguments.size)
+    for run in (with_kerastl, plain_keras):
+        run(build(arguments.network, arguments.head, arguments.size, 0), (images, labels), (images, labels), (1, 1))
+
+
 def compare(arguments, count) -> dict:
     images, labels = photographs(count + count // 4, arguments.size)
     train, validation = (images[:count], labels[:count]), (images[count:], labels[count:])
@@ -148,6 +155,7 @@ def main():
     elif arguments.spread:
         report("test accuracy over seeds", spread(arguments), arguments.json, network=arguments.network)
     else:
+        warm_up(arguments)
         rows = [compare(arguments, count) for count in arguments.count]
         report("the notes' recipe", rows, arguments.json)
 
