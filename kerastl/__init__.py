@@ -26,7 +26,10 @@ _HOMES = {
     "kerastl.gradients": ["dead_relu_fraction", "diagnose_depth", "gradient_norms"],
     "kerastl.graph": ["Block"],
     "kerastl.heads": ["build_classifier"],
-    "kerastl.plots": ["plot_confusion_matrix", "plot_history", "plot_mistakes"],
+    "kerastl.plots": [
+        *("plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam", "plot_gradient_norms"),
+        *("plot_history", "plot_mistakes"),
+    ],
     "kerastl.prediction": ["Predictions", "predict"],
     "kerastl.pruning": [
         *("SparsityReport", "gradual_pruning", "keep_pruned", "prune", "sparsity_report", "zipped_size"),

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from kerastl import plots
 from kerastl.errors import ArgumentError, DataError
+from kerastl.plots.drawing import percent, shorten
+from kerastl.plots.history import _clock
 
 
 def history(epochs, start=1.0, seconds=2.0, best=None, metric="accuracy"):
@@ -80,7 +82,7 @@ def test_time_is_told_above_the_epochs():
     ("seconds", "text"), [(0.4, "0.4 s"), (59.2, "59 s"), (60, "1:00"), (3599.7, "1:00:00"), (3725, "1:02:05")]
 )
 def test_clock(seconds, text):
-    assert plots._clock(seconds) == text
+    assert _clock(seconds) == text
 
 
 def test_one_history_one_epoch_one_phase_and_plain_dictionaries():
@@ -190,7 +192,7 @@ def test_mistakes_must_fit_together(answers):
 
 
 def test_percentages_never_claim_certainty():
-    assert [plots._percent(value) for value in (1.0, 0.9999, 0.5, 0.001, 0.0)] == [
+    assert [percent(value) for value in (1.0, 0.9999, 0.5, 0.001, 0.0)] == [
         "100 %",
         ">99 %",
         "50 %",
@@ -200,8 +202,8 @@ def test_percentages_never_claim_certainty():
 
 
 def test_long_names_keep_both_ends():
-    assert plots._shorten("short", 10) == "short"
-    shortened = plots._shorten("oxford flower species number 17", 20)
+    assert shorten("short", 10) == "short"
+    shortened = shorten("oxford flower species number 17", 20)
     assert len(shortened) == 20
     assert shortened.startswith("oxford flo")
     assert shortened.endswith("17")
@@ -218,4 +220,199 @@ def test_pyplot_is_left_alone(answers):
     plots.plot_history(history(2))
     plots.plot_confusion_matrix(np.eye(2), ["a", "b"])
     plots.plot_mistakes(*answers, ["ok", "broken"])
+    assert (plt.get_fignums(), plt.rcParams.copy()) == before
+
+
+# ---------------------------------------------------------------- gradient norms
+
+
+def norms(values, kinds=("Conv2D",)):
+    kind = itertools.cycle(kinds)
+    return [
+        types.SimpleNamespace(layer=f"backbone/layer_{index}", kind=next(kind), gradient_norm=value)
+        for index, value in enumerate(values)
+    ]
+
+
+def test_gradient_norms_stand_against_depth_on_a_logarithmic_scale():
+    panel = plots.plot_gradient_norms(norms([1e-4, 5.0, 1e-2, 6.0], ("Conv2D", "BatchNormalization")))
+    assert panel.get_yscale() == "log"
+    kernels = lines_of(panel, "layers with kernels")[0]
+    assert (list(kernels.get_xdata()), list(kernels.get_ydata())) == ([1, 3], [1e-4, 1e-2])
+    normalization = lines_of(panel, "normalization")[0]
+    assert (list(normalization.get_xdata()), normalization.get_linestyle()) == ([2, 4], "None")
+    assert [label.get_text() for label in panel.get_xticklabels()] == [f"layer_{index}" for index in range(4)]
+    assert legend_of(panel) == ["layers with kernels", "normalization"]
+
+
+def test_models_stand_side_by_side_on_one_scale():
+    first, second = plots.plot_gradient_norms({"deep": norms([1e-30] * 20), "shallow": norms([1.0, 2.0])})
+    assert [panel.get_title() for panel in (first, second)] == ["deep", "shallow"]
+    low, high = first.get_ylim()
+    assert (low, high) == second.get_ylim()
+    assert low < 1e-30 < 2 < high
+    assert first.get_xticks()[0] == 1
+    diagnosis = types.SimpleNamespace(norms=norms([1.0, 2.0]))
+    assert lines_of(plots.plot_gradient_norms(diagnosis), "layers with kernels")[0].get_ydata()[1] == 2
+
+
+def test_zero_and_nan_gradients_are_marked_at_the_edges(tmp_path):
+    panel = plots.plot_gradient_norms(norms([0.0, 1e-3, np.nan, np.inf, 1e-2]))
+    assert "exactly zero: 1 layer" in legend_of(panel)
+    assert "NaN or infinite: 2 layers" in legend_of(panel)
+    drawn = lines_of(panel, "layers with kernels")[0].get_ydata()
+    np.testing.assert_array_equal(drawn, [np.nan, 1e-3, np.nan, np.nan, 1e-2])
+    panel.figure.savefig(tmp_path / "norms.png")
+    nothing = plots.plot_gradient_norms(norms([0.0, 0.0, 0.0]))
+    assert "exactly zero: 3 layers" in legend_of(nothing)
+    nothing.figure.savefig(tmp_path / "zero.png")
+
+
+def test_gradient_norms_must_be_some():
+    for nothing in ({}, [], None, 3, {"a": []}, [1.0, 2.0]):
+        with pytest.raises(ArgumentError, match=r"gradient_norms|gradient norms"):
+            plots.plot_gradient_norms(nothing)
+    with pytest.raises(ArgumentError, match="Expected 2 axes"):
+        plots.plot_gradient_norms({"a": norms([1.0]), "b": norms([1.0])}, axes=Figure().subplots())
+
+
+# ---------------------------------------------------------------- feature maps and filters
+
+
+def test_feature_maps_have_a_panel_per_channel_and_one_scale():
+    maps = np.random.default_rng(0).random((2, 5, 7, 40)).astype("float32")
+    panels = plots.plot_feature_maps(maps, image=1)
+    assert len(panels) == 32
+    np.testing.assert_array_equal(panels[3].images[0].get_array(), maps[1, :, :, 3])
+    assert len({panel.images[0].get_clim() for panel in panels}) == 1
+    assert panels[0].images[0].get_clim()[0] == 0
+    some = plots.plot_feature_maps(maps[0], channels=[39, 0])
+    assert [panel.get_title() for panel in some] == ["39", "0"]
+
+
+def test_negative_maps_meet_in_white_at_zero(tmp_path):
+    maps = np.linspace(-1, 3, 48).reshape(4, 4, 3)
+    panels = plots.plot_feature_maps(maps)
+    low, high = panels[0].images[0].get_clim()
+    assert low == -high
+    for odd in (np.zeros((4, 4, 2)), np.full((4, 4, 2), np.nan)):
+        plots.plot_feature_maps(odd)[0].figure.savefig(tmp_path / "odd.png")
+
+
+def test_feature_maps_that_cannot_be_drawn_are_refused():
+    maps = np.zeros((2, 4, 4, 3))
+    for wrong in ({"image": 2}, {"channels": [3]}, {"channels": []}, {"count": 0}, {"axes": Figure().subplots(1, 2)}):
+        with pytest.raises(ArgumentError, match=r"image|channels|count|Expected 3 axes"):
+            plots.plot_feature_maps(maps, **wrong)
+    with pytest.raises(ArgumentError, match="batch, height, width"):
+        plots.plot_feature_maps(np.zeros((2, 10)))
+
+
+def test_filters_over_rgb_are_pictures_around_grey():
+    filters = np.zeros((3, 3, 3, 2), "float32")
+    filters[0, 0, 0, 1] = 4.0
+    filters[2, 2, 2, 1] = -2.0
+    first, second = plots.plot_filters(filters)
+    assert (np.asarray(first.images[0].get_array()) == 0.5).all()
+    picture = np.asarray(second.images[0].get_array())
+    assert (picture[0, 0, 0], picture[2, 2, 2], picture[1, 1, 1]) == (1.0, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "panels", "title"),
+    [
+        ((3, 3, 1, 5), 5, "4"),
+        ((3, 3, 50, 1), 32, "31"),
+        ((5, 5, 6, 9), 30, "4 ← 5"),
+        ((3, 3, 100, 2), 16, "1 ← 7"),
+        ((1, 1, 20, 30), 1, ""),
+    ],
+)
+def test_other_filters_are_weights_divided_by_the_largest(shape, panels, title):
+    filters = np.random.default_rng(0).normal(size=shape)
+    drawn = plots.plot_filters(filters)
+    assert (len(drawn), drawn[-1].get_title()) == (panels, title)
+    assert all(panel.images[0].get_clim() == (-1, 1) for panel in drawn)
+    largest = max(np.abs(panel.images[0].get_array()).max() for panel in drawn)
+    assert largest <= 1 + 1e-6
+    with pytest.raises(ArgumentError, match="filters \\(height"):
+        plots.plot_filters(filters[0])
+
+
+# ---------------------------------------------------------------- Grad-CAM
+
+
+@pytest.fixture
+def heated():
+    images = np.full((3, 6, 8, 3), 100, "uint8")
+    heat = np.zeros((3, 6, 8), "float32")
+    heat[0, 2, 3] = heat[2, 0, 0] = 1.0
+    return images, heat, np.array([[0.2, 0.8], [0.999, 0.001], [0.4, 0.6]])
+
+
+def test_an_image_stands_beside_itself_under_its_heat(heated):
+    panels = plots.plot_grad_cam(*heated, ["ok", "broken"], labels=[1, 0, 0])
+    assert panels.shape == (3, 2)
+    titles = [[panel.get_title(loc="left") for panel in pair] for pair in panels]
+    assert titles[0] == ["predicted broken, 80 %\ntrue class broken", "speaks for broken\n"]
+    assert titles[1] == ["predicted ok, >99 %\ntrue class ok", "nothing speaks for ok\n"]
+    image, under = (np.asarray(panel.images[0].get_array()) for panel in panels[0])
+    assert (image == 100).all()
+    np.testing.assert_allclose(under[0, 0], 100 / 255)  # no heat: the grey image
+    assert under[2, 3].max() > 0.8
+    bar = panels[0, 0].figure.axes[-1]
+    assert bar.get_ylim() == (0, 1)
+
+
+def test_the_class_that_was_asked_for_is_named(heated):
+    panels = plots.plot_grad_cam(*heated, class_index=[0, 0, 1], count=2)
+    assert panels.shape == (2, 2)
+    assert panels[0, 1].get_title(loc="left") == "speaks for 0\nprobability 20 %"
+    bare = plots.plot_grad_cam(*heated[:2])
+    assert {panel.get_title(loc="left") for panel in bare.flat} == {""}
+    given = Figure().subplots(1, 4)
+    drawn = plots.plot_grad_cam(*heated, axes=given, count=2)
+    assert drawn[1, 1] is given[3]
+
+
+def test_images_that_were_scaled_are_stretched_for_the_picture(heated):
+    images, heat, _ = heated
+    scaled = np.linspace(-1, 1, images.size).reshape(images.shape)
+    picture = np.asarray(plots.plot_grad_cam(scaled, heat)[0, 0].images[0].get_array())
+    assert (picture.min(), picture.max()) == (0, 255)
+    assert plots.plot_grad_cam(images[..., :1], heat)[0, 0].images[0].get_array().shape == (6, 8, 3)
+
+
+def test_heat_maps_must_fit_the_images(heated):
+    images, heat, probabilities = heated
+    for wrong in (
+        {"labels": [0, 1]},
+        {"class_names": ["a"]},
+        {"class_index": 2},
+        {"class_index": [0, 1]},
+        {"labels": [0, 1, 5]},
+    ):
+        with pytest.raises(ArgumentError, match="Expected"):
+            plots.plot_grad_cam(images, heat, probabilities, **wrong)
+    for wrong in ((images[:2], heat), (images[:, :5], heat), (images, heat[0]), (images[:0], heat[:0])):
+        with pytest.raises(ArgumentError, match="one heat map of the same height"):
+            plots.plot_grad_cam(*wrong)
+    with pytest.raises(ArgumentError, match="row of probabilities"):
+        plots.plot_grad_cam(images, heat, probabilities[:2])
+    with pytest.raises(ArgumentError, match="Expected 6 axes"):
+        plots.plot_grad_cam(images, heat, axes=Figure().subplots(1, 2))
+    with pytest.raises(DataError, match="height, width, 3"):
+        plots.plot_grad_cam(images[..., :2], heat)
+
+
+def test_axes_show_themselves_in_notebooks_and_leave_pyplot_alone(heated):
+    before = plt.get_fignums(), plt.rcParams.copy()
+    shown = [
+        plots.plot_gradient_norms(norms([1.0, 2.0])),
+        plots.plot_gradient_norms({"a": norms([1.0, 2.0])}),
+        plots.plot_feature_maps(np.zeros((4, 4, 2))),
+        plots.plot_filters(np.zeros((3, 3, 3, 2))),
+        plots.plot_grad_cam(*heated),
+    ]
+    assert all(axes._repr_png_().startswith(b"\x89PNG") for axes in shown)
     assert (plt.get_fignums(), plt.rcParams.copy()) == before

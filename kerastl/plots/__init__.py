@@ -1,0 +1,28 @@
+"""Pictures: training curves, the confusion matrix, mistakes, gradient norms, feature maps, filters, Grad-CAM.
+
+`plot_history`, `plot_confusion_matrix` and `plot_mistakes` return a `matplotlib.figure.Figure`, the others the axes that
+they drew on (`axes.figure` is the figure). What is returned belongs to no global state: show it as the last line of a
+notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches pyplot.
+
+Rooms: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`.
+"""
+
+from kerastl.plots.confusion import plot_confusion_matrix
+from kerastl.plots.drawing import empty_figure
+from kerastl.plots.heat import plot_grad_cam
+from kerastl.plots.history import plot_history
+from kerastl.plots.maps import plot_feature_maps, plot_filters
+from kerastl.plots.mistakes import most_confident_mistakes, plot_mistakes
+from kerastl.plots.norms import plot_gradient_norms
+
+__all__ = [
+    "empty_figure",
+    "most_confident_mistakes",
+    "plot_confusion_matrix",
+    "plot_feature_maps",
+    "plot_filters",
+    "plot_grad_cam",
+    "plot_gradient_norms",
+    "plot_history",
+    "plot_mistakes",
+]

@@ -1,0 +1,110 @@
+"""What all pictures share: figures that belong to no global state, colours, short texts."""
+
+import functools
+import io
+
+import numpy as np
+
+from kerastl.checks import received
+from kerastl.errors import ArgumentError, DataError
+
+QUIET, INK, FRAME = "#5f6b76", "#24313d", "#c5ccd3"
+
+
+class AxesArray(np.ndarray):
+    """Axes as `Figure.subplots` gives them; a notebook shows their picture."""
+
+    def _repr_png_(self) -> bytes:
+        return as_png(self.flat[0].figure)
+
+
+def new_figure(**options):
+    """Return a figure that pyplot knows nothing of, and that a notebook shows nevertheless."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(**{"layout": "constrained", **options})
+    # A notebook shows what has a PNG of its own, whether or not pyplot was ever imported in it
+    figure._repr_png_ = functools.partial(as_png, figure)
+    return figure
+
+
+def as_png(figure) -> bytes:
+    """Return the picture of a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def shown(axes):
+    """Return axes of a figure of ours so that a notebook shows them as their picture."""
+    if isinstance(axes, np.ndarray):
+        return axes.view(AxesArray)
+    axes._repr_png_ = functools.partial(as_png, axes.figure)
+    return axes
+
+
+def given_axes(axes, count: int, what: str) -> np.ndarray:
+    """Return the first `count` of the axes that a user passed, in a flat array.
+
+    Raises:
+        ArgumentError: there are fewer.
+    """
+    panels = np.atleast_1d(np.asarray(axes, dtype=object)).ravel()
+    if len(panels) < count:
+        raise ArgumentError(f"Expected {count} axes, {what}. {received(axes=len(panels))}")
+    return panels[:count]
+
+
+def empty_figure(text: str):
+    """Return a figure that holds nothing but a line of text."""
+    figure = new_figure(figsize=(5, 1.5))
+    panel = figure.subplots()
+    panel.set_axis_off()
+    panel.text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
+    return figure
+
+
+def hide_ticks(panel) -> None:
+    """Leave nothing of a picture's axes but a thin frame."""
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.spines[:].set_color(FRAME)
+
+
+def round_ticks(last: int) -> list[int]:
+    """Return at most about eight whole numbers from 1 to `last`, the first included."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if last / step <= 8)
+    if step == 2:
+        return list(range(1, last + 1, 2))
+    return sorted({1, *range(step, last + 1, step)})
+
+
+def displayable(image) -> np.ndarray:
+    """Return an image as uint8 RGB, `(height, width, 3)`: 0–255 as it is; values that were scaled are stretched to that.
+
+    Raises:
+        DataError: not `(height, width, 3)` or `(height, width, 1)`.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise DataError(f"Expected images of (height, width, 3) or (height, width, 1). {received(shape=image.shape)}")
+    if image.dtype.kind == "f" and image.size and (image.min() < 0 or image.max() <= 1.5):
+        image = (image - image.min()) * (255 / max(float(image.max() - image.min()), 1e-12))
+    return np.repeat(np.clip(image, 0, 255).astype("uint8"), 3 // image.shape[-1], axis=-1)
+
+
+def percent(probability: float) -> str:
+    """Return a whole percentage, but never 0 % or 100 % for what is not exactly that."""
+    value = 100 * float(probability)
+    if 99 < value < 100:
+        return ">99 %"
+    return "<1 %" if 0 < value < 1 else f"{value:.0f} %"
+
+
+def shorten(name, length: int) -> str:
+    """Return the name with its middle left out where it is too long: ends tell names apart as often as beginnings."""
+    name = str(name)
+    if len(name) <= length:
+        return name
+    front = (length - 1) * 2 // 3
+    return f"{name[:front]}…{name[len(name) - (length - 1 - front) :]}"
