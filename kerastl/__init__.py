@@ -16,6 +16,7 @@ _HOMES = {
     "kerastl.backbones": ["list_backbones", "load_backbone"],
     "kerastl.bundle": ["Bundle", "load_bundle"],
     "kerastl.callbacks": ["early_stopping"],
+    "kerastl.compare": ["BackboneComparison", "compare_backbones"],
     "kerastl.compiling": ["recompile"],
     "kerastl.costs": ["conv_cost", "layer_costs", "model_cost"],
     "kerastl.data": ["ImageSplits", "load_images"],
@@ -27,8 +28,8 @@ _HOMES = {
     "kerastl.graph": ["Block"],
     "kerastl.heads": ["build_classifier"],
     "kerastl.plots": [
-        *("plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam", "plot_gradient_norms"),
-        *("plot_history", "plot_mistakes"),
+        *("plot_comparison", "plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam"),
+        *("plot_gradient_norms", "plot_history", "plot_mistakes"),
     ],
     "kerastl.prediction": ["Predictions", "predict"],
     "kerastl.pruning": [

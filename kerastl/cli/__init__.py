@@ -1,4 +1,4 @@
-"""The command line: `python -m kerastl train|predict|export|backbones|summary`, or `kerastl …` once it is installed.
+"""The command line: `python -m kerastl train|predict|export|backbones|compare|summary`, or `kerastl …` once it is installed.
 
 It is thin: every command checks its arguments, calls what Python users call, and prints. Keras is imported only when a
 command runs, so that `--help` is quick.

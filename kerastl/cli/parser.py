@@ -19,6 +19,7 @@ examples:
       flowers/ holds one folder of images per class: flowers/daisy/*.jpg, flowers/tulip/*.jpg, ...
   python -m kerastl predict runs/flowers photo.jpg more_photos/
   python -m kerastl backbones
+  python -m kerastl compare mobilenet_v2 shufflenet resnet18
   python -m kerastl summary runs/flowers
   python -m kerastl export runs/flowers --quantize int8 --data flowers/ --out bundle
 
@@ -58,6 +59,16 @@ holds the models, labels.txt and model_card.json, which holds the SHA-256 of eve
 """
 
 
+_COMPARE_EXAMPLES = """\
+examples:
+  python -m kerastl compare mobilenet_v2 mobilenet_v3_small efficientnet_lite0 shufflenet squeezenet
+  python -m kerastl compare mobilenet_v2 resnet50 --image-size 160 --classes 2 --out runs/comparison
+
+Nothing is fetched: the weights are random, on which size and time don't depend. The output folder holds comparison.csv,
+comparison.json and comparison.png, which plots ImageNet accuracy and multiply-accumulates against time.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that tells errors in one line, as all of this package's are."""
 
@@ -82,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
             _EXPORT_EXAMPLES,
         ),
         ("backbones", "[WORD]", _add_backbones, "list the pretrained networks to choose from", None),
+        ("compare", "NAME...", _add_compare, "time backbones and say what they take", _COMPARE_EXAMPLES),
         ("summary", "MODEL", _add_summary, "show a model block by block: what is trainable, and its size", None),
     ):
         command = commands.add_parser(
@@ -283,6 +295,20 @@ def _add_export(parser) -> None:
 
 def _add_backbones(parser) -> None:
     parser.add_argument("word", metavar="WORD", nargs="?", help="list only names that contain this")
+
+
+def _add_compare(parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="backbones, as `backbones` lists them")
+    parser.add_argument(
+        "--image-size", type=_image_size, metavar="PIXELS", help="height and width, the same for all (default: 224)"
+    )
+    parser.add_argument("--classes", type=int, default=10, metavar="N", help="of the head (default: 10)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of CPU threads (default: 1 2)"
+    )
+    parser.add_argument("--repeats", type=int, default=50, metavar="N", help="timed runs of each (default: 50)")
+    parser.add_argument("--out", metavar="FOLDER", help="write the table and a picture there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison at --out")
 
 
 def _add_summary(parser) -> None:

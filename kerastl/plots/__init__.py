@@ -1,12 +1,14 @@
-"""Pictures: training curves, the confusion matrix, mistakes, gradient norms, feature maps, filters, Grad-CAM.
+"""Pictures: training curves, confusion matrix, mistakes, gradient norms, feature maps, filters, Grad-CAM, backbones.
 
-`plot_history`, `plot_confusion_matrix` and `plot_mistakes` return a `matplotlib.figure.Figure`, the others the axes that
-they drew on (`axes.figure` is the figure). What is returned belongs to no global state: show it as the last line of a
-notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches pyplot.
+`plot_history`, `plot_confusion_matrix`, `plot_mistakes` and `plot_comparison` return a `matplotlib.figure.Figure`, the
+others the axes that they drew on (`axes.figure` is the figure). What is returned belongs to no global state: show it as the
+last line of a notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches
+pyplot.
 
-Rooms: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`.
+Rooms: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`, `comparison`.
 """
 
+from kerastl.plots.comparison import plot_comparison
 from kerastl.plots.confusion import plot_confusion_matrix
 from kerastl.plots.drawing import empty_figure
 from kerastl.plots.heat import plot_grad_cam
@@ -18,6 +20,7 @@ from kerastl.plots.norms import plot_gradient_norms
 __all__ = [
     "empty_figure",
     "most_confident_mistakes",
+    "plot_comparison",
     "plot_confusion_matrix",
     "plot_feature_maps",
     "plot_filters",

@@ -1,0 +1,57 @@
+"""`compare NAME…`: say what backbones take, and time them; with --out also as a table and a picture."""
+
+import csv
+import json
+
+from kerastl import report
+from kerastl.cli.quiet import import_quietly
+
+FILES = ("comparison.csv", "comparison.json", "comparison.png")
+
+
+def run(arguments) -> int:
+    """Compare, print, write, and return the exit status."""
+    if arguments.out:
+        report.check_output_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison")
+    import_quietly("tensorflow", verbose=arguments.verbose)  # the converter would import it, start-up lines and all
+    from kerastl.compare import compare_backbones
+
+    comparison = compare_backbones(
+        arguments.names,
+        _shape(arguments.image_size),
+        num_classes=arguments.classes,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+    )
+    print(f"\n{comparison}")
+    if arguments.out:
+        _write(comparison, arguments)
+        print(f"\nComparison: {arguments.out}")
+    return 0
+
+
+def _shape(image_size) -> int | tuple[int, int, int]:
+    if image_size is None:
+        return 224
+    return image_size if isinstance(image_size, int) else (*image_size, 3)
+
+
+def _write(comparison, arguments) -> None:
+    from kerastl.plots import plot_comparison
+
+    rows = comparison.to_rows()
+    with report.new_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison") as place:
+        with open(place / "comparison.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        content = {
+            "input_shape": comparison.input_shape,
+            "num_classes": comparison.num_classes,
+            "rows": rows,
+            "versions": report.software_versions("ai-edge-litert"),
+        }
+        text = json.dumps(report.plain_values(content), indent=2, ensure_ascii=False, allow_nan=False)
+        (place / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        if any(row.latency for row in comparison.rows):
+            plot_comparison(comparison, threads=comparison.threads[0]).savefig(place / "comparison.png", dpi=150)
