@@ -4,6 +4,8 @@ A model is opened up into one flat graph that shares its layers (`features.flatt
 is then a tensor like any other, whatever preprocessing and augmentation stand in front of it.
 """
 
+import collections
+
 import keras
 import numpy as np
 
@@ -147,14 +149,20 @@ def _without_activation(layer):
 
 
 def _values(flat, known: dict, wanted) -> dict:
-    """Return `known` with the values of all tensors on the way to the wanted ones."""
-    values = dict(known)
-    needed = _nodes_behind(known, wanted)
-    for node in graph.nodes_in_order(flat, wanted) if needed else []:
-        if id(node) in needed:
-            outputs = graph.call_in_inference(node.operation, *node.arguments.fill_in(values))
-            values.update((id(tensor), value) for tensor, value in zip(node.outputs, outputs, strict=True))
-            values.update((id(tensor), known[id(tensor)]) for tensor in node.outputs if id(tensor) in known)
+    """Return `{id: value}` of the wanted tensors; what no later node takes is let go on the way."""
+    values, needed = dict(known), _nodes_behind(known, wanted)
+    nodes = [node for node in graph.nodes_in_order(flat, wanted) if id(node) in needed]
+    uses = collections.Counter(
+        id(tensor) for tensor in [*wanted, *(one for node in nodes for one in node.input_tensors)]
+    )
+    for node in nodes:
+        outputs = graph.call_in_inference(node.operation, *node.arguments.fill_in(values))
+        for tensor, value in zip(node.outputs, outputs, strict=True):
+            values.setdefault(id(tensor), value)
+        for tensor in node.input_tensors:
+            uses[id(tensor)] -= 1
+            if not uses[id(tensor)]:
+                values.pop(id(tensor), None)
     return values
 
 
