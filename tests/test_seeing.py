@@ -469,3 +469,30 @@ def test_other_backends_are_refused_by_name(monkeypatch, images):
 
 def test_the_names_are_public():
     assert (kerastl.grad_cam, kerastl.feature_maps, kerastl.layer_filters) == (grad_cam, feature_maps, layer_filters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("resnet18", "conv5_block2_out"),
+        ("vgg16", "block5_conv3"),
+        ("efficientnet_b0", "top_activation"),
+        ("densenet121", "relu"),
+        ("squeezenet", "fire9_concat"),
+        ("shufflenet", "stage4_block4_out"),
+        ("xception", "block14_sepconv2_act"),
+        ("convnext_tiny", "layer_normalization"),
+        ("nasnet_mobile", None),  # its layers have automatic names
+    ],
+)
+def test_families_of_backbones_under_augmentation_and_preprocessing(name, last):
+    keras.utils.clear_session()
+    model = kerastl.build_classifier(name, 3, input_shape=96, weights=None, augmentation="light")
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3))
+    heat = grad_cam(model, images, class_index=[0, 2])
+    assert heat.shape == (2, 96, 96)
+    assert heat.min() >= 0
+    assert heat.max() == 1
+    if last is not None:
+        np.testing.assert_array_equal(heat, grad_cam(model, images, class_index=[0, 2], layer=last))
