@@ -5,6 +5,7 @@ Here one label is given to every output, class weights become sample weights, an
 output. The main output is the first one; auxiliary ones are told by their names, which begin with `auxiliary_`.
 """
 
+import math
 import weakref
 
 import keras
@@ -120,14 +121,15 @@ def has_one_label(data) -> bool:
 
 
 def fit_arguments(model: keras.Model, arguments: dict) -> dict:
-    """Return the arguments of `fit` or `evaluate` with the one `y` given to every output, where a model has several.
+    """Return the arguments of `fit` with the one `y` given to every output, where a model has several.
 
-    Class weights become sample weights (of the training data only, as in Keras). Labels that are given per output already
-    are left alone, and so is everything where the outputs are of different shapes.
+    Class weights become sample weights (of the training data only, as in Keras). Validation data is cut into even batches
+    where it can be (see `even_batch_size`). Labels that are given per output already are left alone, and so is everything
+    where the outputs are of different shapes.
 
     Args:
         model: the model.
-        arguments: `x`, `y`, `sample_weight`, `class_weight`, `validation_data`, `validation_split` are looked at.
+        arguments: of `fit`; those that say what the data is are looked at.
 
     Raises:
         DataError: data that labels can't be repeated in (a PyTorch `DataLoader`, say).
@@ -145,8 +147,44 @@ def fit_arguments(model: keras.Model, arguments: dict) -> dict:
         arguments.update({"x": data} if labels is None else zip(("x", "y", "sample_weight"), data, strict=False))
     validation = arguments.get("validation_data")
     if validation is not None and has_one_label(validation):
-        arguments["validation_data"] = labelled_for_all(model, validation)
+        size = arguments.get("validation_batch_size") or arguments.get("batch_size")
+        arguments["validation_data"], size = _evenly(model, validation, size)
+        if size is not None:
+            arguments["validation_batch_size"] = size
     return arguments
+
+
+def evaluate_arguments(model: keras.Model, data, batch_size: int | None) -> dict:
+    """Return the arguments of `evaluate` for data as `fit` takes it, the one label given to every output.
+
+    Raises:
+        DataError: data that labels can't be repeated in.
+    """
+    if takes_one_label(model) and has_one_label(data):
+        data, size = _evenly(model, data, batch_size)
+        batch_size = size or batch_size
+    named = zip(("x", "y", "sample_weight"), inputs.split_pair(data) or (data,), strict=False)
+    return {**dict(named), "batch_size": batch_size}
+
+
+def _evenly(model, data, batch_size) -> tuple:
+    """Return validation data with labels for every output, in even batches where their size can be chosen; and that size."""
+    pair, source = inputs.split_pair(data), inputs.find_source(data)
+    if pair is not None:
+        return labelled_for_all(model, data), even_batch_size(len(pair[0]), batch_size or 32)
+    if source is not None and len(source) and inputs.is_tf_dataset(data):
+        data = data.rebatch(even_batch_size(len(source), source.batch_size))
+    return labelled_for_all(model, data), None
+
+
+def even_batch_size(count: int, batch_size: int) -> int:
+    """Return the size that makes as many batches as `batch_size` does, but even ones: of 33 images not 32 and 1.
+
+    With several outputs Keras averages the loss of each over batches, not over images, where a graph on TensorFlow doesn't
+    know the batch's size: a last batch of one image would count as much as any other, in the value that decides which weights
+    are the best.
+    """
+    return math.ceil(count / math.ceil(count / batch_size))
 
 
 def labelled_for_all(model: keras.Model, data, class_weight: dict | None = None):

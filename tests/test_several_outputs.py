@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import callbacks, plots, several_outputs, training
+from kerastl import callbacks, inputs, plots, several_outputs, training
 from kerastl.errors import ArgumentError, DataError
 from kerastl.report import writing
 from kerastl.training import TransferResult
@@ -127,6 +127,37 @@ def test_a_validation_split_is_not_weighted_by_class(data):
     )
     assert first.history["val_loss"] == pytest.approx(second.history["val_loss"])
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "even"), [(33, 32, 17), (32, 32, 32), (5, 32, 5), (97, 32, 25), (21, 20, 11), (1, 1, 1)]
+)
+def test_even_batches_are_as_many_as_the_others(count, batch_size, even):
+    assert several_outputs.even_batch_size(count, batch_size) == even
+    assert -(-count // even) == -(-count // batch_size)
+
+
+def test_a_last_small_batch_does_not_decide_the_validation_loss(data):
+    # In a graph on TensorFlow, Keras averages an output's loss over batches: here the odd image would count as 16 do.
+    model = two_heads()
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    images = np.concatenate([np.zeros((16, 4, 4, 3)), data[0][:1]]).astype("float32")
+    layer = model.layers[-2]
+    layer.set_weights([np.full((48, 3), [3.0, 0, 0]), np.zeros(3)])
+    labels = np.array([0] * 16 + [1])
+    true = keras.losses.sparse_categorical_crossentropy(labels, model(images)[0])
+    true = float(keras.ops.convert_to_numpy(true).mean())
+    common = {"batch_size": 16, "cache": False, "validation_data": (images, labels), **QUIET}
+    assert kerastl.fit(model, images, labels, **common).history["val_main_loss"][0] == pytest.approx(true, rel=0.1)
+    arguments = several_outputs.evaluate_arguments(model, (images, labels), 16)
+    assert model.evaluate(**arguments, return_dict=True, **QUIET)["main_loss"] == pytest.approx(true, rel=0.1)
+
+
+def test_validation_images_of_load_images_come_in_even_batches(data):
+    dataset = as_dataset(*data).unbatch().batch(11)
+    source = inputs.ImageSource(data[1], (4, 4), "0", False, lambda index: data[0][index], 11)
+    arguments = several_outputs.evaluate_arguments(two_heads(), inputs.attach_source(dataset, source), None)
+    assert [len(images) for images, _ in arguments["x"]] == [6, 6]
 
 
 def test_a_pydataset_hears_of_the_end_of_its_epochs(data):

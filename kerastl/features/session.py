@@ -219,10 +219,13 @@ class Session:
             return None
         if (id(cut), part) not in self._batches:
             is_train, tail = part == "train", self._compiled_tail(cut)
+            batch_size = self._train_rows.batch_size if is_train else rows.batch_size
+            if not is_train and several_outputs.has_several(tail):
+                batch_size = several_outputs.even_batch_size(store.count, batch_size)
             self._batches[id(cut), part] = FeatureBatches(
                 store,
                 self._names(cut),
-                batch_size=self._train_rows.batch_size if is_train else rows.batch_size,
+                batch_size=batch_size,
                 shuffle=rows.shuffles and is_train,
                 views=self._plan.views if is_train else 1,
                 seed=int(keras.random.SeedGenerator().next()[1]) if is_train else 0,

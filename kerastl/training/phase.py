@@ -154,8 +154,8 @@ class Phase:
         if session is not None:
             logs = session.evaluate(cut)
         else:
-            data = several_outputs.fit_arguments(self.model, _as_arguments(settings.validation))
-            logs = self.model.evaluate(**data, batch_size=settings.batch_size, verbose=0, return_dict=True)
+            data = several_outputs.evaluate_arguments(self.model, settings.validation, settings.batch_size)
+            logs = self.model.evaluate(**data, verbose=0, return_dict=True)
         return logs.get(settings.monitor.removeprefix("val_"))
 
     def _fit(self, callbacks, session, cut):
