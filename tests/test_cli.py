@@ -579,9 +579,8 @@ print("the same")
 @pytest.mark.parametrize(
     ("said", "filled"),
     [
-        (["elpv"], ("flips", 4, 4)),
-        (["elpv", "--augmentation", "none"], ("none", 1, 1)),
-        (["elpv", "--cache", "none"], ("flips", 1, 4)),
+        (["elpv", "--augmentation", "flips"], ("flips", 4, 4)),
+        (["photos", "--augmentation", "flips", "--cache", "none"], ("flips", 1, 4)),
         (["photos"], ("none", 1, 1)),
         (["photos", "--augmentation", "flips", "--test-views", "1"], ("flips", 4, 1)),
         (["photos", "--augmentation", "light", "--views", "3"], ("light", 3, 1)),

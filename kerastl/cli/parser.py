@@ -143,8 +143,8 @@ def _add_data_options(group) -> None:
     group.add_argument(
         "--augmentation",
         choices=["none", "flips", "light"],
-        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: flips for elpv, whose "
-        "solar cells have no up or down, else none)",
+        default="none",
+        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none)",
     )
     group.add_argument(
         "--views",

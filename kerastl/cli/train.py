@@ -91,9 +91,7 @@ def run(arguments) -> int:
 
 
 def _fill_in(arguments) -> None:
-    """Set what was left open: solar cells have no up or down, and with flips four views are few enough to keep."""
-    if arguments.augmentation is None:
-        arguments.augmentation = "flips" if arguments.source == "elpv" else "none"
+    """Set what was left open: of flips there are four, few enough to keep them all and to average the answers to them."""
     flips = arguments.augmentation == "flips"
     if arguments.views is None:
         arguments.views = 4 if flips and arguments.cache != "none" else 1
