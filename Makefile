@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all test-jax notebooks lint format clean
+.PHONY: help quickstart test test-all test-jax notebooks docs docs-test lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
@@ -11,6 +11,8 @@ help:
 	@echo "make test-all     the same with the slow sweeps"
 	@echo "make test-jax     the core's tests on the JAX backend"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
+	@echo "make docs         build the documentation site (docs/_build/html)"
+	@echo "make docs-test    open every page of it in a headless Chromium"
 	@echo "make format       let ruff format the code"
 
 quickstart: $(VENV)/.demo
@@ -20,7 +22,7 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu and not docs"
 
 test-jax: $(VENV)/.jax
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \
@@ -29,6 +31,15 @@ test-jax: $(VENV)/.jax
 # With KERASTL_FAST=1 at the FAST size, keeping nothing
 notebooks: $(VENV)/.test
 	$(BIN)/python notebooks/tools.py run $(if $(filter 1,$(KERASTL_FAST)),,--keep) $(ONLY)
+
+# Always anew: what was built before would hide warnings, and pages that are gone
+docs: $(VENV)/.docs
+	rm -rf docs/_build
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
+
+docs-test: docs $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_docs_site.py -m docs -rs
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -43,7 +54,7 @@ $(VENV)/bin/python:
 		{ echo "kerastl needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/bin/python setup.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	@touch $@
 
@@ -52,4 +63,4 @@ $(VENV)/.jax: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info docs/_build docs/notebooks
