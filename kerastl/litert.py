@@ -23,6 +23,9 @@ QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 """What `convert` takes: float32; weights in float16; weights in int8 and activations quantized while it runs; or weights
 and activations in int8, with ranges that representative images showed."""
 
+# TensorFlow's graphs are protocol buffers, which end at 2 GB
+_LARGEST_GRAPH = 1.8e9
+
 _MISSING = 'LiteRT is not installed. Install it with `pip install "kerastl[export]"` (or `[demo]`).'
 
 
@@ -77,20 +80,40 @@ def convert(
             f"{received(images=None if images is None else np.shape(images))}"
         )
     options = _converter_options(quantize, images)
-    if batch_size is not None or quantize == "int8":
-        tensor = model.inputs[0]
-        shape = (batch_size or 1, *tensor.shape[1:])
-        options["input_signature"] = [keras.InputSpec(shape=shape, dtype=tensor.dtype, name="pixels")]
+    tensor = model.inputs[0]
+    shape = (1 if quantize == "int8" and batch_size is None else batch_size, *tensor.shape[1:])
+    options["input_signature"] = [keras.InputSpec(shape=shape, dtype=tensor.dtype, name="pixels")]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         try:
             with backend.quiet_output(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model.export(path, format="litert", verbose=False, **options)
+                _with_constant_weights(model).export(path, format="litert", verbose=False, **options)
             with open(path, "rb") as file:
                 return file.read()
         except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
             raise ModelError(f"{model.name!r} can't be converted to LiteRT: {_reason(error)}") from error
+
+
+def _with_constant_weights(model: keras.Model) -> keras.Model:
+    """Return a model that computes the same, whose weights are constants: it converts in a quarter of the time.
+
+    Saving, loading and freezing hundreds of variables takes longer than all else of a conversion: of MobileNetV2 11 s of
+    processor time for 2.1 s without (DenseNet121: 25 and 6.7 s), with the same numbers in the file.
+    """
+    values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
+    if sum(value.nbytes for _, value in values) > _LARGEST_GRAPH:
+        return model
+
+    class Constant(keras.Model):
+        def call(self, pixels, training=None):
+            constants = [(variable, keras.ops.convert_to_tensor(value)) for variable, value in values]
+            with keras.StatelessScope(state_mapping=constants):
+                return model(pixels, training=False)
+
+    constant = Constant(name=model.name)
+    constant.built = True
+    return constant
 
 
 def _converter_options(quantize, images) -> dict:
