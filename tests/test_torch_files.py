@@ -247,6 +247,14 @@ def test_random_damage_runs_nothing_and_gives_arrays_or_our_error(data):
     assert state is None or all(isinstance(value, np.ndarray) for value in state.values())
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("entry", [rb"S'\o'" + b"\n", rb"S'\400'" + b"\n"])
+def test_odd_escapes_in_a_refused_text_are_refused_without_a_warning(entry):
+    state, ran = read_watched(torch_file({"x": BASE}, entries=entry))
+    assert state is None
+    assert ran == []
+
+
 PIECES = [
     *(b"(", b")", b"}", b"]", b"N", b"\x88", b"t", b"\x85", b"\x86", b"R", b"b", b"Q", b"s", b"u", b"a", b"e", b"q\0"),
     *(b"h\0", b"0", b"1", b"2", b".", b"\x81", b"\x93", b"ccollections\nOrderedDict\n", b"cos\nsystem\n"),
