@@ -22,7 +22,7 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu and not docs"
+	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu and not docs"
 
 test-jax: $(VENV)/.jax
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \
