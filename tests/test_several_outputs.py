@@ -308,3 +308,8 @@ def test_the_report_names_the_heads_accuracies():
     assert described["auxiliary_accuracies"] == {"a": 0.25}
     plain = TransferResult(history(loss=1.0, accuracy=0.5), None, "head", 2, 0.5, "loss", {"head": 2.0})
     assert "auxiliary_accuracies" not in writing._describe_training(plain)
+
+
+def test_gradients_are_measured_with_the_one_label(data):
+    ours, theirs = (kerastl.gradient_norms(two_heads(), data[0], y) for y in (data[1], [data[1], data[1]]))
+    assert [row.layer for row in ours] == [row.layer for row in theirs] == ["main", "auxiliary_early"]
