@@ -66,7 +66,8 @@ _START_UP = re.compile(
 )
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CELL_FILE = re.compile(r"\S*/ipykernel_\d+/\d+\.py:\d+: ")
-_LARGE_PNG = 20_000
+# From how many bytes on a picture gets a palette, and of how many colours
+_PALETTES = ((60_000, 48), (20_000, 128))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,17 +265,16 @@ def fill(notebook, name: str) -> None:
 
 
 def _smaller_png(encoded: str) -> str:
-    """Return a PNG without metadata; a large one with a palette of 256 colours, which in plots nobody sees."""
+    """Return a PNG without metadata; a large one with a palette, which shows in photographs alone."""
     from PIL import Image
 
     data = base64.b64decode(encoded)
     picture = Image.open(io.BytesIO(data)).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
-    if len(data) > _LARGE_PNG:
-        picture = picture.quantize(256)
+    colors = next((colors for limit, colors in _PALETTES if len(data) > limit), None)
     buffer = io.BytesIO()
-    picture.save(buffer, "png", optimize=True)
+    (picture.quantize(colors) if colors else picture).save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
