@@ -45,9 +45,8 @@ def prepare_source(app, docname: str, source: list[str]) -> None:
 
     def link(found: re.Match) -> str:
         text, name, anchor = found.groups()
-        return (
-            f"[{text}]({folder}{name}{anchor or ''})" if any((DOCS / "notebooks").glob(f"{name[:2]}_*.ipynb")) else text
-        )
+        is_written = any((DOCS / "notebooks").glob(f"{name[:2]}_*.ipynb"))
+        return f"[{text}]({folder}{name}{anchor or ''})" if is_written else text
 
     source[0] = _NOTEBOOK_LINK.sub(link, source[0])
     if is_notebook:
