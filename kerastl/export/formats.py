@@ -90,7 +90,8 @@ def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _write_litert(model, path, quantize, images) -> None:
-    path.write_bytes(litert.convert(model, quantize=quantize, images=images, batch_size=1))
+    content = litert.convert(model, quantize=quantize, images=images, batch_size=1, float_start=True)
+    path.write_bytes(content)
 
 
 def _load_litert(path):
