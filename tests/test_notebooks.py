@@ -186,7 +186,7 @@ def test_badge_and_install_line_have_the_address_of_setup_cfg(name):
 @every_notebook
 def test_the_readme_lists_it_with_its_title_and_badge(name):
     title = read(name).cells[0].source.splitlines()[0].split(" · ", 1)[1]
-    address = re.search(r"\((https://colab\S+)\)", tools.badge(f"{name}.ipynb"))[1]
+    address = re.findall(r"\((https://colab[^\s)]+)\)", tools.badge(f"{name}.ipynb"))[-1]
     (row,) = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if f"({address})" in line]
     assert f"[{title}](notebooks/{name}.ipynb)" in row
 
