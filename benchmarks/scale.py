@@ -47,7 +47,9 @@ def one(count: int, size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         cache = kerastl.CacheOptions(folder=f"{folder}/features", engine="keras")
-        clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: trained_at.append(time.perf_counter()))
+        clock = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda *_, **__: trained_at.append(time.perf_counter())
+        )
         kerastl.fit(model, Drawn(), cache=cache, epochs=1, verbose=0, callbacks=[clock])
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
