@@ -50,7 +50,8 @@ def fit_statistics(model, pixels) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_features_of_random_and_real_images_agree_within_a_thousandth(name, photographs):
     row = backbones.backbone_row(name)
-    size = max(32, row.smallest_size)
+    # At 32 the last maps are one pixel, and BatchNorm divides by variances of next to nothing
+    size = max(64, row.smallest_size)
     model = backbones.load_backbone(name, input_shape=size, weights=None)
     pixels = pixels_for(row, size, photographs)
     fit_statistics(model, pixels)
