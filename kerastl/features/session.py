@@ -5,7 +5,7 @@ import contextlib
 import keras
 import numpy as np
 
-from kerastl import compiling, several_outputs
+from kerastl import backend, compiling, several_outputs
 from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extract import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan
@@ -53,8 +53,14 @@ class FeatureBatches(keras.utils.PyDataset):
         batch = (features[0] if len(features) == 1 else features, labels)
         return batch if self._weights is None else (*batch, self._weights[images])
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the data brought sample weights."""
+        return self._stored_weights is not None
+
     def weigh(self, class_weight: dict | None) -> None:
-        """Multiply the sample weights by those of the classes; Keras takes these with a single output only."""
+        """Multiply the sample weights by those of the classes: Keras takes these neither with several outputs nor, from a
+        `tf.data.Dataset`, with classes left out."""
         self._weights = several_outputs.sample_weights(self._labels, class_weight, self._stored_weights)
 
     def on_epoch_end(self):
@@ -158,7 +164,7 @@ class Session:
         compiling.check_ready(self._model)
         tail = self._compiled_tail(cut)
         train = self._batches_of(cut, "train")
-        if several_outputs.has_several(tail):
+        if several_outputs.has_several(tail) or not train.weighted:  # Keras itself refuses both, of a single output
             train.weigh(arguments.pop("class_weight", None))
         verbose = 1 if verbose == "auto" else verbose
         inner = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else None
@@ -177,8 +183,8 @@ class Session:
         tail.history = history
         with _state_in_reach(self._model, tail):
             tail.fit(
-                train,
-                validation_data=self._batches_of(cut, "validation"),
+                self._data(cut, "train"),
+                validation_data=self._data(cut, "validation"),
                 epochs=epochs,
                 initial_epoch=initial_epoch,
                 verbose=verbose,
@@ -191,8 +197,8 @@ class Session:
 
     def evaluate(self, cut: Cut) -> dict | None:
         """Return the logs of the model on the validation images, or `None` where there are none."""
-        batches = self._batches_of(cut, "validation")
-        return None if batches is None else self._compiled_tail(cut).evaluate(batches, verbose=0, return_dict=True)
+        data = self._data(cut, "validation")
+        return None if data is None else self._compiled_tail(cut).evaluate(data, verbose=0, return_dict=True)
 
     def _compiled_tail(self, cut):
         """Return the tail, compiled with the model's own optimizer, losses and metrics; anew after a recompile."""
@@ -212,6 +218,11 @@ class Session:
             # losses and metrics are known by them; a nested model's outputs are called by other names than its layers
             tail.output_names = several_outputs.output_names(self._model)
         return tail
+
+    def _data(self, cut, part):
+        """Return the batches as `fit` is given them, or `None` where there are none."""
+        batches = self._batches_of(cut, part)
+        return None if batches is None else backend.batches_for_fit(batches)
 
     def _batches_of(self, cut, part):
         store, rows = (self._train, self._train_rows) if part == "train" else (self._validation, self._validation_rows)
