@@ -15,10 +15,11 @@ from kerastl.litert import usable_cores
 
 ENGINES = ("auto", "keras", "litert")
 
-# What LiteRT spares and costs, measured by benchmarks/extract.py: it fuses what TensorFlow writes to memory between
-# convolutions, so it spares time in proportion to the activations, and converting takes time in proportion to the layers.
-_SPARED_SECONDS_PER_ACTIVATION_BYTE = 1 / 30e9
-_CONVERSION_SECONDS_PER_LAYER = 0.05
+# What LiteRT spares and costs: it fuses what TensorFlow writes to memory between convolutions, so it spares time in proportion
+# to the activations; converting takes time in proportion to the layers and to the weights. Measured on MobileNetV2, ResNet50,
+# EfficientNetB0, DenseNet121 and VGG16 on two slow cores, where both take two to four times as long as on fast ones.
+_SPARED_SECONDS_PER_ACTIVATION_BYTE = 1 / 12e9
+_CONVERSION_SECONDS_PER_LAYER, _CONVERSION_SECONDS_PER_WEIGHT = 0.02, 0.7e-6
 
 
 class KerasEngine:
@@ -122,4 +123,7 @@ def _pays(trunk, count: int | None) -> bool:
         warnings.simplefilter("ignore")  # a layer of unknown cost was named by the plan already
         activations = sum(row.activation_bytes for row in costs.layer_costs(trunk))
     spared = count * activations * _SPARED_SECONDS_PER_ACTIVATION_BYTE
-    return spared > 1.2 * _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers)
+    conversion = (
+        _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers) + _CONVERSION_SECONDS_PER_WEIGHT * trunk.count_params()
+    )
+    return spared > 1.2 * conversion
