@@ -3,8 +3,11 @@
     python benchmarks/recipe.py --network resnet50 --count 512 --head pooled --json recipe.json
 
 10 epochs on the frozen backbone at 1e-3, then 5 with the last 10 layers at 1e-4 (BatchNorm frozen in both), batch 32,
-224×224, a quarter of `count` as validation. Both in one process, on the same arrays. With `--parity`, one epoch of each
-phase without shuffling, a float32 store, Keras as the engine: the largest difference between the two models' answers.
+224×224, a quarter of `count` as validation. Both in one process, on the same images. Plain Keras gets them without
+tf.data's autotuning, which makes its epochs longer by chance on TensorFlow 2.21 (docs/performance.md); with `--autotuning`
+it gets arrays, as users pass them. With `--parity`, one epoch of each phase without shuffling, a float32 store, Keras as
+the engine: the largest difference between the two models' answers. With `--spread`, the whole recipe over three seeds, by
+`fit` and by `kerastl.fit`, the weights of the last epoch in both: accuracies on test images.
 Also runs with KERAS_BACKEND=jax or torch where TensorFlow is not installed.
 """
 
@@ -38,7 +41,27 @@ def plain_keras(model, train, validation, epochs, shuffle=True):
             for layer in backbone.layers:
                 layer.trainable = layer in last
         model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
-        model.fit(*train, validation_data=validation, epochs=count, batch_size=32, shuffle=shuffle, verbose=0)
+        if not AUTOTUNING and keras.backend.backend() == "tensorflow":
+            data = {"x": dataset(train, shuffle), "validation_data": dataset(validation), "shuffle": False}
+        else:
+            data = {"x": train[0], "y": train[1], "validation_data": validation, "batch_size": 32, "shuffle": shuffle}
+        model.fit(**data, epochs=count, verbose=0)
+
+
+AUTOTUNING = False
+
+
+def dataset(pair, shuffle=False):
+    """Return arrays as a `tf.data.Dataset` of batches of 32 without autotuning."""
+    import tensorflow as tf
+
+    from kerastl.backend import without_autotuning
+
+    indices = tf.data.Dataset.range(len(pair[1]))
+    indices = indices.shuffle(len(pair[1])) if shuffle else indices
+    images, labels = (tf.constant(one) for one in pair)
+    batches = indices.batch(32).map(lambda chosen: (tf.gather(images, chosen), tf.gather(labels, chosen)))
+    return without_autotuning(batches.prefetch(2))
 
 
 def with_kerastl(model, train, validation, epochs, cache=True):
@@ -104,7 +127,7 @@ def parity(arguments) -> dict:
     answers = []
     exact = kerastl.CacheOptions(dtype="float32", engine="keras")
     plain = functools.partial(plain_keras, shuffle=False)
-    for run in (plain, functools.partial(ordered_kerastl, cache=exact)):
+    for run in (plain, functools.partial(step_by_step, cache=exact, shuffle=False)):
         model = build(arguments.network, arguments.head, arguments.size, 0)
         run(model, train, validation, (1, 1))
         answers.append(model.predict(validation[0], verbose=0))
@@ -112,28 +135,34 @@ def parity(arguments) -> dict:
     return {"network": arguments.network, "head": arguments.head, "largest difference of probabilities": difference}
 
 
-def ordered_kerastl(model, train, validation, epochs, cache):
-    """The recipe step by step with `kerastl.fit`, in the arrays' own order."""
+def step_by_step(model, train, validation, epochs, cache=True, shuffle=True):
+    """The recipe with `kerastl.fit`, as the notes write it with `fit`: it keeps the last weights of each phase."""
     for phase, (count, rate) in enumerate(zip(epochs, (1e-3, 1e-4), strict=True)):
         kerastl.unfreeze(model, last_layers=10) if phase else kerastl.freeze(model)
         model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
-        options = {"validation_data": validation, "epochs": count, "batch_size": 32, "shuffle": False, "verbose": 0}
+        options = {"validation_data": validation, "epochs": count, "batch_size": 32, "shuffle": shuffle, "verbose": 0}
         kerastl.fit(model, *train, cache=cache, **options)
 
 
 def spread(arguments) -> list[dict]:
     """The whole recipe over three seeds: accuracies on 656 test images that neither saw."""
-    images, labels = photographs(256 + 64 + 656, arguments.size)
-    parts = [(images[a:b], labels[a:b]) for a, b in ((0, 256), (256, 320), (320, 976))]
+    count = arguments.count[0]
+    ends = np.cumsum([count, 64, 656])
+    images, labels = photographs(ends[-1], arguments.size)
+    parts = [
+        (images[end - size : end], labels[end - size : end]) for end, size in zip(ends, (count, 64, 656), strict=True)
+    ]
     rows = []
-    for name, run in (("plain", plain_keras), ("kerastl", with_kerastl)):
+    for name, run in (("plain", plain_keras), ("kerastl", step_by_step)):
         scores = []
         for seed in range(3):
             model = build(arguments.network, arguments.head, arguments.size, seed)
             run(model, parts[0], parts[1], (arguments.head_epochs, arguments.fine_tune_epochs))
             answers = model.predict(parts[2][0], verbose=0)
             scores.append(float((answers.argmax(axis=1) == parts[2][1]).mean()))
-        rows.append({"variant": name, "mean": float(np.mean(scores)), "lowest": min(scores), "highest": max(scores)})
+        row = {"variant": name, "mean": float(np.mean(scores)), "standard deviation": float(np.std(scores, ddof=1))}
+        rows.append({**row, "scores": " ".join(f"{score:.3f}" for score in scores)})
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -148,8 +177,11 @@ def main():
     parser.add_argument("--order", default="kerastl,plain", help="which runs first")
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--spread", action="store_true", help="accuracies over three seeds")
+    parser.add_argument("--autotuning", action="store_true", help="give plain Keras arrays")
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    global AUTOTUNING
+    AUTOTUNING = arguments.autotuning
     if arguments.parity:
         report("parity", [parity(arguments)], arguments.json)
     elif arguments.spread:
