@@ -16,10 +16,10 @@ from kerastl.litert import usable_cores
 ENGINES = ("auto", "keras", "litert")
 
 # What LiteRT spares and costs: it fuses what TensorFlow writes to memory between convolutions, so it spares time in proportion
-# to the activations; converting takes time in proportion to the layers and to the weights. Measured on MobileNetV2, ResNet50,
-# EfficientNetB0, DenseNet121 and VGG16 on two slow cores, where both take two to four times as long as on fast ones.
-_SPARED_SECONDS_PER_ACTIVATION_BYTE = 1 / 12e9
-_CONVERSION_SECONDS_PER_LAYER, _CONVERSION_SECONDS_PER_WEIGHT = 0.02, 0.7e-6
+# to the activations; converting takes time in proportion to layers and weights. Measured on MobileNetV2 and ResNet50
+# on two slow cores; on fast ones both take a third to a half of it.
+_SPARED_SECONDS_PER_ACTIVATION_BYTE = 1 / 10e9
+_CONVERSION_SECONDS_PER_LAYER, _CONVERSION_SECONDS_PER_WEIGHT = 0.012, 0.3e-6
 
 
 class KerasEngine:
@@ -55,7 +55,7 @@ class LiteRTEngine:
                 '`pip install "kerastl[demo]"`, or take `engine="keras"`.'
             )
         try:
-            self._model = litert.LiteRTModel(litert.convert(trunk), threads or usable_cores())
+            self._model = litert.LiteRTModel(litert.convert_to_run(trunk), threads or usable_cores())
         except ModelError as error:
             raise BackendError(str(error)) from error
         self._order = self._match_outputs(trunk)
@@ -126,4 +126,4 @@ def _pays(trunk, count: int | None) -> bool:
     conversion = (
         _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers) + _CONVERSION_SECONDS_PER_WEIGHT * trunk.count_params()
     )
-    return spared > 1.2 * conversion
+    return spared > conversion
