@@ -1,5 +1,9 @@
 """The lines that differ between backends: forward passes in parts, and batches without tf.data's autotuning."""
 
+import platform
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -44,6 +48,35 @@ def test_a_compiled_forward_answers_as_the_model_whatever_the_number_of_images(c
 def test_fewer_images_run_at_once_where_activations_are_large():
     sizes = [backend._cpu_batch(models.tiny_backbone(size)) for size in (32, 512, 4096)]
     assert sizes == [32, 8, 1]  # (size / 2)² pixels of 8 channels, 4 bytes each, in 32 MB: 4096, 16 and 0.25
+
+
+def test_freed_memory_is_kept_for_the_next_tensors():
+    """Blocks of 16 MB, as feature maps are, cost a page fault for every 4 kB unless the process keeps them."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("about glibc")
+    code = """
+import ctypes, resource, sys
+from kerastl import backend
+library = ctypes.CDLL(None)
+library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+library.mallopt(-3, 2**17)  # glibc's own start, which some process has for good
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        block = library.malloc(2**24)
+        ctypes.memset(block, 1, 2**24)
+        library.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults())
+backend.keep_freed_memory()
+faults()
+print(faults())
+backend.give_memory_back()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    usual, kept = map(int, result.stdout.split())
+    assert usual > 20 * 2**24 / 4096 / 2
+    assert kept < usual / 20
 
 
 @on_tensorflow

@@ -126,6 +126,8 @@ class Session:
         self._model, self._plan, self._train_rows, self._validation_rows = model, plan, train, validation
         self._options, self._tails, self._batches = options, {}, {}
         self._stack = contextlib.ExitStack()
+        backend.keep_freed_memory()
+        self._stack.callback(backend.give_memory_back)
         trunk = Trunk(plan, options, verbose)
         total = None if train.count is None else train.count * plan.views + ((validation and validation.count) or 0)
         try:
@@ -181,6 +183,7 @@ class Session:
             model=self._model,
         )
         tail.history = history
+        backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
         with _state_in_reach(self._model, tail):
             tail.fit(
                 self._data(cut, "train"),
