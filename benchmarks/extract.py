@@ -41,9 +41,10 @@ def reading_in_batches(engine, source):
 
 def variants(trunk_of, images, rows_of, source):
     """Return name → function that runs over all images once, and name → seconds to prepare."""
-    model = trunk_of["keras"].model
+    model = next(iter(trunk_of.values())).model
     functions, prepared = {}, {}
-    functions["model.predict, from arrays"] = lambda: model.predict(images, batch_size=32, verbose=0)
+    if len(trunk_of) > 1:
+        functions["model.predict, from arrays"] = lambda: model.predict(images, batch_size=32, verbose=0)
     for name in trunk_of:
         start = time.perf_counter()
         engine = trunk_of[name].engine(len(images))
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", choices=["keras", "litert"], help="leave predict and the others out")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     images, labels = photographs(arguments.count, arguments.size)
@@ -78,7 +80,7 @@ def main():
         source = _first(find_source(splits.train), arguments.count)
         rows_of["files"] = features.SourceRows(source)
     trunks = {}
-    for name in ("keras", "litert") if litert_available() else ("keras",):
+    for name in arguments.engines or (("keras", "litert") if litert_available() else ("keras",)):
         options = features.CacheOptions(engine=name)
         plan = features.make_plan(model, rows_of["arrays"], None, epochs=[10], options=options)
         trunks[name] = Trunk(plan, options)
