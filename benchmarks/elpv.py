@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--head-epochs", type=int, default=10)
-    parser.add_argument("--fine-tune-epochs", type=int, default=12)
+    parser.add_argument("--fine-tune-epochs", type=int, default=8)
     parser.add_argument("--last-blocks", type=int, default=4)
     parser.add_argument("--from-layer")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
