@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import features, freezing, inputs, training
+from kerastl import backend, features, freezing, inputs, training
 from kerastl.errors import ArgumentError, DataError, StoreError
 from kerastl.features import CacheOptions
 from kerastl.features import session as session_module
@@ -469,3 +469,17 @@ def test_split_validation_is_keras_own():
     assert (len(train[0]), len(held[0]), held[2]) == (7, 4, None)
     with pytest.raises(ArgumentError):
         inputs.split_validation(pair, 1.0)
+
+
+def test_training_on_features_keeps_freed_memory_and_gives_it_back(data, monkeypatch):
+    """Else glibc may map each feature map anew at every step, for half of the time."""
+    calls = []
+    for name in ("keep_freed_memory", "give_memory_back", "batches_for_fit"):
+        original = getattr(backend, name)
+        monkeypatch.setattr(
+            backend,
+            name,
+            lambda *given, name=name, original=original: (calls.append(name), original(*given))[1],
+        )
+    training.fit(twins(last_blocks=1)[0], *data, cache=EXACT, validation_data=data, **QUIET)
+    assert calls == ["keep_freed_memory", "keep_freed_memory", "batches_for_fit", "batches_for_fit", "give_memory_back"]
