@@ -26,6 +26,17 @@ def accuracy(model, dataset, views: int) -> float:
     return right / count
 
 
+class HeadWeights(keras.callbacks.Callback):
+    """Copies the best weights of the head phase when fine-tuning begins."""
+
+    phases, weights = 0, None
+
+    def on_train_begin(self, logs=None):
+        self.phases += 1
+        if self.phases == 2:
+            self.weights = self.model.get_weights()
+
+
 def one_seed(arguments, seed: int) -> dict:
     data = kerastl.load_images("elpv", image_size=arguments.size, seed=seed, verbose=0)
     keras.utils.set_random_seed(seed)
@@ -37,6 +48,7 @@ def one_seed(arguments, seed: int) -> dict:
         augmentation="flips" if arguments.views > 1 else None,
         dropout=arguments.dropout,
     )
+    head = HeadWeights()
     start = time.perf_counter()
     result = kerastl.transfer_learn(
         model,
@@ -52,6 +64,7 @@ def one_seed(arguments, seed: int) -> dict:
         patience=arguments.patience or None,
         cache=arguments.cache != "false",
         views=arguments.views,
+        callbacks=[head],
         seed=seed,
         verbose=0,
     )
@@ -63,6 +76,9 @@ def one_seed(arguments, seed: int) -> dict:
         "test accuracy": accuracy(model, data.test, 1),
     }
     row["4 flips averaged"] = accuracy(model, data.test, 4)
+    if head.weights:
+        model.set_weights(head.weights)
+    row["head alone"] = accuracy(model, data.test, 1)
     print(row, {name: round(value, 1) for name, value in result.seconds.items()}, flush=True)
     return row
 
@@ -76,8 +92,8 @@ def main():
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--head-epochs", type=int, default=10)
-    parser.add_argument("--fine-tune-epochs", type=int, default=8)
-    parser.add_argument("--last-blocks", type=int, default=4)
+    parser.add_argument("--fine-tune-epochs", type=int, default=10)
+    parser.add_argument("--last-blocks", type=int, default=3)
     parser.add_argument("--from-layer")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dropout", type=float, default=0.2)
