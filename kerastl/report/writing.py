@@ -123,7 +123,7 @@ def write_run(
     with new_folder(folder, overwrite=overwrite) as place:
         _write_model(place, model, evaluation.class_names)
         _write_history(place / "history.csv", result)
-        plots.plot_history(result).savefig(place / "curves.png", dpi=150)
+        plots.plot_history(result).savefig(place / "curves.png", dpi=150, bbox_inches="tight")
         matrix = plots.plot_confusion_matrix(evaluation.confusion_matrix, evaluation.class_names)
         matrix.savefig(place / "confusion_matrix.png", dpi=150)
         _plot_kept_mistakes(evaluation, report["mistakes"]).savefig(place / "mistakes.png", dpi=150)
