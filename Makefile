@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all test-jax notebooks docs docs-test lint format clean
+.PHONY: help quickstart test test-all test-jax test-gpu notebooks docs docs-test lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
 	@echo "make test-all     the same with the slow sweeps"
 	@echo "make test-jax     the core's tests on the JAX backend"
+	@echo "make test-gpu     on a GPU: the same answers and the same training as plain Keras"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
 	@echo "make docs         build the documentation site (docs/_build/html)"
 	@echo "make docs-test    open every page of it in a headless Chromium"
@@ -28,6 +29,10 @@ test-all: lint
 test-jax: $(VENV)/.jax
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \
 		tests/test_heads.py tests/test_compiling.py tests/test_callbacks.py tests/test_training.py
+
+# The backend is what KERAS_BACKEND says; the tests hide the GPU unless told otherwise
+test-gpu: $(VENV)/.test
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest tests/test_gpu.py -m gpu -rs
 
 # With KERASTL_FAST=1 at the FAST size, keeping nothing
 notebooks: $(VENV)/.test

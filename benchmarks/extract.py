@@ -39,11 +39,11 @@ def reading_in_batches(engine, source):
         engine(np.stack([source.read(index) for index in range(start, min(start + 32, len(source)))]))
 
 
-def variants(trunk_of, images, rows_of, source):
+def variants(trunk_of, images, rows_of, source, with_predict):
     """Return name → function that runs over all images once, and name → seconds to prepare."""
     model = next(iter(trunk_of.values())).model
     functions, prepared = {}, {}
-    if len(trunk_of) > 1:
+    if with_predict:
         functions["model.predict, from arrays"] = lambda: model.predict(images, batch_size=32, verbose=0)
     for name in trunk_of:
         start = time.perf_counter()
@@ -85,7 +85,7 @@ def main():
         plan = features.make_plan(model, rows_of["arrays"], None, epochs=[10], options=options)
         trunks[name] = Trunk(plan, options)
         assert type(trunks[name].engine(1)) in (KerasEngine, LiteRTEngine)
-    functions, prepared = variants(trunks, images, rows_of, source)
+    functions, prepared = variants(trunks, images, rows_of, source, not arguments.engines)
     rates = {name: [] for name in functions}
     for _ in range(arguments.repeats):
         for name, function in functions.items():

@@ -113,7 +113,7 @@ def _tensorflow_forward(model):
 
     shape = (None, *model.inputs[0].shape[1:])
     functions = {}
-    step = None if has_accelerator() else _cpu_batch(model)
+    step = None if has_accelerator() else cpu_batch(model)
 
     def run(images):
         kind = "uint8" if images.dtype == np.uint8 else "float32"
@@ -127,12 +127,12 @@ def _tensorflow_forward(model):
     return run
 
 
-def _cpu_batch(model) -> int:
-    """Return how many images a CPU runs at once soonest: a power of two of them, 32 at most."""
+def cpu_batch(model: keras.Model, largest_bytes: int = _LARGEST_KEPT_BLOCK) -> int:
+    """Return how many images a CPU should run at once: a power of two, 32 at most, such that no tensor is larger."""
     nodes = [node for layer in model._flatten_layers() for node in layer._inbound_nodes]
     shapes = [tensor.shape[1:] for node in nodes for tensor in node.outputs if None not in tensor.shape[1:]]
     largest = 4 * max((math.prod(shape) for shape in shapes), default=1)
-    return 2 ** min(5, max(1, _LARGEST_KEPT_BLOCK // max(largest, 1)).bit_length() - 1)
+    return 2 ** min(5, max(1, largest_bytes // max(largest, 1)).bit_length() - 1)
 
 
 def _jax_forward(model):
@@ -155,7 +155,8 @@ def _torch_forward(model):
 
     def run(images):
         with torch.no_grad():
-            return _as_list(model(keras.ops.convert_to_tensor(images, "float32"), training=False))
+            pixels = keras.ops.cast(keras.ops.convert_to_tensor(images), "float32")  # bytes travel, not floats
+            return _as_list(model(pixels, training=False))
 
     return run
 

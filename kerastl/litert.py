@@ -110,8 +110,8 @@ def convert(
 def convert_to_run(model: keras.Model) -> bytes:
     """Convert a model to float32 LiteRT for running it here and now: the same network as `convert` makes, sooner.
 
-    Keras's exporter hands a SavedModel to the converter; writing and reading that takes more than half of the time. Here the
-    converter is handed the model's function.
+    Keras's exporter hands a SavedModel to the converter; writing, reading and freezing that takes most of the time. Here the
+    converter is handed the graph of one call, with the weights as constants in it.
 
     Args:
         model: as `convert` takes it; its outputs may come in another order.
@@ -122,14 +122,19 @@ def convert_to_run(model: keras.Model) -> bytes:
     import tensorflow as tf
 
     pixels = model.inputs[0]
-    forward = tf.function(lambda images: model(images, training=False), autograph=False)
     try:
         with backend.quiet_output(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            constant = _with_constant_weights(model)
+            forward = tf.function(lambda images: constant(images, training=False), autograph=False)
             concrete = forward.get_concrete_function(tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype, "pixels"))
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+            if constant is model:  # too large a graph
+                converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+                converter.experimental_lower_to_saved_model = False
+            else:
+                graph = concrete.graph.as_graph_def()
+                converter = tf.compat.v1.lite.TFLiteConverter(graph, concrete.inputs, concrete.outputs)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-            converter.experimental_lower_to_saved_model = False
             return converter.convert()
     except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
         raise ModelError(f"{model.name!r} can't be converted to LiteRT: {_reason(error)}") from error

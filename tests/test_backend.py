@@ -46,7 +46,7 @@ def test_a_compiled_forward_answers_as_the_model_whatever_the_number_of_images(c
 
 @on_tensorflow
 def test_fewer_images_run_at_once_where_activations_are_large():
-    sizes = [backend._cpu_batch(models.tiny_backbone(size)) for size in (32, 512, 4096)]
+    sizes = [backend.cpu_batch(models.tiny_backbone(size)) for size in (32, 512, 4096)]
     assert sizes == [32, 8, 1]  # (size / 2)² pixels of 8 channels, 4 bytes each, in 32 MB: 4096, 16 and 0.25
 
 
