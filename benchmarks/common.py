@@ -110,8 +110,8 @@ def textures(count: int, size: int, seed: int = 0):
     """Return drawn images of two classes, stripes across and stripes along, in noise."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, count)
-    images = random.normal(128, 40, (count, size, size, 3))
-    wave = 40 * np.sin(np.arange(size) * 0.4)
+    images = 128 + 40 * random.standard_normal((count, size, size, 3), dtype="float32")
+    wave = 40 * np.sin(np.arange(size, dtype="float32") * 0.4)
     for index, label in enumerate(labels):
         images[index] += wave[:, None, None] if label else wave[None, :, None]
-    return images.clip(0, 255).astype("uint8"), labels
+    return images.clip(0, 255, out=images).astype("uint8"), labels

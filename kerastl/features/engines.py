@@ -26,11 +26,16 @@ _LARGEST_CACHED_BYTES = 16 * 2**20
 
 
 class KerasEngine:
-    """The backend's compiled forward function, in the precision of the model's policy."""
+    """The backend's compiled forward function, in the precision of the model's policy.
+
+    Attributes:
+        overlaps: whether a second thread would find something to do while a batch is run.
+    """
 
     name = "keras"
 
     def __init__(self, trunk: keras.Model):
+        self.overlaps = backend.has_accelerator()
         self._forward = backend.compiled_forward(trunk)
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
@@ -49,7 +54,7 @@ class LiteRTEngine:
         BackendError: `ai-edge-litert` is not installed, or the trunk can't be converted.
     """
 
-    name = "litert"
+    name, overlaps = "litert", False
 
     def __init__(self, trunk: keras.Model, threads: int | None = None):
         if not litert_available():

@@ -1,5 +1,7 @@
 """One pass over the images: the trunk's outputs into a store, with labels and sample weights beside them."""
 
+import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -219,11 +221,17 @@ def _run(trunk, rows, views, writer, part) -> dict:
     done = writer.rows_done // views
     fingerprint = Fingerprint() if rows.identity is None else None
     bar = _Bar(rows.count, done, part, trunk.verbose)
-    number = done // _BATCH
-    for images, labels, weights in read_ahead(rows.batches(done, _BATCH)):
-        if fingerprint is not None:
-            fingerprint.add(images, labels, weights)
-        outputs = [engine(_padded(maker.make(images, number, view))) for view in range(views)]
+
+    def prepared():
+        for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, _BATCH)), start=done // _BATCH):
+            if fingerprint is not None:
+                fingerprint.add(images, labels, weights)
+            yield (images, labels, weights), [_padded(maker.make(images, index, view)) for view in range(views)]
+
+    def run(batch):
+        return batch[0], [engine(images) for images in batch[1]]
+
+    for (images, labels, weights), outputs in _in_turn(run, prepared(), 2 if engine.overlaps else 1):
         chunk = {
             f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
             for index in range(len(outputs[0]))
@@ -232,10 +240,27 @@ def _run(trunk, rows, views, writer, part) -> dict:
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)
         writer.append(chunk)
-        number += 1
         bar.add(len(images))
     bar.close()
     return {"engine": engine.name, "views": views, "fingerprint": fingerprint.hexdigest() if fingerprint else None}
+
+
+def _in_turn(function, items, threads: int):
+    """Yield `function(item)` for each item, in order; with more than one thread, of so many items at a time.
+
+    A GPU would otherwise stand still while a batch travels to it or from it.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="trunk") as pool:
+        waiting = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _padded(images: np.ndarray) -> np.ndarray:
