@@ -14,6 +14,7 @@ import kerastl
 from kerastl import backend, features, freezing, inputs, training
 from kerastl.errors import ArgumentError, DataError, StoreError
 from kerastl.features import CacheOptions
+from kerastl.features import extract as extract_module
 from kerastl.features import session as session_module
 from tests import models
 
@@ -483,3 +484,23 @@ def test_training_on_features_keeps_freed_memory_and_gives_it_back(data, monkeyp
         )
     training.fit(twins(last_blocks=1)[0], *data, cache=EXACT, validation_data=data, **QUIET)
     assert calls == ["keep_freed_memory", "keep_freed_memory", "batches_for_fit", "batches_for_fit", "give_memory_back"]
+
+
+def test_features_are_the_same_where_a_gpu_is_kept_busy_by_two_threads(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (333, 32, 32, 3)).astype("uint8")
+    labels = np.arange(333) % 3
+    stores = []
+    for overlaps in (False, True):
+        keras.utils.set_random_seed(0)
+        model = models.compiled(models.nested())
+        freezing.freeze(model)
+        models.compiled(model)
+        rows = features.rows_of((images, labels))
+        plan = features.make_plan(model, rows, None, epochs=[3], options=EXACT)
+        trunk = extract_module.Trunk(plan, EXACT)
+        monkeypatch.setattr(trunk.engine(333), "overlaps", overlaps)
+        with extract_module.extract(trunk, rows, views=1, part="train", count_all=333) as store:
+            stores.append({name: store.read(name, slice(0, 333)).copy() for name in store.specs})
+    for name, values in stores[0].items():
+        np.testing.assert_array_equal(stores[1][name], values)
+    np.testing.assert_array_equal(stores[1]["labels"], labels)

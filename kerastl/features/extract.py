@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -248,11 +249,11 @@ def _run(trunk, rows, views, writer, part) -> dict:
 def _in_turn(function, items, threads: int):
     """Yield `function(item)` for each item, in order; with more than one thread, of so many items at a time.
 
-    A GPU would otherwise stand still while a batch travels to it or from it.
+    A GPU would otherwise stand still while a batch travels to it or from it. The first item is alone, as it is the one that
+    compiles.
     """
-    if threads == 1:
-        yield from map(function, items)
-        return
+    items = iter(items)
+    yield from map(function, itertools.islice(items, 1 if threads > 1 else None))
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="trunk") as pool:
         waiting = collections.deque()
         for item in items:
