@@ -61,10 +61,10 @@ def direction(monitor: str) -> str:
 
 
 def is_better(value: float, best: float | None, mode: str) -> bool:
-    """Tell whether a monitored value beats the best so far; NaN never does."""
+    """Tell whether a monitored value beats the best so far; NaN never does, and anything else beats NaN."""
     if value is None or not math.isfinite(value):
         return False
-    if best is None:
+    if best is None or not math.isfinite(best):
         return True
     return value > best if mode == "max" else value < best
 

@@ -54,7 +54,13 @@ def bias(model) -> float:
 
 @pytest.mark.parametrize(
     ("start", "values", "best"),
-    [(None, [3.0, 1.0, 2.0], 2), (0.5, [3.0, 1.0, 2.0], 0), (2.0, [3.0, 1.0, 0.5], 3), (1.0, [float("nan"), 1.0], 0)],
+    [
+        (None, [3.0, 1.0, 2.0], 2),
+        (0.5, [3.0, 1.0, 2.0], 0),
+        (2.0, [3.0, 1.0, 0.5], 3),
+        (1.0, [float("nan"), 1.0], 0),
+        (float("nan"), [float("nan"), 1.0], 2),  # a start that can't be measured is beaten by any number
+    ],
 )
 def test_best_weights_come_back_the_starting_state_included(start, values, best):
     model = models.flat()

@@ -12,7 +12,7 @@ from keras import layers
 
 import kerastl
 from kerastl import backend, features, freezing, inputs, training
-from kerastl.errors import ArgumentError, DataError, StoreError
+from kerastl.errors import ArgumentError, DataError, KerastlWarning, StoreError
 from kerastl.features import CacheOptions
 from kerastl.features import extract as extract_module
 from kerastl.features import session as session_module
@@ -504,3 +504,12 @@ def test_features_are_the_same_where_a_gpu_is_kept_busy_by_two_threads(monkeypat
     for name, values in stores[0].items():
         np.testing.assert_array_equal(stores[1][name], values)
     np.testing.assert_array_equal(stores[1]["labels"], labels)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA's ReLU on CPU turns NaN into 0")
+def test_images_whose_features_are_nan_are_told(data):
+    images, labels = data
+    images[[7, 35]] = np.nan
+    model = twins()[0]
+    with pytest.warns(KerastlWarning, match="for 2 of the train images, number 7 "):
+        training.fit(model, images, labels, cache=EXACT, epochs=1, **QUIET)

@@ -240,6 +240,19 @@ def test_a_loss_that_is_nan_from_the_data_stops_at_once_and_the_starting_weights
     assert not models.changed(before, model)
 
 
+@pytest.mark.parametrize("cache", [False, "auto"])
+def test_a_validation_loss_that_is_always_nan_is_told(cache, data):
+    model, (train, validation) = models.nested(), data
+    weights = np.ones(len(validation[1]), "float32")
+    weights[2] = np.nan
+    before = models.snapshot(model)
+    with pytest.warns(KerastlWarning, match="'val_loss' was NaN or infinite in every epoch"):
+        history = training.train_head(model, train, (*validation, weights), epochs=2, cache=cache, **QUIET)
+    assert len(history.epoch_seconds) == 2
+    assert history.best_epoch == 0
+    assert not models.changed(before, model)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX holds the weights outside the model between batches")
 def test_a_head_phase_that_diverges_is_not_followed_by_fine_tuning(data):
     model, (train, validation) = models.nested(), data

@@ -221,7 +221,7 @@ def _run(trunk, rows, views, writer, part) -> dict:
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
     done = writer.rows_done // views
     fingerprint = Fingerprint() if rows.identity is None else None
-    bar = _Bar(rows.count, done, part, trunk.verbose)
+    bar, lost = _Bar(rows.count, done, part, trunk.verbose), _NotFinite(done, part)
 
     def prepared():
         for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, _BATCH)), start=done // _BATCH):
@@ -237,13 +237,45 @@ def _run(trunk, rows, views, writer, part) -> dict:
             f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
             for index in range(len(outputs[0]))
         }
+        lost.look(chunk, len(images))
         chunk["labels"] = np.repeat(labels, views, axis=0)
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)
         writer.append(chunk)
         bar.add(len(images))
     bar.close()
+    lost.warn()
     return {"engine": engine.name, "views": views, "fingerprint": fingerprint.hexdigest() if fingerprint else None}
+
+
+class _NotFinite:
+    """Counts the images whose features are NaN or infinite: a loss of NaN would be all that the user gets to see of it."""
+
+    def __init__(self, done, part):
+        self._seen, self._part, self._count, self._first = done, part, 0, None
+
+    def look(self, features: dict, images: int) -> None:
+        """Take in the features of so many images, all views of them."""
+        # any NaN or infinity shows in the sum, which is many times quicker than a look at each number
+        with np.errstate(invalid="ignore", over="ignore"):
+            suspect = [one for one in features.values() if not np.isfinite(one.sum())]
+        if suspect:
+            bad = np.zeros(images, "bool")
+            for one in suspect:
+                bad |= ~np.isfinite(one.reshape(images, -1)).all(axis=1)
+            if bad.any() and self._first is None:
+                self._first = self._seen + int(bad.argmax())
+            self._count += int(bad.sum())
+        self._seen += images
+
+    def warn(self) -> None:
+        if self._count:
+            warnings.warn(
+                f"The frozen part gives NaN or infinity for {self._count} of the {self._part} images, number {self._first} "
+                "(counted from 0) the first of them. Look for NaN in these images and in the model's weights.",
+                KerastlWarning,
+                stacklevel=2,
+            )
 
 
 def _in_turn(function, items, threads: int):

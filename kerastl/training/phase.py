@@ -6,6 +6,7 @@ import time
 import warnings
 
 import keras
+import numpy as np
 
 from kerastl import callbacks as callback_module
 from kerastl import compiling, features, inputs, outputs, several_outputs
@@ -177,13 +178,26 @@ class Phase:
         if self.settings.validation is not None and monitor not in history.history and watch.diverged is None:
             names = ", ".join(sorted(history.history))
             raise ArgumentError(f"`monitor` must be one of the logged values: {names}. {received(monitor=monitor)}")
+        self._warn_of_nan(best, watch)
+
+    def _warn_of_nan(self, best, watch) -> None:
+        monitor = self.settings.monitor
         if watch.diverged:
             kept = f"epoch {best.best_epoch}" if best.best_epoch else "the start"
             warnings.warn(
                 f"The loss became NaN or infinite in {watch.diverged}; training stopped there, and the weights of {kept} "
                 "are kept. Take a lower learning rate, or look for NaN in the images.",
                 KerastlWarning,
-                stacklevel=4,
+                stacklevel=5,
+            )
+            return
+        values = self.history.history.get(monitor, [])
+        if best.best_epoch == 0 and len(values) and not np.isfinite(values).any():
+            warnings.warn(
+                f"{monitor!r} was NaN or infinite in every epoch, so there is nothing to choose an epoch by, and the weights "
+                "of the start are kept. Look for NaN in the validation images.",
+                KerastlWarning,
+                stacklevel=5,
             )
 
 
