@@ -251,6 +251,8 @@ def warn_if_scaled(images: np.ndarray, stacklevel: int = 3) -> None:
     low, high = float(images.min()), float(images.max())
     if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
         return
+    if not np.isfinite([low, high]).all():  # another fault; features or the loss will tell
+        return
     warnings.warn(
         f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
         "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data.",
