@@ -40,16 +40,13 @@ def reading_in_batches(engine, source):
 
 
 def variants(trunk_of, images, rows_of, source, with_predict):
-    """Return name → function that runs over all images once, and name → seconds to prepare."""
+    """Return name → function that runs over all images once."""
     model = next(iter(trunk_of.values())).model
-    functions, prepared = {}, {}
+    functions = {}
     if with_predict:
         functions["model.predict, from arrays"] = lambda: model.predict(images, batch_size=32, verbose=0)
     for name in trunk_of:
-        start = time.perf_counter()
         engine = trunk_of[name].engine(len(images))
-        engine(images[:32])
-        prepared[name] = time.perf_counter() - start
         functions[f"{name} engine alone, from arrays"] = lambda engine=engine: in_batches(engine, images)
         if source is not None:
             functions[f"{name} engine alone, from files"] = lambda engine=engine: reading_in_batches(engine, source)
@@ -57,7 +54,7 @@ def variants(trunk_of, images, rows_of, source, with_predict):
             functions[f"kerastl, {name}, from {place}"] = lambda name=name, rows=rows: extract(
                 trunk_of[name], rows, views=1, part="train", count_all=rows.count
             ).close()
-    return functions, prepared
+    return functions
 
 
 def main():
@@ -79,13 +76,17 @@ def main():
 
         source = _first(find_source(splits.train), arguments.count)
         rows_of["files"] = features.SourceRows(source)
-    trunks = {}
+    trunks, prepared = {}, {}
     for name in arguments.engines or (("keras", "litert") if litert_available() else ("keras",)):
         options = features.CacheOptions(engine=name)
         plan = features.make_plan(model, rows_of["arrays"], None, epochs=[10], options=options)
         trunks[name] = Trunk(plan, options)
-        assert type(trunks[name].engine(1)) in (KerasEngine, LiteRTEngine)
-    functions, prepared = variants(trunks, images, rows_of, source, not arguments.engines)
+        start = time.perf_counter()
+        engine = trunks[name].engine(1)
+        engine(images[:32])
+        prepared[name] = time.perf_counter() - start
+        assert type(engine) in (KerasEngine, LiteRTEngine)
+    functions = variants(trunks, images, rows_of, source, not arguments.engines)
     rates = {name: [] for name in functions}
     for _ in range(arguments.repeats):
         for name, function in functions.items():

@@ -129,10 +129,15 @@ def parity(arguments) -> dict:
     plain = functools.partial(plain_keras, shuffle=False)
     for run in (plain, functools.partial(step_by_step, cache=exact, shuffle=False)):
         model = build(arguments.network, arguments.head, arguments.size, 0)
+        before = model.predict(validation[0], verbose=0)
         run(model, train, validation, (1, 1))
         answers.append(model.predict(validation[0], verbose=0))
-    difference = float(np.abs(answers[0] - answers[1]).max())
-    return {"network": arguments.network, "head": arguments.head, "largest difference of probabilities": difference}
+    return {
+        "network": arguments.network,
+        "head": arguments.head,
+        "largest difference of probabilities": float(np.abs(answers[0] - answers[1]).max()),
+        "largest change by training": float(np.abs(answers[0] - before).max()),
+    }
 
 
 def step_by_step(model, train, validation, epochs, cache=True, shuffle=True):
