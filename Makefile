@@ -18,7 +18,7 @@ help:
 
 quickstart: $(VENV)/.demo
 	$(BIN)/python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --image-size 160 --augmentation flips \
-		--last-blocks 4 --fine-tune-epochs 12 --patience 6 --out runs/quickstart --overwrite
+		--last-blocks 4 --fine-tune-epochs 12 --learning-rate 3e-5 --patience 6 --out runs/quickstart --overwrite
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--fine-tune-epochs", type=int, default=12)
     parser.add_argument("--last-blocks", type=int, default=4)
     parser.add_argument("--from-layer")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--patience", type=int, default=6)
     parser.add_argument("--cache", default="true")

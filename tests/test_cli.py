@@ -165,6 +165,25 @@ def test_the_head_phase_is_judged_with_its_own_weights(photos, tmp_path, tiny_ne
     assert all(np.array_equal(one, other) for one, other in zip(sorted_flat(final), sorted_flat(saved), strict=True))
 
 
+def test_the_rate_of_fine_tuning_falls_to_0_over_the_phase(photos, tmp_path, monkeypatch):
+    asked = {}
+
+    def watched(model, data, validation, **options):
+        asked.update(options, batches=int(data.cardinality()))
+        return transfer_learn(model, data, validation, **options)
+
+    transfer_learn = train_command.transfer_learn
+    monkeypatch.setattr(train_command, "transfer_learn", watched)
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY, "--learning-rate", "0.05"]) == 0
+    rate = [float(asked["learning_rate"](step)) for step in range(asked["batches"] + 1)]
+    assert rate[0] == pytest.approx(0.05)
+    assert rate == sorted(rate, reverse=True)
+    assert rate[-1] == pytest.approx(0, abs=1e-8)
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["learning_rates"]["fine_tune"] == pytest.approx(0.05)
+    assert "falling to 0" in found["learning_rates"]["fine_tune_schedule"]
+
+
 def sorted_flat(weights):
     return sorted((weight.ravel() for weight in weights), key=lambda values: (len(values), *values[:3]))
 

@@ -209,7 +209,7 @@ def _add_training_options(group) -> None:
         "--learning-rate",
         type=float,
         metavar="RATE",
-        help="of the second phase (default: a tenth of the first's, falling to 0)",
+        help="with which the second phase begins, falling to 0 (default: a tenth of the first's)",
     )
     group.add_argument(
         "--patience",

@@ -160,7 +160,7 @@ def _train(job: _Job) -> TransferResult:
         head_epochs=arguments.head_epochs,
         fine_tune_epochs=arguments.fine_tune_epochs,
         head_learning_rate=arguments.head_learning_rate,
-        learning_rate=arguments.learning_rate,
+        learning_rate=_fine_tuning_rate(job),
         last_blocks=arguments.last_blocks,
         last_layers=arguments.last_layers,
         from_layer=arguments.from_layer,
@@ -228,11 +228,18 @@ def _head_accuracy(job: _Job, result: TransferResult, part: str, evaluation) -> 
             weight.assign(value)
 
 
+def _fine_tuning_rate(job: _Job):
+    """Return the second phase's rate: what was asked for, falling to 0 as the default does."""
+    arguments = job.arguments
+    if arguments.learning_rate is None:
+        return None
+    steps = arguments.fine_tune_epochs * int(job.splits.train.cardinality())
+    return keras.optimizers.schedules.CosineDecay(arguments.learning_rate, decay_steps=max(steps, 1))
+
+
 def _learning_rates(arguments) -> dict:
-    if arguments.learning_rate is not None:
-        return {"head": arguments.head_learning_rate, "fine_tune": arguments.learning_rate}
-    tenth = arguments.head_learning_rate / 10
-    return {"head": arguments.head_learning_rate, "fine_tune": tenth, "fine_tune_schedule": "cosine, falling to 0"}
+    rate = arguments.head_learning_rate / 10 if arguments.learning_rate is None else arguments.learning_rate
+    return {"head": arguments.head_learning_rate, "fine_tune": rate, "fine_tune_schedule": "cosine, falling to 0"}
 
 
 def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
