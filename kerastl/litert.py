@@ -27,8 +27,9 @@ and activations in int8, with ranges that representative images showed."""
 # answers come at least so many times nearer to those in float32, on so many of the representative images
 _FLOAT_START, _FLOAT_MACS, _FLOAT_GAIN, _JUDGED_IMAGES = 4, 0.15, 1.5, 64
 
-# TensorFlow's graphs are protocol buffers, which end at 2 GB
-_LARGEST_GRAPH = 1.8e9
+# Bytes of weights up to which they are made constants: Keras's exporter takes some 30 times as much memory then (8 times
+# without), and the converter by itself 14 times. Large networks gain next to no time by it.
+_CONSTANTS_TO_EXPORT, _CONSTANTS_TO_RUN = 100e6, 400e6
 
 _MISSING = 'LiteRT is not installed. Install it with `pip install "kerastl[export]"` (or `[demo]`).'
 
@@ -98,7 +99,9 @@ def convert(
         try:
             with backend.quiet_output(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                _with_constant_weights(model).export(path, format="litert", verbose=False, **options)
+                _with_constant_weights(model, _CONSTANTS_TO_EXPORT).export(
+                    path, format="litert", verbose=False, **options
+                )
                 with open(path, "rb") as file:
                     content = file.read()
                 content = _with_best_start(content, images) if choose_start else content
@@ -119,35 +122,33 @@ def convert_to_run(model: keras.Model) -> bytes:
     Raises:
         ModelError: the converter can't do it.
     """
+    constant = _with_constant_weights(model, _CONSTANTS_TO_RUN)
+    if constant is model:
+        return convert(model)
     import tensorflow as tf
 
     pixels = model.inputs[0]
     try:
         with backend.quiet_output(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            constant = _with_constant_weights(model)
             forward = tf.function(lambda images: constant(images, training=False), autograph=False)
             concrete = forward.get_concrete_function(tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype, "pixels"))
-            if constant is model:  # too large a graph
-                converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
-                converter.experimental_lower_to_saved_model = False
-            else:
-                graph = concrete.graph.as_graph_def()
-                converter = tf.compat.v1.lite.TFLiteConverter(graph, concrete.inputs, concrete.outputs)
+            graph = concrete.graph.as_graph_def()
+            converter = tf.compat.v1.lite.TFLiteConverter(graph, concrete.inputs, concrete.outputs)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             return converter.convert()
     except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
         raise ModelError(f"{model.name!r} can't be converted to LiteRT: {_reason(error)}") from error
 
 
-def _with_constant_weights(model: keras.Model) -> keras.Model:
-    """Return a model that computes the same, whose weights are constants: it converts in a quarter of the time.
+def _with_constant_weights(model: keras.Model, largest: float) -> keras.Model:
+    """Return a model that computes the same, whose weights are constants, or the model itself where they are larger in all.
 
     Saving, loading and freezing hundreds of variables takes longer than all else of a conversion: of MobileNetV2 11 s of
     processor time for 2.1 s without (DenseNet121: 25 and 6.7 s), with the same numbers in the file.
     """
     values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
-    if sum(value.nbytes for _, value in values) > _LARGEST_GRAPH:
+    if sum(value.nbytes for _, value in values) > largest:
         return model
 
     class Constant(keras.Model):

@@ -53,6 +53,19 @@ def test_a_fixed_batch_size_is_fed_piece_by_piece(model, images):
     np.testing.assert_allclose(runner(images)[0], answers_of(model, images), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("convert", [litert.convert, litert.convert_to_run])
+def test_a_network_too_large_for_constants_answers_the_same(convert, model, images, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("weights were made constants")
+
+    monkeypatch.setattr(litert, "_CONSTANTS_TO_EXPORT", 0)
+    monkeypatch.setattr(litert, "_CONSTANTS_TO_RUN", 0)
+    monkeypatch.setattr(keras, "StatelessScope", refuse)  # what constants are put in the variables' place with
+    np.testing.assert_allclose(
+        litert.LiteRTModel(convert(model))(images)[0], answers_of(model, images), rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(("quantize", "share", "tolerance"), [("float16", 0.75, 0.01), ("int8", 0.6, 0.1)])
 def test_quantized_models_are_smaller_and_answer_nearly_the_same(quantize, share, tolerance, images):
     model = models.flat(32, width=32)
