@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Give the system what `keep_freed_memory` kept so far."""
+    """Give the system what glibc keeps of the memory that was freed, on its own or by `keep_freed_memory`."""
     if library := _glibc():
         library.malloc_trim(0)
 

@@ -108,6 +108,8 @@ def convert(
                 return content if quantize in (None, "float16") else _with_shared_vectors(content)
         except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
             raise ModelError(f"{model.name!r} can't be converted to LiteRT: {_reason(error)}") from error
+        finally:
+            backend.give_memory_back()  # the converter's copies of the weights, up to gigabytes
 
 
 def convert_to_run(model: keras.Model) -> bytes:
@@ -133,12 +135,14 @@ def convert_to_run(model: keras.Model) -> bytes:
             warnings.simplefilter("ignore")
             forward = tf.function(lambda images: constant(images, training=False), autograph=False)
             concrete = forward.get_concrete_function(tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype, "pixels"))
-            graph = concrete.graph.as_graph_def()
-            converter = tf.compat.v1.lite.TFLiteConverter(graph, concrete.inputs, concrete.outputs)
+            graph = _with_constant_captures(concrete)
+            converter = tf.compat.v1.lite.TFLiteConverter(graph, concrete.inputs[:1], concrete.outputs)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             return converter.convert()
     except Exception as error:  # the converter raises whatever it meets, RuntimeError and MLIR's own among them
         raise ModelError(f"{model.name!r} can't be converted to LiteRT: {_reason(error)}") from error
+    finally:
+        backend.give_memory_back()  # the converter's copies of the weights, up to gigabytes
 
 
 def _with_constant_weights(model: keras.Model, largest: float) -> keras.Model:
@@ -160,6 +164,22 @@ def _with_constant_weights(model: keras.Model, largest: float) -> keras.Model:
     constant = Constant(name=model.name)
     constant.built = True
     return constant
+
+
+def _with_constant_captures(concrete):
+    """Return a function's graph in which what it took from outside, such as the mean of a Normalization layer, is constant."""
+    import tensorflow as tf
+
+    graph = concrete.graph.as_graph_def()
+    values = {inside.op.name: outside for outside, inside in concrete.graph.captures}
+    for node in graph.node:
+        if node.name in values:
+            value = tf.make_tensor_proto(values[node.name].numpy())
+            node.op = "Const"
+            node.attr.clear()
+            node.attr["dtype"].type = value.dtype
+            node.attr["value"].tensor.CopyFrom(value)
+    return graph
 
 
 def _converter_options(quantize, images) -> dict:

