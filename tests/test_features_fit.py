@@ -168,6 +168,17 @@ def test_a_learning_rate_that_a_callback_sets_is_used(data):
         np.testing.assert_array_equal(old, new)
 
 
+def test_the_orders_of_training_follow_from_the_seed_of_keras(data):
+    def weights_after(seed):
+        model = twins()[0]
+        keras.utils.set_random_seed(seed)
+        kerastl.fit(model, *data, epochs=1, batch_size=8, cache=True, verbose=0)
+        return np.concatenate([keras.ops.convert_to_numpy(one).ravel() for one in model.trainable_variables])
+
+    np.testing.assert_array_equal(weights_after(1), weights_after(1))
+    assert not np.array_equal(weights_after(1), weights_after(2))
+
+
 def test_a_shuffling_dataset_keeps_labels_with_their_features(data):
     tf = pytest.importorskip("tensorflow")
     images = (

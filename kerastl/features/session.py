@@ -242,7 +242,7 @@ class Session:
                 batch_size=batch_size,
                 shuffle=rows.shuffles and is_train,
                 views=self._plan.views if is_train else 1,
-                seed=int(keras.random.SeedGenerator().next()[1]) if is_train else 0,
+                seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
                 model=tail if several_outputs.has_several(tail) else None,
             )
         return self._batches[id(cut), part]
