@@ -71,15 +71,10 @@ def test_features_of_random_and_real_images_agree_within_a_thousandth(name, phot
     expected = keras.ops.convert_to_numpy(model(pixels[:4], training=False))
     given = litert.LiteRTModel(litert.convert(model), threads=1)(pixels[:4])[0]
     assert all(one.std() > 0 for one in expected)
+    assert largest_differences(expected, given).max() <= 1e-3
     if name in SMALLEST:
-        assert largest_differences(expected, given).max() <= 1e-3
         given = litert.LiteRTModel(litert.convert_to_run(model), threads=1)(pixels[:4])[0]
         assert largest_differences(expected, given).max() <= 1e-3
-    else:
-        # A random network of a thousand layers makes 2.6 % of a millionth's change of its pixels: nobody can ask for more
-        changed = pixels[:4] * (1 + 1e-6 * np.random.default_rng(0).uniform(-1, 1, pixels[:4].shape)).astype("float32")
-        sensitivity = largest_differences(expected, keras.ops.convert_to_numpy(model(changed, training=False)))
-        assert np.all(largest_differences(expected, given) <= np.maximum(1e-3, 3 * sensitivity))
     keras.backend.clear_session()
 
 
