@@ -105,6 +105,11 @@ def learning_rate_setting(model):
     return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else last_learning_rate(model)
 
 
+def falling_rate(start: float, batches: int, epochs: int) -> keras.optimizers.schedules.CosineDecay:
+    """Return a cosine from `start` to 0 over `epochs` of `batches` steps: fine-tuning's default."""
+    return keras.optimizers.schedules.CosineDecay(start, decay_steps=max(batches * epochs, 1))
+
+
 def schedule_peak(schedule) -> float:
     """Return the highest of a schedule's value at its start and after its warm-up."""
     steps = {0, int(getattr(schedule, "warmup_steps", 0) or 0)}

@@ -17,7 +17,7 @@ from kerastl import backbones, report
 from kerastl.callbacks import changeable_weights
 from kerastl.checks import check_count, check_fraction
 from kerastl.cli.quiet import import_quietly
-from kerastl.compiling import check_rate
+from kerastl.compiling import check_rate, falling_rate
 from kerastl.errors import DataError, OutputError
 from kerastl.heads import build_classifier
 from kerastl.training import TransferResult, transfer_learn
@@ -233,8 +233,7 @@ def _fine_tuning_rate(job: _Job):
     arguments = job.arguments
     if arguments.learning_rate is None:
         return None
-    steps = arguments.fine_tune_epochs * int(job.splits.train.cardinality())
-    return keras.optimizers.schedules.CosineDecay(arguments.learning_rate, decay_steps=max(steps, 1))
+    return falling_rate(arguments.learning_rate, int(job.splits.train.cardinality()), arguments.fine_tune_epochs)
 
 
 def _learning_rates(arguments) -> dict:

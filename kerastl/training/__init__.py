@@ -318,7 +318,7 @@ def _fine_tuning_rate(phase, learning_rate):
     if batches is None:
         phase.callbacks.append(_cosine_by_epoch(start, phase.epochs))
         return start
-    return keras.optimizers.schedules.CosineDecay(start, decay_steps=batches * phase.epochs)
+    return compiling.falling_rate(start, batches, phase.epochs)
 
 
 def _cosine_by_epoch(start: float, epochs: int) -> keras.callbacks.LearningRateScheduler:
