@@ -7,11 +7,13 @@
 tf.data's autotuning, which makes its epochs longer by chance on TensorFlow 2.21 (docs/performance.md); with `--autotuning`
 it gets arrays, as users pass them. With `--parity`, one epoch of each phase without shuffling, a float32 store, Keras as
 the engine: the largest difference between the two models' answers. With `--spread`, the whole recipe over three seeds, by
-`fit` and by `kerastl.fit`, the weights of the last epoch in both: accuracies on test images.
+`fit` and by `kerastl.fit`, the weights of the last epoch in both: accuracies on test images; with `--same-order`, each seed's
+images in one order for all, without shuffling.
 Also runs with KERAS_BACKEND=jax or torch where TensorFlow is not installed.
 """
 
 import argparse
+import functools
 
 from common import Measured, photographs, report  # isort: skip
 
@@ -119,8 +121,6 @@ def compare(arguments, count) -> dict:
 
 def parity(arguments) -> dict:
     """One epoch of each phase, the same order, float32, Keras as the engine."""
-    import functools
-
     count = 64
     images, labels = photographs(count + 32, arguments.size)
     train, validation = (images[:count], labels[:count]), (images[count:], labels[count:])
@@ -150,25 +150,39 @@ def step_by_step(model, train, validation, epochs, cache=True, shuffle=True):
 
 
 def spread(arguments) -> list[dict]:
-    """The whole recipe over three seeds: accuracies on 656 test images that neither saw."""
+    """The whole recipe over several seeds: accuracies on 656 test images that neither saw."""
     count = arguments.count[0]
     ends = np.cumsum([count, 64, 656])
     images, labels = photographs(ends[-1], arguments.size)
-    parts = [
+    train, validation, test = (
         (images[end - size : end], labels[end - size : end]) for end, size in zip(ends, (count, 64, 656), strict=True)
-    ]
+    )
+    epochs = (arguments.head_epochs, arguments.fine_tune_epochs)
     rows = []
-    for name, run in (("plain", plain_keras), ("kerastl", step_by_step)):
+    for name, run in spread_variants(arguments.same_order).items():
         scores = []
-        for seed in range(3):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             model = build(arguments.network, arguments.head, arguments.size, seed)
-            run(model, parts[0], parts[1], (arguments.head_epochs, arguments.fine_tune_epochs))
-            answers = model.predict(parts[2][0], verbose=0)
-            scores.append(float((answers.argmax(axis=1) == parts[2][1]).mean()))
+            order = np.random.default_rng(seed).permutation(count) if arguments.same_order else slice(None)
+            run(model, (train[0][order], train[1][order]), validation, epochs)
+            answers = model.predict(test[0], verbose=0)
+            scores.append(float((answers.argmax(axis=1) == test[1]).mean()))
+            print(name, seed, round(scores[-1], 4), flush=True)
         row = {"variant": name, "mean": float(np.mean(scores)), "standard deviation": float(np.std(scores, ddof=1))}
         rows.append({**row, "scores": " ".join(f"{score:.3f}" for score in scores)})
-        print(rows[-1], flush=True)
     return rows
+
+
+def spread_variants(same_order: bool) -> dict:
+    """Return name to run: each in orders of its own, or all in the one that the images come in."""
+    if not same_order:
+        return {"plain": plain_keras, "kerastl": step_by_step}
+    exact = kerastl.CacheOptions(dtype="float32", engine="keras")
+    return {
+        "plain": functools.partial(plain_keras, shuffle=False),
+        "kerastl, float32, Keras as the engine": functools.partial(step_by_step, cache=exact, shuffle=False),
+        "kerastl, as it comes": functools.partial(step_by_step, shuffle=False),
+    }
 
 
 def main():
@@ -181,7 +195,10 @@ def main():
     parser.add_argument("--fine-tune-epochs", type=int, default=5)
     parser.add_argument("--order", default="kerastl,plain", help="which runs first")
     parser.add_argument("--parity", action="store_true")
-    parser.add_argument("--spread", action="store_true", help="accuracies over three seeds")
+    parser.add_argument("--spread", action="store_true", help="accuracies over several seeds")
+    parser.add_argument("--same-order", action="store_true", help="with --spread: the same order of images in both")
+    parser.add_argument("--seeds", type=int, default=3, help="with --spread")
+    parser.add_argument("--first-seed", type=int, default=0, help="with --spread")
     parser.add_argument("--autotuning", action="store_true", help="give plain Keras arrays")
     parser.add_argument("--json")
     arguments = parser.parse_args()
