@@ -17,7 +17,7 @@ help:
 	@echo "make format       let ruff format the code"
 
 quickstart: $(VENV)/.demo
-	$(BIN)/python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --image-size 160 --augmentation flips \
+	$(BIN)/python -m kerastl train elpv --backbone efficientnet_lite0 --weights imagenet --image-size 160 --augmentation flips \
 		--last-blocks 4 --fine-tune-epochs 12 --learning-rate 3e-5 --patience 6 --out runs/quickstart --overwrite
 
 test: lint
