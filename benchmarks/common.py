@@ -98,7 +98,7 @@ def photographs(count: int, size: int, seed: int = 0):
     import kerastl
 
     splits = kerastl.load_images("elpv", image_size=size, seed=seed, validation=0, test=0, verbose=0)
-    from kerastl.inputs import find_source
+    from kerastl.data.batches import find_source
 
     source = find_source(splits.train)
     if count > len(source):

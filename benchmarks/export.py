@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 import kerastl
-from kerastl import litert
+from kerastl.features import litert
 
 QUANTIZATIONS = {"float32": None, "float16": "float16", "dynamic": "dynamic", "int8": "int8"}
 

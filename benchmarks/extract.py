@@ -17,9 +17,10 @@ import keras
 import numpy as np
 
 import kerastl
-from kerastl import features
 from kerastl.features.engines import KerasEngine, LiteRTEngine, litert_available
 from kerastl.features.extract import Trunk, extract
+from kerastl.features.plan import CacheOptions, make_plan
+from kerastl.features.reading import SourceRows, rows_of
 
 
 def rate(function, count) -> float:
@@ -69,24 +70,24 @@ def main():
     images, labels = photographs(arguments.count, arguments.size)
     model = kerastl.build_classifier(arguments.network, 2, input_shape=arguments.size, weights=None)
     model.compile("adam", "sparse_categorical_crossentropy")
-    rows_of, source = {"arrays": features.rows_of((images, labels))}, None
+    rows_by_place, source = {"arrays": rows_of((images, labels))}, None
     if keras.backend.backend() == "tensorflow":
         splits = kerastl.load_images("elpv", image_size=arguments.size, validation=0, test=0, verbose=0)
-        from kerastl.inputs import find_source
+        from kerastl.data.batches import find_source
 
         source = _first(find_source(splits.train), arguments.count)
-        rows_of["files"] = features.SourceRows(source)
+        rows_by_place["files"] = SourceRows(source)
     trunks, prepared = {}, {}
     for name in arguments.engines or (("keras", "litert") if litert_available() else ("keras",)):
-        options = features.CacheOptions(engine=name)
-        plan = features.make_plan(model, rows_of["arrays"], None, epochs=[10], options=options)
+        options = CacheOptions(engine=name)
+        plan = make_plan(model, rows_by_place["arrays"], None, epochs=[10], options=options)
         trunks[name] = Trunk(plan, options)
         start = time.perf_counter()
         engine = trunks[name].engine(1)
         engine(images[:32])
         prepared[name] = time.perf_counter() - start
         assert type(engine) in (KerasEngine, LiteRTEngine)
-    functions = variants(trunks, images, rows_of, source, not arguments.engines)
+    functions = variants(trunks, images, rows_by_place, source, not arguments.engines)
     rates = {name: [] for name in functions}
     for _ in range(arguments.repeats):
         for name, function in functions.items():

@@ -20,8 +20,9 @@ import keras
 import numpy as np
 
 import kerastl
-from kerastl import graph, litert
-from kerastl.outputs import class_probabilities
+from kerastl.features import litert
+from kerastl.models import graph
+from kerastl.models.outputs import class_probabilities
 
 
 def arrays(dataset):

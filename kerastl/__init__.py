@@ -12,33 +12,34 @@ import importlib
 from kerastl._version import __version__
 
 _HOMES = {
-    "kerastl.auxiliary_heads": ["add_auxiliary_heads", "remove_auxiliary_heads"],
-    "kerastl.backbones": ["list_backbones", "load_backbone"],
-    "kerastl.bundle": ["Bundle", "load_bundle"],
-    "kerastl.callbacks": ["early_stopping"],
-    "kerastl.compare": ["BackboneComparison", "compare_backbones"],
-    "kerastl.compiling": ["recompile"],
+    "kerastl.lab.auxiliary_heads": ["add_auxiliary_heads", "remove_auxiliary_heads"],
+    "kerastl.models.backbones": ["list_backbones", "load_backbone"],
+    "kerastl.export.bundle": ["Bundle", "load_bundle"],
+    "kerastl.training.callbacks": ["early_stopping"],
+    "kerastl.lab.comparison": ["BackboneComparison", "compare_backbones"],
+    "kerastl.models.compiling": ["recompile"],
     "kerastl.costs": ["conv_cost", "layer_costs", "model_cost"],
-    "kerastl.data": ["ImageSplits", "load_images"],
+    "kerastl.data.folders": ["ImageSplits", "load_images"],
     "kerastl.errors": ["BundleError", "GateError", "KerastlError", "KerastlWarning", "WeightsUnavailableError"],
-    "kerastl.export": ["export_model"],
+    "kerastl.export.exporting": ["export_model"],
     "kerastl.features.plan": ["CacheOptions", "CachePlan", "plan_cache"],
-    "kerastl.freezing": ["TrainableSummary", "freeze", "list_blocks", "trainable_summary", "unfreeze"],
-    "kerastl.gradients": ["dead_relu_fraction", "diagnose_depth", "gradient_norms"],
-    "kerastl.graph": ["Block"],
-    "kerastl.heads": ["build_classifier"],
-    "kerastl.plots": [
+    "kerastl.models.freezing": ["TrainableSummary", "freeze", "list_blocks", "trainable_summary", "unfreeze"],
+    "kerastl.lab.gradients": ["dead_relu_fraction", "diagnose_depth", "gradient_norms"],
+    "kerastl.models.graph": ["Block"],
+    "kerastl.models.heads": ["build_classifier"],
+    "kerastl.evaluation.plots": [
         *("plot_comparison", "plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam"),
         *("plot_gradient_norms", "plot_history", "plot_mistakes"),
     ],
-    "kerastl.prediction": ["Predictions", "predict"],
-    "kerastl.pruning": [
+    "kerastl.evaluation.prediction": ["Predictions", "predict"],
+    "kerastl.lab.pruning": [
         *("SparsityReport", "gradual_pruning", "keep_pruned", "prune", "sparsity_report", "zipped_size"),
     ],
-    "kerastl.report": ["Evaluation", "evaluate"],
-    "kerastl.seeing": ["feature_maps", "grad_cam", "layer_filters"],
-    "kerastl.weights": ["describe_weights"],
-    "kerastl.training": ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"],
+    "kerastl.evaluation.report": ["Evaluation", "evaluate"],
+    "kerastl.lab.feature_maps": ["feature_maps", "layer_filters"],
+    "kerastl.evaluation.explanation": ["grad_cam"],
+    "kerastl.models.weights": ["describe_weights"],
+    "kerastl.training.recipe": ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

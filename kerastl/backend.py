@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import logging
-import math
 import os
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from kerastl.errors import BackendError
 # glibc maps a block above its threshold anew at every allocation, and each page of it costs a fault: half of the time of a
 # training step on feature maps, where every tensor is one. By itself the threshold grows to 32 MB at most, and not in every
 # process; see mallopt(3).
-_LARGEST_KEPT_BLOCK = 32 * 2**20
+LARGEST_KEPT_BLOCK = 32 * 2**20
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
@@ -27,7 +26,7 @@ def keep_freed_memory() -> None:
     On Linux with glibc; elsewhere nothing is done. The settings are the process's, and glibc doesn't tell what they were.
     """
     if library := _glibc():
-        library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK)
+        library.mallopt(_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
         library.mallopt(_TRIM_THRESHOLD, 2**30)
 
 
@@ -42,11 +41,15 @@ def _glibc():
     return library if all(hasattr(library, name) for name in ("mallopt", "malloc_trim")) else None
 
 
-def compiled_forward(model: keras.Model) -> Callable[[np.ndarray], list[np.ndarray]]:
+def compiled_forward(model: keras.Model, step: int | None = None) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Return a compiled function from a batch of images to the model's outputs in inference mode, as NumPy arrays.
 
     On TensorFlow a graph (XLA is never forced), on JAX a jitted function, on PyTorch a call without gradients. The
     weights are read at every call. Batches should be of one size; each new size may compile anew on JAX.
+
+    Args:
+        model: from one input of images.
+        step: images that TensorFlow runs at once; all of a batch when nothing is said.
 
     Raises:
         BackendError: another backend.
@@ -57,7 +60,7 @@ def compiled_forward(model: keras.Model) -> Callable[[np.ndarray], list[np.ndarr
         raise BackendError(
             f"Expected Keras on TensorFlow, JAX or PyTorch. Received: backend={name!r}. Set KERAS_BACKEND."
         )
-    return makers[name](model)
+    return makers[name](model, step)
 
 
 def has_accelerator() -> bool:
@@ -104,7 +107,7 @@ def _as_list(outputs) -> list[np.ndarray]:
     return [np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))) for one in outputs]
 
 
-def _tensorflow_forward(model):
+def _tensorflow_forward(model, step):
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True, jit_compile=False)
@@ -113,7 +116,6 @@ def _tensorflow_forward(model):
 
     shape = (None, *model.inputs[0].shape[1:])
     functions = {}
-    step = None if has_accelerator() else cpu_batch(model)
 
     def run(images):
         kind = "uint8" if images.dtype == np.uint8 else "float32"
@@ -127,15 +129,7 @@ def _tensorflow_forward(model):
     return run
 
 
-def cpu_batch(model: keras.Model, largest_bytes: int = _LARGEST_KEPT_BLOCK) -> int:
-    """Return how many images a CPU should run at once: a power of two, 32 at most, such that no tensor is larger."""
-    nodes = [node for layer in model._flatten_layers() for node in layer._inbound_nodes]
-    shapes = [tensor.shape[1:] for node in nodes for tensor in node.outputs if None not in tensor.shape[1:]]
-    largest = 4 * max((math.prod(shape) for shape in shapes), default=1)
-    return 2 ** min(5, max(1, largest_bytes // max(largest, 1)).bit_length() - 1)
-
-
-def _jax_forward(model):
+def _jax_forward(model, _):
     import jax
 
     @jax.jit
@@ -150,7 +144,7 @@ def _jax_forward(model):
     return run
 
 
-def _torch_forward(model):
+def _torch_forward(model, _):
     import torch
 
     def run(images):

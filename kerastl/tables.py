@@ -1,54 +1,121 @@
-"""Tables of text cells, for a terminal and for a notebook."""
+"""What is printed: tables for a terminal and for a notebook, bytes and seconds for people."""
 
+import dataclasses
 import html
 from collections.abc import Collection, Sequence
 
+from kerastl.checks import nearest, received
 
-def text_table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: Collection[int] = (),
-    title: str | None = None,
-    total: bool = False,
-) -> str:
-    """Return an aligned table for a terminal.
 
-    Args:
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells of text; `str` aligns them for a terminal, `html` makes a table for a notebook.
+
+    Attributes:
         header: column names.
         rows: text cells, as many as the header has.
         right: indices of the columns that are aligned to the right (numbers).
         title: a line above the table.
         total: set the last row apart by a rule.
+        notes: lines below the table.
     """
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
-    def aligned(cells):
-        parts = [
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(parts).rstrip()
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: Collection[int] = ()
+    title: str | None = None
+    total: bool = False
+    notes: Sequence[str] = ()
 
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    body = [aligned(row) for row in rows]
-    if total and body:
-        body.insert(-1, rule)
-    return "\n".join([*([title, rule] if title else []), aligned(header), rule, *body])
+    def __str__(self) -> str:
+        lines = [list(self.header), *map(list, self.rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+
+        def aligned(cells):
+            parts = [
+                cell.rjust(width) if index in self.right else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return "  ".join(parts).rstrip()
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        body = [aligned(row) for row in self.rows]
+        if self.total and body:
+            body.insert(-1, rule)
+        return "\n".join([*([self.title, rule] if self.title else []), aligned(self.header), rule, *body, *self.notes])
+
+    def html(self) -> str:
+        """Return the table for a notebook; every cell is escaped."""
+
+        def cells(values, tag):
+            return "".join(
+                f'<{tag} style="text-align:{"right" if index in self.right else "left"}">{html.escape(value)}</{tag}>'
+                for index, value in enumerate(values)
+            )
+
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self.rows)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<table>{caption}<thead><tr>{cells(self.header, 'th')}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
-def html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), title: str | None = None
-) -> str:
-    """Return the same table for a notebook; every cell is escaped."""
+class Printed:
+    """Prints as tables in a terminal, and renders as them in a notebook: those that `_tables` returns."""
 
-    def cells(values, tag):
-        return "".join(
-            f'<{tag} style="text-align:{"right" if index in right else "left"}">{html.escape(value)}</{tag}>'
-            for index, value in enumerate(values)
-        )
+    def _tables(self) -> list[Table]:
+        raise TypeError(f"{type(self).__name__} doesn't say how it prints")
 
-    caption = f"<caption>{html.escape(title)}</caption>" if title else ""
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table>{caption}<thead><tr>{cells(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self._tables()))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in self._tables())
+
+
+class NamedRows(Printed, tuple):
+    """A tuple of dataclasses with a `name` that prints as a table; a row is found by index or by name."""
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return type(self)(super().__getitem__(key))
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for row in self:
+            if row.name == key:
+                return row
+        raise KeyError(f"No row of that name.{nearest(key, [row.name for row in self])} {received(name=key)}")
+
+    def to_rows(self) -> list[dict]:
+        """Return the rows as dictionaries, for `pandas.DataFrame`."""
+        return [dataclasses.asdict(row) for row in self]
+
+
+def readable_bytes(count: float) -> str:
+    """Return a number of bytes for people: `12.3 MB`, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """Return `1.5 s`, `12 s`, `3:05` (minutes) or `1:02:30` (hours)."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def text_table(header, rows, *, right=(), title=None, total=False) -> str:
+    """Return an aligned table for a terminal; see `Table`."""
+    return str(Table(header, rows, right, title, total))
+
+
+def html_table(header, rows, *, right=(), title=None) -> str:
+    """Return a table for a notebook; see `Table`."""
+    return Table(header, rows, right, title).html()

@@ -6,10 +6,12 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import features, freezing, training
-from kerastl.auxiliary_heads import add_auxiliary_heads, remove_auxiliary_heads
 from kerastl.errors import ArgumentError, CompileError, ModelError
 from kerastl.features import CacheOptions
+from kerastl.features.cut import find_cuts
+from kerastl.lab.auxiliary_heads import add_auxiliary_heads, remove_auxiliary_heads
+from kerastl.models import freezing
+from kerastl.training import recipe as training
 from tests import models
 
 EXACT = CacheOptions(dtype="float32", engine="keras")
@@ -268,7 +270,7 @@ def test_a_frozen_backbone_stays_frozen_in_the_new_model_and_in_the_one_given_ba
 def test_a_head_in_the_frozen_part_is_stored_pooled(build, choice, pixels):
     extended = add_auxiliary_heads(build(), AT)
     freezing.unfreeze(extended, **choice) if choice else freezing.freeze(extended)
-    cut = features.find_cuts(extended)[-1]
+    cut = find_cuts(extended)[-1]
     ends = {0: "pool", 1: "conv2_block2_out", 2: "conv2_block1_out"}
     hanging = {0: AT, 1: AT, 2: AT[:1]}[choice.get("last_blocks", 0)]
     assert cut.layer_names[0] == ends[choice.get("last_blocks", 0)]

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import backbones
-from kerastl.backbones import (
+from kerastl.errors import ArgumentError, BackendError
+from kerastl.models import backbones
+from kerastl.models.backbones import (
     BACKBONES,
     IN_MODEL,
     backbone_row,
@@ -18,7 +19,6 @@ from kerastl.backbones import (
     load_backbone,
     preprocess,
 )
-from kerastl.errors import ArgumentError, BackendError
 
 # The smallest of each family, and one of the larger EfficientNetV2, whose preprocessing differs. The rest is slow.
 SMALLEST_OF_FAMILY = {

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerastl import blocks
 from kerastl.costs import layer_costs
 from kerastl.errors import ArgumentError
+from kerastl.models import blocks
 
 layers = keras.layers
 

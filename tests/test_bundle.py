@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 
 import kerastl
-from kerastl import bundle, litert
 from kerastl.errors import ArgumentError, BackendError, BundleError, DataError, KerastlError
+from kerastl.export import bundle
+from kerastl.features import litert
 from tests import models
 
 pytestmark = [

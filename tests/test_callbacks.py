@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import callbacks
 from kerastl.errors import ArgumentError
+from kerastl.training import callbacks
 from tests import models
 
 

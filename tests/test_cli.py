@@ -18,13 +18,13 @@ from hypothesis import given, strategies
 from PIL import Image
 
 import kerastl.cli.quiet as quiet
-from kerastl import report
 from kerastl.cli import main
 from kerastl.cli import train as train_command
 from kerastl.cli.models import resize_beside
 from kerastl.cli.parser import _image_size, build_parser
 from kerastl.errors import KerastlWarning, OutputError
-from kerastl.prediction import predict
+from kerastl.evaluation import report
+from kerastl.evaluation.prediction import predict
 from tests import models
 
 ROOT = Path(__file__).resolve().parents[1]

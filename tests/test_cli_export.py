@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import litert
 from kerastl.cli import main
 from kerastl.cli import train as train_command
-from kerastl.data import load_images
-from kerastl.inputs import find_source
+from kerastl.data.batches import find_source
+from kerastl.data.folders import load_images
+from kerastl.features import litert
 from tests import models
 from tests.test_cli import write_photos
 

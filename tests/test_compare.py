@@ -10,10 +10,12 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import compare, litert, plots
 from kerastl.cli import main
-from kerastl.compare import BackboneComparison, ComparedBackbone, Latency, Top1
 from kerastl.errors import ArgumentError, BackendError
+from kerastl.evaluation import plots
+from kerastl.features import litert
+from kerastl.lab import comparison as compare
+from kerastl.lab.comparison import BackboneComparison, ComparedBackbone, Latency, Top1
 from tests import models
 
 needs_litert = pytest.mark.skipif(

@@ -3,8 +3,8 @@ import warnings
 import keras
 import pytest
 
-from kerastl import compiling, freezing
 from kerastl.errors import ArgumentError, CompileError, KerastlWarning
+from kerastl.models import compiling, freezing
 from tests import models
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerastl import catalogues
-from kerastl.data import load_images
+from kerastl.data import catalogues
+from kerastl.data.batches import find_source
+from kerastl.data.folders import load_images
 from kerastl.errors import ArgumentError, DataError, KerastlError, KerastlWarning
-from kerastl.inputs import find_source
 
 # Most folders here hold few images, about which `load_images` rightly warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Classes with fewer than 10 images")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kerastl import elpv
-from kerastl.data import load_images
+from kerastl.data import elpv
+from kerastl.data.batches import find_source
+from kerastl.data.folders import load_images
 from kerastl.errors import BackendError, DataError
-from kerastl.inputs import find_source
 
 pytest.importorskip("elpv_dataset", reason="the demo extra is not installed")
 SPLITS = ("train", "validation", "test")

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import backbones, features, freezing, graph
-from kerastl.heads import build_classifier
+from kerastl.features.cut import find_cuts
+from kerastl.models import backbones, freezing, graph
+from kerastl.models.heads import build_classifier
 from tests import models
 
 SMALLEST = {
@@ -80,7 +81,7 @@ def test_freeze_keeps_the_backbone_bit_identical_and_unfreeze_moves_the_last_blo
 @pytest.mark.parametrize("choice", [None, {"last_blocks": 1}, {"fraction": 0.3}], ids=["head", "last block", "30 %"])
 def test_tail_of_trunk_is_the_model(model, data, choice):
     freezing.freeze(model) if choice is None else freezing.unfreeze(model, **choice)
-    cut = features.find_cuts(model)[-1]
+    cut = find_cuts(model)[-1]
     trunk, tail = cut.trunk(), cut.tail()
     assert not trunk.trainable_variables
     assert [id(one) for one in tail.trainable_variables] == [id(one) for one in model.trainable_variables]

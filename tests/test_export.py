@@ -10,7 +10,6 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import litert, outputs
 from kerastl.errors import (
     ArgumentError,
     BackendError,
@@ -22,6 +21,8 @@ from kerastl.errors import (
 )
 from kerastl.export import formats, gate, inference_model
 from kerastl.export.gate import Comparison, Limits, judge
+from kerastl.features import litert
+from kerastl.models import outputs
 from tests import models
 
 pytestmark = [

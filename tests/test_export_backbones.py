@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import backbones, graph, litert
+from kerastl.data.images import resize_image
 from kerastl.errors import GateError
 from kerastl.export import export_model
-from kerastl.heads import build_classifier
-from kerastl.images import resize_image
+from kerastl.features import litert
+from kerastl.models import backbones, graph
+from kerastl.models.heads import build_classifier
 from tests.test_every_backbone import SMALLEST
 
 pytestmark = [

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerastl import features, freezing
 from kerastl.errors import ModelError
-from kerastl.features.flatten import flatten_model
+from kerastl.features.cut import find_cuts
+from kerastl.models import freezing
+from kerastl.models.flatten import flatten_model
 from tests import models
 
 BUILDERS = [models.flat, models.nested, models.sequential]
@@ -19,7 +20,7 @@ def application(name, size=64, nested=False, **options):
 
 
 def latest(model):
-    return features.find_cuts(model)[-1]
+    return find_cuts(model)[-1]
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -27,7 +28,7 @@ def test_the_cuts_that_the_notes_recipe_needs(nested):
     resnet = freezing.unfreeze(application("ResNet50", nested=nested), last_layers=10)
     assert latest(resnet).layer_names == ("conv5_block2_out",)
     mobilenet = freezing.unfreeze(application("MobileNetV2", 224, nested=nested), last_layers=10)
-    names = {cut.layer_names[0]: cut.values_per_image for cut in features.find_cuts(mobilenet)}
+    names = {cut.layer_names[0]: cut.values_per_image for cut in find_cuts(mobilenet)}
     assert list(names)[-1] == "block_16_expand_relu"
     assert (names["block_16_expand_relu"], names["block_15_add"]) == (47_040, 7_840)
 
@@ -93,7 +94,7 @@ def test_batch_norm_that_runs_ends_the_trunk():
 
 
 def test_nothing_frozen_means_no_cut():
-    assert features.find_cuts(models.nested()) == []
+    assert find_cuts(models.nested()) == []
 
 
 def test_layers_of_one_name_in_outer_and_inner_model_are_no_obstacle(pixels):
@@ -119,7 +120,7 @@ def test_several_inputs_are_refused():
     first, second = keras.Input((8,)), keras.Input((8,))
     x = layers.Dense(4, trainable=False)(layers.Concatenate()([first, second]))
     with pytest.raises(ModelError, match="2 inputs"):
-        features.find_cuts(keras.Model([first, second], layers.Dense(2)(x)))
+        find_cuts(keras.Model([first, second], layers.Dense(2)(x)))
 
 
 def test_auxiliary_outputs_before_the_boundary_move_the_cut_before_them():

@@ -11,11 +11,17 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import backend, features, freezing, inputs, training
+from kerastl import backend, features
+from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, StoreError
 from kerastl.features import CacheOptions
 from kerastl.features import extract as extract_module
 from kerastl.features import session as session_module
+from kerastl.features.plan import make_plan
+from kerastl.features.reading import rows_of
+from kerastl.models import freezing
+from kerastl.training import recipe as training
+from kerastl.training.session import Session
 from tests import models
 
 EXACT = CacheOptions(dtype="float32", engine="keras")
@@ -185,7 +191,7 @@ def test_a_shuffling_dataset_keeps_labels_with_their_features(data):
         np.repeat(np.arange(40)[:, None, None, None], 32 * 32 * 3, axis=1).reshape(40, 32, 32, 3).astype("float32") * 6
     )
     train = tf.data.Dataset.from_tensor_slices((images, np.arange(40) % 3)).shuffle(40).batch(7)
-    rows = features.rows_of(train)
+    rows = rows_of(train)
     for batch_images, labels, _ in rows.batches(0, 16):
         np.testing.assert_array_equal((batch_images[:, 0, 0, 0] / 6).round().astype(int) % 3, labels)
 
@@ -210,10 +216,10 @@ def test_augmentation_never_vanishes(data, capsys):
 
 def test_views_keep_several_augmented_versions_and_draw_one_an_epoch(data):
     model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
-    train = features.rows_of(data)
+    train = rows_of(data)
     options = CacheOptions(dtype="float32", engine="keras")
-    plan = features.make_plan(model, train, None, epochs=[3], options=options, views=2)
-    with features.Session(model, plan, train, None, options) as session:
+    plan = make_plan(model, train, None, epochs=[3], options=options, views=2)
+    with Session(model, plan, train, None, options) as session:
         store = session._train
         assert store.count == 80
         plain = keras.ops.convert_to_numpy(plan.cuts[0].trunk()(data[0]))
@@ -240,9 +246,9 @@ def test_drawn_views_are_repeatable_and_leave_the_random_state_alone(augmentatio
     state = keras.ops.convert_to_numpy(augmentation.generator.state).copy()
     stores = []
     for _ in range(2):
-        train = features.rows_of(data)
-        plan = features.make_plan(model, train, None, epochs=[9], options=EXACT, views=3)
-        with features.Session(model, plan, train, None, EXACT) as session:
+        train = rows_of(data)
+        plan = make_plan(model, train, None, epochs=[9], options=EXACT, views=3)
+        with Session(model, plan, train, None, EXACT) as session:
             stores.append(session._train.read("features_0", slice(0, 120)))
     np.testing.assert_array_equal(*stores)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(augmentation.generator.state), state)
@@ -436,7 +442,8 @@ CHILD = """
 import os, signal, sys
 import numpy as np, keras
 sys.path.insert(0, sys.argv[1])
-from kerastl import freezing, training
+from kerastl.models import freezing
+from kerastl.training import recipe as training
 from kerastl.features import CacheOptions
 from kerastl.features import store
 from tests import models
@@ -506,8 +513,8 @@ def test_features_are_the_same_where_a_gpu_is_kept_busy_by_two_threads(monkeypat
         model = models.compiled(models.nested())
         freezing.freeze(model)
         models.compiled(model)
-        rows = features.rows_of((images, labels))
-        plan = features.make_plan(model, rows, None, epochs=[3], options=EXACT)
+        rows = rows_of((images, labels))
+        plan = make_plan(model, rows, None, epochs=[3], options=EXACT)
         trunk = extract_module.Trunk(plan, EXACT)
         monkeypatch.setattr(trunk.engine(333), "overlaps", overlaps)
         with extract_module.extract(trunk, rows, views=1, part="train", count_all=333) as store:

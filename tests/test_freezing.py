@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-import kerastl.compiling as compiling
-from kerastl import freezing, graph
+import kerastl.models.compiling as compiling
 from kerastl.errors import ArgumentError
+from kerastl.models import freezing, graph
 from tests import models
 
 BUILDERS = [models.flat, models.nested, models.sequential]

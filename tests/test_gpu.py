@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import kerastl
-from kerastl import backend, training
+from kerastl import backend
 from kerastl.features import CacheOptions, engines
+from kerastl.training import recipe as training
 from tests import models
 from tests.test_features_fit import data, twins  # noqa: F401
 

@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import gradients
 from kerastl.errors import ArgumentError, BackendError, DataError, ModelError
-from kerastl.gradients import dead_relu_fraction, diagnose_depth, gradient_norms
+from kerastl.lab import gradients
+from kerastl.lab.gradients import dead_relu_fraction, diagnose_depth, gradient_norms
 
 layers = keras.layers
 

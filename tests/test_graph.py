@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from kerastl import graph
 from kerastl.errors import KerastlWarning, ModelError
+from kerastl.models import graph
 from tests import models
 
 APPLICATIONS = keras.applications

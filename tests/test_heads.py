@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerastl import freezing, graph, training
 from kerastl.errors import ArgumentError
-from kerastl.heads import augmentation_layer, build_classifier
+from kerastl.models import freezing, graph
+from kerastl.models.heads import augmentation_layer, build_classifier
+from kerastl.training import recipe as training
 from tests import models
 
 SMALL = {"input_shape": (32, 32, 3), "weights": None, "alpha": 0.35}

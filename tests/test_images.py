@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kerastl.data.images import RESIZES, check_image_size, find_files, list_images, read_image, resize_image
 from kerastl.errors import ArgumentError, DataError
-from kerastl.images import RESIZES, check_image_size, find_files, list_images, read_image, resize_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import backend, litert
+from kerastl import backend
 from kerastl.errors import ArgumentError, BackendError, ModelError
+from kerastl.features import litert
 from tests import models
 
 pytestmark = [

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl.backbones import list_backbones, load_backbone
 from kerastl.costs import layer_costs, model_cost
 from kerastl.errors import ArgumentError, WeightsUnavailableError
-from kerastl.freezing import list_blocks
-from kerastl.networks import efficientnet_lite0, resnet18, resnet34, shufflenet, squeezenet
-from kerastl.weights import describe_weights
-from kerastl.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0, torch_modules
-from kerastl.weights.pinned import read_pinned
+from kerastl.models.backbones import list_backbones, load_backbone
+from kerastl.models.freezing import list_blocks
+from kerastl.models.networks import efficientnet_lite0, resnet18, resnet34, shufflenet, squeezenet
+from kerastl.models.weights import describe_weights
+from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0, torch_modules
+from kerastl.models.weights.pinned import read_pinned
 
 ALL = [resnet18, resnet34, squeezenet, shufflenet, efficientnet_lite0]
 WITHOUT_WEIGHTS = [resnet18, resnet34, squeezenet, shufflenet]
@@ -227,7 +227,7 @@ def test_the_table_of_backbones_knows_the_networks_and_their_weights(lite0_file)
 
 
 def test_every_tensor_of_the_file_has_its_place(lite0_file):
-    from kerastl.torch_files import read_torch_state
+    from kerastl.models.weights.torch_files import read_torch_state
 
     state = read_torch_state(lite0_file)
     model = efficientnet_lite0()
@@ -242,7 +242,7 @@ def test_every_tensor_of_the_file_has_its_place(lite0_file):
 def test_a_file_without_a_tensor_changes_nothing(monkeypatch):
     model = efficientnet_lite0(include_top=False, input_shape=(32, 32, 3))
     before = model.get_weights()
-    monkeypatch.setattr("kerastl.weights.efficientnet_lite0.read_torch_state", lambda data, name: {})
+    monkeypatch.setattr("kerastl.models.weights.efficientnet_lite0.read_torch_state", lambda data, name: {})
     with pytest.raises(WeightsUnavailableError, match=r"no tensor '_conv_stem\.weight'"):
         fill_efficientnet_lite0(model, b"")
     for left, right in zip(before, model.get_weights(), strict=True):

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl import outputs
 from kerastl.errors import ArgumentError, DataError, ModelError
+from kerastl.models import outputs
 
 
 def dense_model(units, activation, size=8):

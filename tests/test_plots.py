@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from kerastl import plots
 from kerastl.errors import ArgumentError, DataError
-from kerastl.plots.drawing import percent, shorten
-from kerastl.plots.history import _clock
+from kerastl.evaluation import plots
+from kerastl.evaluation.plots.drawing import percent, shorten
+from kerastl.evaluation.plots.history import _clock
 
 
 def history(epochs, start=1.0, seconds=2.0, best=None, metric="accuracy"):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kerastl.data.images import read_image
 from kerastl.errors import ArgumentError, DataError, ModelError
-from kerastl.images import read_image
-from kerastl.prediction import predict
+from kerastl.evaluation.prediction import predict
 
 NAMES = ["cat", "dog", "eel"]
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from keras import layers
 
 import kerastl
-from kerastl import freezing, pruning, training
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
 from kerastl.features import CacheOptions
+from kerastl.lab import pruning
+from kerastl.models import freezing
+from kerastl.training import recipe as training
 from tests import models
 
 EXACT = CacheOptions(dtype="float32", engine="keras")

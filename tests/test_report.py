@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from kerastl import report
 from kerastl.errors import ArgumentError, DataError, ModelError, OutputError
-from kerastl.report import folder as folder_module
-from kerastl.report import writing
+from kerastl.evaluation import report
+from kerastl.evaluation.report import folder as folder_module
+from kerastl.evaluation.report import writing
 
 NAMES = ["red", "green", "blue"]
 

@@ -6,7 +6,8 @@ from keras import layers
 import kerastl
 from kerastl import backend
 from kerastl.errors import ArgumentError, BackendError, DataError, ModelError
-from kerastl.seeing import feature_maps, grad_cam, layer_filters
+from kerastl.evaluation.explanation import grad_cam
+from kerastl.lab.feature_maps import feature_maps, layer_filters
 from tests import models
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() == "torch", reason="needs gradients")

@@ -6,10 +6,14 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import callbacks, inputs, plots, several_outputs, training
+from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, DataError
-from kerastl.report import writing
-from kerastl.training import TransferResult
+from kerastl.evaluation import plots
+from kerastl.evaluation.report import writing
+from kerastl.models import several_outputs
+from kerastl.training import callbacks
+from kerastl.training import recipe as training
+from kerastl.training.recipe import TransferResult
 from tests import models
 
 QUIET = {"verbose": 0}

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kerastl.data.splitting import split_indices
 from kerastl.errors import DataError
-from kerastl.splitting import split_indices
 
 NAMES = tuple(f"class {index}" for index in range(20))
 SHARES = st.sampled_from(

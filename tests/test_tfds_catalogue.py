@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kerastl import tfds_catalogue
-from kerastl.data import load_images
+from kerastl.data import tfds_catalogue
+from kerastl.data.batches import find_source
+from kerastl.data.folders import load_images
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, OutputError
-from kerastl.inputs import find_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:Classes with fewer than 10 images")
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0)}

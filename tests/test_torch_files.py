@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerastl.errors import WeightsUnavailableError
-from kerastl.torch_files import read_torch_state
+from kerastl.models.weights.torch_files import read_torch_state
 
 STORAGES = {
     "float32": "Float",

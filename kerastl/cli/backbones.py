@@ -1,8 +1,8 @@
 """`backbones`: print the table of pretrained networks."""
 
-from kerastl.backbones import BACKBONES, IN_MODEL
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError
+from kerastl.models.backbones import BACKBONES, IN_MODEL
 from kerastl.tables import text_table
 
 _IN_WORDS = {

@@ -3,8 +3,8 @@
 import csv
 import json
 
-from kerastl import report
 from kerastl.cli.quiet import import_quietly
+from kerastl.evaluation import report
 
 FILES = ("comparison.csv", "comparison.json", "comparison.png")
 
@@ -14,7 +14,7 @@ def run(arguments) -> int:
     if arguments.out:
         report.check_output_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison")
     import_quietly("tensorflow", verbose=arguments.verbose)  # the converter would import it, start-up lines and all
-    from kerastl.compare import compare_backbones
+    from kerastl.lab.comparison import compare_backbones
 
     comparison = compare_backbones(
         arguments.names,
@@ -37,7 +37,7 @@ def _shape(image_size) -> int | tuple[int, int, int]:
 
 
 def _write(comparison, arguments) -> None:
-    from kerastl.plots import plot_comparison
+    from kerastl.evaluation.plots import plot_comparison
 
     rows = comparison.to_rows()
     with report.new_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison") as place:

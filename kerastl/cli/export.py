@@ -4,19 +4,19 @@ import hashlib
 import sys
 import warnings
 
-from kerastl import outputs
 from kerastl.checks import received
 from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, report_beside, resize_beside
 from kerastl.cli.quiet import import_quietly
+from kerastl.data.batches import find_source
 from kerastl.errors import ArgumentError, GateError, KerastlWarning
-from kerastl.inputs import find_source
+from kerastl.models import outputs
 
 
 def run(arguments) -> int:
     """Export, print what came of it, and return the exit status."""
     import_quietly("tensorflow", verbose=arguments.verbose)
+    from kerastl.evaluation.report import check_output_folder
     from kerastl.export import BUNDLE_FILES, export_model
-    from kerastl.report import check_output_folder
 
     file = find_model(arguments.model)
     quantize = None if arguments.quantize == "none" else arguments.quantize
@@ -56,7 +56,7 @@ def run(arguments) -> int:
 
 def _load_splits(arguments, model, report: dict, resize: str):
     """Load images, split as they were in training, so that none of the held-out ones was trained on."""
-    from kerastl.data import load_images
+    from kerastl.data.folders import load_images
 
     trained = report.get("arguments") or {}
     name = (report.get("data") or {}).get("name")

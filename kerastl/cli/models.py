@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 
 from kerastl.checks import nearest, received
+from kerastl.data.images import RESIZES
 from kerastl.errors import DataError, ModelError
-from kerastl.images import RESIZES
 
 
 def find_model(path: str) -> Path:

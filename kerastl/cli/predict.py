@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from kerastl.bundle import is_bundle, load_bundle
 from kerastl.checks import received
 from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, resize_beside
+from kerastl.data.images import list_images
 from kerastl.errors import ArgumentError, DataError
-from kerastl.images import list_images
-from kerastl.prediction import predict
+from kerastl.evaluation.prediction import predict
+from kerastl.export.bundle import is_bundle, load_bundle
 
 
 def run(arguments) -> int:

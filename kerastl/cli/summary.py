@@ -1,7 +1,7 @@
 """`summary MODEL`: print a model block by block."""
 
 from kerastl.cli.models import find_model, load_model
-from kerastl.freezing import trainable_summary
+from kerastl.models.freezing import trainable_summary
 
 
 def run(arguments) -> int:

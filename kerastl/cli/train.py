@@ -13,14 +13,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerastl import backbones, report
-from kerastl.callbacks import changeable_weights
 from kerastl.checks import check_count, check_fraction
 from kerastl.cli.quiet import import_quietly
-from kerastl.compiling import check_rate, falling_rate
 from kerastl.errors import DataError, OutputError
-from kerastl.heads import build_classifier
-from kerastl.training import TransferResult, transfer_learn
+from kerastl.evaluation import report
+from kerastl.models import backbones
+from kerastl.models.compiling import check_rate, falling_rate
+from kerastl.models.heads import build_classifier
+from kerastl.training.callbacks import changeable_weights
+from kerastl.training.recipe import TransferResult, transfer_learn
 
 _INTERRUPTED = 130
 # For what a run writes besides the model: pictures and tables
@@ -69,7 +70,9 @@ def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
     _fill_in(arguments)
     _check(arguments)
-    folder = report.check_output_folder(arguments.out, overwrite=arguments.overwrite)
+    folder = report.check_output_folder(
+        arguments.out, overwrite=arguments.overwrite, files=report.RUN_FILES, what="run"
+    )
     job = _Job(arguments, folder, time.perf_counter())
     _prepare(job)
     try:
@@ -122,7 +125,7 @@ def _prepare(job: _Job) -> None:
     arguments = job.arguments
     keras.utils.set_random_seed(arguments.seed)
     import_quietly("tensorflow", verbose=arguments.verbose)  # load_images would import it, start-up lines and all
-    from kerastl.data import load_images
+    from kerastl.data.folders import load_images
 
     job.splits = load_images(
         arguments.source,

@@ -11,9 +11,10 @@ import math
 
 import keras
 
+from kerastl import keras_internals
 from kerastl.checks import received
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.graph import functional_of, is_walkable, nodes_in_order
+from kerastl.models.graph import functional_of, is_walkable, nodes_in_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,19 +128,13 @@ def symbolic_graph(layer, arguments) -> Graph | None:
         args, kwargs = fresh
         outputs = [tensor for tensor in keras.tree.flatten(layer.call(*args, **kwargs)) if _is_spec(tensor)]
         function = keras.Function(inputs, outputs)
-        return Graph(inputs, nodes_in_depth_order(function), outputs)
+        return Graph(inputs, keras_internals.nodes_in_order(function), outputs)
     return None
 
 
 def specs_in(arguments) -> list:
     """Return the tensors among a call's arguments, in order."""
     return [value for value in keras.tree.flatten(arguments) if _is_spec(value)]
-
-
-def nodes_in_depth_order(function) -> list:
-    """Return a `keras.Function`'s nodes in the order in which it runs them."""
-    depths = sorted(function._nodes_by_depth, reverse=True)
-    return [node for depth in depths for node in function._nodes_by_depth[depth]]
 
 
 def _is_spec(value) -> bool:
@@ -285,10 +280,8 @@ def _computed_shapes(operation, args, kwargs) -> list:
 @contextlib.contextmanager
 def _nodes_put_back(layer):
     """Forget the graph nodes that calls inside leave on the layer's parts, so that `part.output` stays what it was."""
-    before = [(part, list(part._inbound_nodes), list(part._outbound_nodes)) for part in layer._flatten_layers()]
+    put_back = keras_internals.forget_calls(keras_internals.flatten_layers(layer))
     try:
         yield
     finally:
-        for part, inbound, outbound in before:
-            part._inbound_nodes[:] = inbound
-            part._outbound_nodes[:] = outbound
+        put_back()

@@ -12,8 +12,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerastl import backend, litert
+from kerastl import backend
 from kerastl.errors import BackendError, ModelError
+from kerastl.features import litert
 
 _COREML_SYSTEM = "darwin"
 
@@ -65,7 +66,7 @@ def write(name: str, model: keras.Model, path: Path, quantize: str | None, image
         name: of `FORMATS`.
         model: of `inference_model`.
         path: of the file or folder.
-        quantize: see `kerastl.litert.QUANTIZATIONS`.
+        quantize: see `kerastl.features.litert.QUANTIZATIONS`.
         images: representative ones for `"int8"`, as the model takes them.
 
     Raises:

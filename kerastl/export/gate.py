@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from kerastl import outputs
 from kerastl.errors import GateError, KerastlWarning
+from kerastl.models import outputs
 from kerastl.tables import text_table
 
 _CLASSES_SHOWN = 20

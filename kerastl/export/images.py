@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from kerastl import inputs
 from kerastl.checks import received
+from kerastl.data import batches as inputs
 from kerastl.errors import DataError
 
 REPRESENTATIVE = 200

@@ -2,11 +2,12 @@
 
 import keras
 
-from kerastl import graph, outputs
+from kerastl import keras_internals
 from kerastl.checks import check_choice, received
+from kerastl.data.images import check_image_size
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.features.flatten import connect, replay
-from kerastl.images import check_image_size
+from kerastl.models import graph, outputs
+from kerastl.models.flatten import connect, replay
 
 PIXEL_TYPES = ("float32", "uint8")
 
@@ -66,7 +67,7 @@ def _does_nothing_in_inference(operation) -> bool:
         return False
     if graph.has_weights(operation):  # a recurrent layer with dropout, say
         return False
-    nodes = operation._inbound_nodes
+    nodes = keras_internals.calls_of(operation)
     return all(len(one.input_tensors) == 1 and _same_shape(one) for one in nodes)
 
 

@@ -10,9 +10,10 @@ import math
 
 import keras
 
-from kerastl import costs, graph, outputs
+from kerastl import costs, keras_internals
 from kerastl.errors import ModelError
-from kerastl.features.flatten import connect, flatten_model
+from kerastl.models import graph, outputs
+from kerastl.models.flatten import connect, flatten_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _cut(flat, position, macs) -> Cut | None:
     start, inside = _start(flat, position.nodes)
     if start is None or any(None in tensor.shape[1:] for tensor in position.live):
         return None
-    names = tuple(graph.node_of(tensor).operation.name for tensor in position.live)
+    names = tuple(keras_internals.node_of(tensor).operation.name for tensor in position.live)
     trunk_macs = sum({node.operation.name: macs.get(node.operation.name, 0) for node in position.nodes}.values())
     return Cut(flat, start, tuple(position.live), names, trunk_macs, sum(macs.values()), inside)
 

@@ -35,6 +35,7 @@ from kerastl.features.records import (
     report_unreadable,
     write_atomically,
 )
+from kerastl.tables import readable_bytes
 
 SPARE_BYTES = 100_000_000
 """What a store leaves free on the disk, for everybody else."""
@@ -148,8 +149,8 @@ class DiskArrays:
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(self.folder).free
             return StoreError(
-                f"The disk is full: the feature store {self.folder} needs {format_bytes(needed)} more, "
-                f"{format_bytes(free)} are free. Its first {record.rows}{total} rows are safe: make room and run again "
+                f"The disk is full: the feature store {self.folder} needs {readable_bytes(needed)} more, "
+                f"{readable_bytes(free)} are free. Its first {record.rows}{total} rows are safe: make room and run again "
                 f"to go on from there. {received(needed_bytes=needed, free_bytes=free)}"
             )
         return StoreError(f"The feature store {self.folder} can't be written: {error}.")
@@ -196,7 +197,7 @@ def check_budget(needed: int, budget: int | None) -> None:
     if budget is None or needed <= budget:
         return
     raise StoreError(
-        f"The features need {format_bytes(needed)}, the budget is {format_bytes(budget)}. Raise the budget, use fewer "
+        f"The features need {readable_bytes(needed)}, the budget is {readable_bytes(budget)}. Raise the budget, use fewer "
         f"views, or train without stored features. {received(needed_bytes=needed, budget_bytes=budget)}"
     )
 
@@ -208,19 +209,10 @@ def check_free_space(folder: Path, needed: int) -> None:
     if needed + SPARE_BYTES <= free:
         return
     raise StoreError(
-        f"There is no room for the feature store {folder}: it needs {format_bytes(needed)}, and "
-        f"{format_bytes(SPARE_BYTES)} to spare; {format_bytes(free)} are free. Make room, or use a folder on another "
+        f"There is no room for the feature store {folder}: it needs {readable_bytes(needed)}, and "
+        f"{readable_bytes(SPARE_BYTES)} to spare; {readable_bytes(free)} are free. Make room, or use a folder on another "
         f"disk. {received(needed_bytes=needed, free_bytes=free)}"
     )
-
-
-def format_bytes(count: int) -> str:
-    """Return a number of bytes for people: `12.3 MB`, in powers of 1000."""
-    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{count} bytes" if units[0] == "bytes" else f"{size:.3g} {units[0]}"
 
 
 def _open_for_writing(path: Path):

@@ -3,15 +3,17 @@
 Never `model.predict` (half as fast), and never forced XLA on CPU (15 times slower on depthwise convolutions).
 """
 
+import math
 import warnings
 
 import keras
 import numpy as np
 
-from kerastl import backend, costs, litert
+from kerastl import backend, costs, keras_internals
 from kerastl.checks import check_choice
 from kerastl.errors import BackendError, ModelError
-from kerastl.litert import usable_cores
+from kerastl.features import litert
+from kerastl.features.litert import usable_cores
 
 ENGINES = ("auto", "keras", "litert")
 
@@ -25,6 +27,14 @@ _CONVERSION_SECONDS_PER_LAYER, _CONVERSION_SECONDS_PER_WEIGHT = 0.004, 0.15e-6
 _LARGEST_CACHED_BYTES = 16 * 2**20
 
 
+def cpu_batch(model: keras.Model, largest_bytes: int = backend.LARGEST_KEPT_BLOCK) -> int:
+    """Return how many images a CPU should run at once: a power of two, 32 at most, such that no tensor is larger."""
+    nodes = [node for layer in keras_internals.flatten_layers(model) for node in keras_internals.calls_of(layer)]
+    shapes = [tensor.shape[1:] for node in nodes for tensor in node.outputs if None not in tensor.shape[1:]]
+    largest = 4 * max((math.prod(shape) for shape in shapes), default=1)
+    return 2 ** min(5, max(1, largest_bytes // max(largest, 1)).bit_length() - 1)
+
+
 class KerasEngine:
     """The backend's compiled forward function, in the precision of the model's policy.
 
@@ -36,7 +46,7 @@ class KerasEngine:
 
     def __init__(self, trunk: keras.Model):
         self.overlaps = backend.has_accelerator()
-        self._forward = backend.compiled_forward(trunk)
+        self._forward = backend.compiled_forward(trunk, None if self.overlaps else cpu_batch(trunk))
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of arrays."""
@@ -66,7 +76,7 @@ class LiteRTEngine:
             self._model = litert.LiteRTModel(litert.convert_to_run(trunk), threads or usable_cores())
         except ModelError as error:
             raise BackendError(str(error)) from error
-        self._step = backend.cpu_batch(trunk, _LARGEST_CACHED_BYTES)
+        self._step = cpu_batch(trunk, _LARGEST_CACHED_BYTES)
         self._order = self._match_outputs(trunk)
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:

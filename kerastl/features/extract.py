@@ -13,6 +13,7 @@ import warnings
 import keras
 import numpy as np
 
+from kerastl import keras_internals
 from kerastl.errors import (
     DataError,
     FeatureOverflowError,
@@ -94,11 +95,10 @@ def _graph_text(model) -> str:
     for layer in model.layers:
         config = {name: value for name, value in layer.get_config().items() if name not in ("name", "trainable")}
         parts.append(f"{type(layer).__name__} {json.dumps(config, sort_keys=True, default=repr)}")
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            constants = list(keras.tree.flatten((node.arguments.args, node.arguments.kwargs)))
-            plain = [repr(value) for value in constants if not keras.utils.is_keras_tensor(value)]
-            parts.append(f"{type(node.operation).__name__} {len(node.input_tensors)} {plain}")
+    for node in keras_internals.nodes_in_order(model):
+        constants = list(keras.tree.flatten((node.arguments.args, node.arguments.kwargs)))
+        plain = [repr(value) for value in constants if not keras.utils.is_keras_tensor(value)]
+        parts.append(f"{type(node.operation).__name__} {len(node.input_tensors)} {plain}")
     return "\n".join(parts)
 
 

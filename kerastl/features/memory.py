@@ -6,6 +6,7 @@ import numpy as np
 
 from kerastl.errors import StoreError
 from kerastl.features.records import ArraySpec, Record, bytes_per_row
+from kerastl.tables import readable_bytes
 
 
 class MemoryArrays:
@@ -53,7 +54,7 @@ class MemoryArrays:
 
     def _explain(self, rows: int) -> StoreError:
         return StoreError(
-            f"{rows} rows of features ({rows * bytes_per_row(self.record.specs) / 1e9:.3g} GB) don't fit into memory. "
+            f"{rows} rows of features ({readable_bytes(rows * bytes_per_row(self.record.specs))}) don't fit into memory. "
             "Keep them on disk."
         )
 

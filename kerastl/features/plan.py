@@ -10,13 +10,15 @@ import tempfile
 
 import keras
 
-from kerastl import graph
+from kerastl import keras_internals
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.cut import Cut, find_cuts, tensors_of
 from kerastl.features.engines import ENGINES
 from kerastl.features.reading import rows_of
 from kerastl.features.views import Views
+from kerastl.models import graph
+from kerastl.tables import readable_bytes
 
 # Below this the work of cutting, storing and a second graph isn't worth it.
 _WORTHWHILE = 1.3
@@ -121,23 +123,14 @@ class CachePlan:
     def __str__(self) -> str:
         if not self.chosen:
             return f"The frozen part runs in every epoch: {self.reason}."
-        total = "size known after one pass" if self.total_bytes is None else readable(self.total_bytes)
+        total = "size known after one pass" if self.total_bytes is None else readable_bytes(self.total_bytes)
         cut = " + ".join(self.cuts[0].layer_names)
         notes = "".join(f" {note}" for note in self.notes)
         return (
             f"The frozen part runs once, up to {cut} ({self.trunk_share:.0%} of the work): "
-            f"{readable(self.bytes_per_image)} an image, {total} in {self.place}; expected to be about "
+            f"{readable_bytes(self.bytes_per_image)} an image, {total} in {self.place}; expected to be about "
             f"{self.expected_speed_up:.1f} times faster.{notes}"
         )
-
-
-def readable(count: int) -> str:
-    """Return a number of bytes as a person reads it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def make_plan(
@@ -225,7 +218,7 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
         distinct = len(Views(cuts[0].front(), views)._flips)
         if 0 < distinct < views:
             return f"flips make only {distinct} different views; pass views={distinct}, or another augmentation"
-    if getattr(model, "_distribute_strategy", None) is not None:
+    if keras_internals.distribution_strategy(model) is not None:
         return "the model trains under a distribution strategy"
     regularized = [node.operation for node in graph.nodes_in_order(cuts[0].flat, cuts[0].tensors)]
     if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
@@ -263,8 +256,9 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
         "views": views,
     }
     if place is None:
-        room = f"{readable(memory_budget(options))} of memory and {readable(disk_budget(options))} of disk may be used"
-        return CachePlan(False, f"the features would take {readable(total)}, but {room}", **common)
+        memory, disk = readable_bytes(memory_budget(options)), readable_bytes(disk_budget(options))
+        room = f"{memory} of memory and {disk} of disk may be used"
+        return CachePlan(False, f"the features would take {readable_bytes(total)}, but {room}", **common)
     if not options.insist and speed < _WORTHWHILE and views == 1:
         return CachePlan(False, f"it would be only about {speed:.1f} times faster", **common)
     return CachePlan(True, f"about {speed:.1f} times faster", **common)

@@ -12,7 +12,7 @@ import threading
 import keras
 import numpy as np
 
-from kerastl import inputs
+from kerastl.data import batches as inputs
 from kerastl.errors import DataError
 
 _AHEAD = 3  # batches read ahead of the one in work: enough to overlap, few enough to stay small

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 
-from kerastl import graph
+from kerastl import keras_internals
+from kerastl.models import graph
 
 # plain, mirrored left to right, upside down, both: slices over height and width
 _FLIPS = (
@@ -87,7 +88,7 @@ def _flips_of(front) -> list:
 
 def _seed_generators(model) -> list:
     found = {}
-    for layer in model._flatten_layers():
-        for generator in getattr(layer, "_seed_generators", []):
+    for layer in keras_internals.flatten_layers(model):
+        for generator in keras_internals.seed_generators(layer):
             found[id(generator)] = generator
     return list(found.values())

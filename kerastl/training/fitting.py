@@ -2,8 +2,12 @@
 
 import keras
 
-from kerastl import compiling, features, inputs, several_outputs
+from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError
+from kerastl.features.plan import make_plan, options_of
+from kerastl.features.reading import rows_of
+from kerastl.models import compiling, several_outputs
+from kerastl.training.session import Session
 
 
 def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **fit_arguments):
@@ -38,7 +42,7 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
     """
     compiling.check_ready(model)
     check_first_batch(model, x, y)
-    options = features.options_of(cache)
+    options = options_of(cache)
     if inputs.is_tf_dataset(x):
         fit_arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
     plain = {"x": x, "y": y, **fit_arguments}
@@ -52,12 +56,12 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
     epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
     one_label = several_outputs.takes_one_label(model) or not several_outputs.has_several(model)
     train = None if obstacle or not one_label else train
-    plan = features.make_plan(model, train, validation, epochs=[max(epochs, 1)], options=options, views=views)
+    plan = make_plan(model, train, validation, epochs=[max(epochs, 1)], options=options, views=views)
     if arguments.get("verbose", "auto") != 0:
         print(plan)
     if not plan.chosen:
         return model.fit(**several_outputs.fit_arguments(model, plain))
-    with features.Session(model, plan, train, validation, options, arguments.get("verbose", "auto") != 0) as session:
+    with Session(model, plan, train, validation, options, arguments.get("verbose", "auto") != 0) as session:
         return session.fit(
             plan.cuts[0], **{key: value for key, value in arguments.items() if key not in _DATA_ARGUMENTS}
         )
@@ -78,10 +82,10 @@ def _rows_for_fit(x, y, arguments):
     if y is not None and split and validation is None:
         data, validation = inputs.split_validation(data, split)
     batch_size = arguments.get("batch_size")
-    train = features.rows_of(data, batch_size=batch_size, shuffle=arguments.get("shuffle"))
+    train = rows_of(data, batch_size=batch_size, shuffle=arguments.get("shuffle"))
     if validation is None:
         return train, None
-    held = features.rows_of(validation, batch_size=arguments.get("validation_batch_size") or batch_size, shuffle=False)
+    held = rows_of(validation, batch_size=arguments.get("validation_batch_size") or batch_size, shuffle=False)
     return (None if held is None else train), held
 
 

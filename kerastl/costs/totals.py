@@ -1,0 +1,286 @@
+"""What a model costs: parameters, multiply-accumulates (MACs) and bytes, per layer and in all.
+
+Returns rows and prints nothing; what is counted, and what is not, stands in docs/costs.md. `conv_cost` is the formulas
+for one convolution. One MAC is two floating-point operations.
+"""
+
+import dataclasses
+import warnings
+
+import keras
+
+from kerastl.checks import check_choice, check_count, nearest, received
+from kerastl.costs.calls import elements, itemsize, spec_bytes, trace
+from kerastl.costs.macs import call_macs
+from kerastl.costs.memory import peak_activation_bytes, training_activation_bytes
+from kerastl.errors import ArgumentError, KerastlWarning
+from kerastl.tables import html_table, readable_bytes, text_table
+
+CONV_KINDS = ("standard", "pointwise", "depthwise", "separable")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs for one image.
+
+    Attributes:
+        name: the layer's name, after the names of the nested models that hold it: `resnet50/conv1_conv`.
+        kind: its class.
+        output_shape: of its first run, without the batch axis; a list of shapes where it returns several tensors.
+        parameters: all its weights, BatchNorm's moving statistics included, as Keras's `count_params` counts. Weights
+            that an earlier row shares are in that row alone.
+        trainable_parameters: those of them that training changes now.
+        macs: multiply-accumulates, summed over its runs.
+        size_bytes: of its parameters, by their dtype.
+        activation_bytes: of its outputs, by their dtype, summed over its runs.
+        dtype: of its outputs.
+        runs: how often it runs; more than once where it is shared.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple | list
+    parameters: int
+    trainable_parameters: int
+    macs: int
+    size_bytes: int
+    activation_bytes: int
+    dtype: str
+    runs: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCost:
+    """What a model costs: totals over its layers; activations of one image.
+
+    Attributes:
+        name: the model's name.
+        parameters: all weights, BatchNorm's moving statistics included.
+        trainable_parameters: those that training changes, given what is frozen now.
+        macs: multiply-accumulates for one image.
+        size_bytes: of all weights, by their dtype.
+        peak_activation_bytes: the most bytes of feature maps alive at once while it predicts one image.
+        training_activation_bytes: bytes of feature maps that training keeps for each image, given what is frozen now.
+    """
+
+    name: str
+    parameters: int
+    trainable_parameters: int
+    macs: int
+    size_bytes: int
+    peak_activation_bytes: int
+    training_activation_bytes: int
+
+    def to_rows(self) -> list[dict]:
+        """Return the totals as a list of one dictionary, for `pandas.DataFrame`."""
+        return [dataclasses.asdict(self)]
+
+    def __str__(self) -> str:
+        return text_table(("", "whole model"), self._cells(), right={1}, title=self.name)
+
+    def _repr_html_(self) -> str:
+        return html_table(("", "whole model"), self._cells(), right={1}, title=self.name)
+
+    def _cells(self) -> list[tuple[str, str]]:
+        return [
+            ("parameters", f"{self.parameters:,}"),
+            ("trainable parameters", f"{self.trainable_parameters:,}"),
+            ("MACs", f"{self.macs:,}"),
+            ("size of the weights", readable_bytes(self.size_bytes)),
+            ("peak of the activations", readable_bytes(self.peak_activation_bytes)),
+            ("activations kept in training", readable_bytes(self.training_activation_bytes)),
+        ]
+
+
+class LayerCosts(tuple):
+    """The rows of `layer_costs`: a tuple of `LayerCost` that prints as a table. A row is had by index or by name."""
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            return LayerCosts(super().__getitem__(key))
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for row in self:
+            if row.name == key:
+                return row
+        raise KeyError(f"No layer of that name.{nearest(key, [row.name for row in self])} {received(name=key)}")
+
+    def to_rows(self) -> list[dict]:
+        """Return the rows as dictionaries, for `pandas.DataFrame`."""
+        return [dataclasses.asdict(row) for row in self]
+
+    def __str__(self) -> str:
+        return text_table(_HEADER, self._cells(), right=_NUMBERS, total=True)
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._cells(), right=_NUMBERS)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        rows = [_cells(row) for row in self]
+        sums = [f"{sum(getattr(row, name) for row in self):,}" for name in _SUMMED]
+        return [*rows, ("total", "", "", *sums, "")]
+
+
+_SUMMED = ("parameters", "trainable_parameters", "macs", "activation_bytes")
+_HEADER = ("layer", "kind", "output shape", "parameters", "trainable", "MACs", "activation bytes", "dtype")
+_NUMBERS = {3, 4, 5, 6}
+
+
+def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:
+    """Tell what every layer of a model costs for one image, nested models unfolded.
+
+    A layer that runs several times has one row: its MACs count for each run, its parameters once. Rows stand in the
+    order in which Keras runs the layers. Operations such as the `Add` behind `x + y` have rows too. Weights outside the
+    graph (a layer that is attached but not used) come last.
+
+    Args:
+        model: a Functional or Sequential model; or a built subclassed one that calls Keras layers and `keras.ops`.
+        input_shape: `(height, width, channels)` where the model leaves its size open; for several inputs a list in the
+            order of `model.inputs`, or a dictionary by input name. Without the batch axis.
+
+    Raises:
+        ArgumentError: `input_shape` is missing, or doesn't fit.
+        ModelError: the model has no graph that could be walked.
+
+    Warns:
+        KerastlWarning: layers without a cost formula, by name; `register_layer_cost` gives them one.
+    """
+    return _rows(model, trace(model, input_shape))
+
+
+def model_cost(model: keras.Model, input_shape=None) -> ModelCost:
+    """Tell what a model costs in all: parameters, MACs for one image, bytes of weights and feature maps.
+
+    Args, errors and warnings are those of `layer_costs`.
+    """
+    run = trace(model, input_shape)
+    rows = _rows(model, run)
+    return ModelCost(
+        name=model.name,
+        parameters=sum(row.parameters for row in rows),
+        trainable_parameters=sum(row.trainable_parameters for row in rows),
+        macs=sum(row.macs for row in rows),
+        size_bytes=sum(row.size_bytes for row in rows),
+        peak_activation_bytes=peak_activation_bytes(run),
+        training_activation_bytes=training_activation_bytes(run, _trainable(model)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvCost:
+    """Parameters and multiply-accumulates of one convolution."""
+
+    parameters: int
+    macs: int
+
+
+def conv_cost(
+    kernel_size: int | tuple[int, int],
+    in_channels: int,
+    out_channels: int,
+    height: int,
+    width: int,
+    kind: str = "standard",
+    bias: bool = False,
+) -> ConvCost:
+    """Return what one convolution costs, by the formulas that every comparison of them starts from.
+
+    For a kernel of K×K on a feature map of H×W: standard K²·C_in·C_out·H·W, pointwise C_in·C_out·H·W, depthwise
+    K²·C_in·H·W, separable (depthwise, then pointwise) the sum of the last two; parameters are the same without H·W.
+    The ratio of separable to standard is 1/C_out + 1/K² (Howard et al., "MobileNets", 2017, section 3.1).
+
+    Args:
+        kernel_size: K, or `(height, width)` of the kernel; a pointwise convolution is 1×1 whatever stands here.
+        in_channels: channels that come in.
+        out_channels: channels that go out; a depthwise convolution gives as many as come in, whatever stands here.
+        height: of the *output* feature map, in pixels.
+        width: of the output feature map, in pixels.
+        kind: `"standard"`, `"pointwise"`, `"depthwise"` or `"separable"`.
+        bias: add one parameter for each output channel (a separable one has it at its end, as in Keras). Adding it is
+            no multiply-accumulate.
+
+    Raises:
+        ArgumentError: a size that is no positive whole number, or an unknown kind.
+    """
+    check_choice("kind", kind, CONV_KINDS)
+    kernel = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
+    if len(kernel) != 2:
+        raise ArgumentError(f"`kernel_size` must be one number or (height, width). {received(kernel_size=kernel_size)}")
+    window = check_count("kernel_size", kernel[0]) * check_count("kernel_size", kernel[1])
+    in_channels, out_channels = check_count("in_channels", in_channels), check_count("out_channels", out_channels)
+    positions = check_count("height", height) * check_count("width", width)
+    weights = {
+        "standard": window * in_channels * out_channels,
+        "pointwise": in_channels * out_channels,
+        "depthwise": window * in_channels,
+        "separable": window * in_channels + in_channels * out_channels,
+    }[kind]
+    biases = (in_channels if kind == "depthwise" else out_channels) if bias else 0
+    return ConvCost(parameters=weights + biases, macs=weights * positions)
+
+
+def _trainable(model) -> set[int]:
+    return {id(variable) for variable in model.trainable_variables}
+
+
+def _rows(model, run) -> LayerCosts:
+    trainable = _trainable(model)
+    calls, counted = {}, set()
+    for call in run.calls:
+        calls.setdefault(id(call.operation), []).append(call)
+    rows, problems = [], {}
+    for own_calls in calls.values():
+        counts = [call_macs(call) for call in own_calls]
+        if counts[0][1]:
+            problems[own_calls[0].path] = own_calls[0].operation, counts[0][1]
+        rows.append(_row(own_calls, sum(macs for macs, _ in counts), trainable, counted))
+    outside = _weight_counts(model.weights, trainable, counted)
+    if outside["parameters"]:
+        rows.append(LayerCost("(outside the graph)", "", (), macs=0, activation_bytes=0, dtype="", runs=0, **outside))
+    _warn(problems)
+    return LayerCosts(rows)
+
+
+def _row(calls, macs, trainable, counted) -> LayerCost:
+    first = calls[0]
+    shapes = [tuple(spec.shape[1:]) for spec in first.outputs]
+    return LayerCost(
+        name=first.path,
+        kind=type(first.operation).__name__,
+        output_shape=shapes[0] if len(shapes) == 1 else shapes,
+        macs=macs,
+        activation_bytes=sum(spec_bytes(spec) for call in calls for spec in call.outputs),
+        dtype=first.outputs[0].dtype if first.outputs else "",
+        runs=len(calls),
+        **_weight_counts(getattr(first.operation, "weights", ()), trainable, counted),
+    )
+
+
+def _weight_counts(weights, trainable, counted) -> dict:
+    """Sum up the weights that no earlier row has counted, and note them as counted."""
+    fresh = list({id(weight): weight for weight in weights if id(weight) not in counted}.values())
+    counted.update(id(weight) for weight in fresh)
+    return {
+        "parameters": sum(elements(weight.shape) for weight in fresh),
+        "trainable_parameters": sum(elements(weight.shape) for weight in fresh if id(weight) in trainable),
+        "size_bytes": sum(elements(weight.shape) * itemsize(weight.dtype) for weight in fresh),
+    }
+
+
+def _cells(row) -> tuple[str, ...]:
+    shape = " ".join(map(str, row.output_shape)) if isinstance(row.output_shape, list) else str(row.output_shape)
+    name = row.name if row.runs < 2 else f"{row.name} (runs {row.runs} times)"
+    return (name, row.kind, shape, *(f"{getattr(row, column):,}" for column in _SUMMED), row.dtype)
+
+
+def _warn(problems) -> None:
+    if not problems:
+        return
+    lines = [f"{path!r} ({type(operation).__name__}): {problem}" for path, (operation, problem) in problems.items()]
+    classes = sorted({type(operation).__name__ for operation, _ in problems.values()})
+    warnings.warn(
+        f"No cost formula for {'; '.join(lines)}. Give one with "
+        f"`kerastl.costs.register_layer_cost({classes[0]}, macs=...)`.",
+        KerastlWarning,
+        stacklevel=4,
+    )

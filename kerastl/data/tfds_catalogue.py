@@ -1,0 +1,304 @@
+"""Image data sets of TensorFlow Datasets as catalogues: prepared when needed, and read by index."""
+
+import contextlib
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kerastl.checks import nearest, received
+from kerastl.data.catalogues import SPLIT_FOLDERS, TRAIN, Catalogue, digest, in_threads
+from kerastl.errors import DataError, KerastlError, OutputError
+
+_FILE_KEYS = ("file", "image/filename", "filename", "file_name")  # what data sets call an image's own name
+_NOT_WRITABLE = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_NO_SPACE = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_RECORD_LENGTH_BYTES, _RECORD_HEADER_BYTES, _RECORD_FOOTER_BYTES = 8, 12, 4
+
+Fetch = Callable[[int], tuple[bytes, dict]]
+"""From an index to the encoded image and the other features asked for."""
+
+
+def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
+    """Return where prepared data sets are kept: as given, `data/` of a checkout, or `None` for TFDS's own default.
+
+    TFDS's default is `TFDS_DATA_DIR` in the environment, else `~/tensorflow_datasets`.
+    """
+    if data_dir is not None:
+        return str(Path(data_dir).expanduser())
+    if os.environ.get("TFDS_DATA_DIR"):
+        return None
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "setup.cfg").is_file() and (checkout / "data").is_dir():
+        return str(checkout / "data")
+    return None
+
+
+def prepare_builder(name: str, data_dir: str | os.PathLike | None = None, *, verbose: int = 1):
+    """Return the TFDS builder of `name` (`"beans"`, `"name/config:1.0.0"`), downloaded and prepared if need be.
+
+    Raises:
+        DataError: no data set of that name, or it can't be downloaded or prepared here; the message says why.
+        OutputError: it can't be written to `data_dir`.
+    """
+    import tensorflow_datasets as tfds
+
+    def make_builder():
+        return tfds.builder(name, data_dir=find_data_dir(data_dir), try_gcs=False)
+
+    try:
+        make_builder()
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise DataError(
+            f"TensorFlow Datasets knows no data set {name!r}.{nearest(name.split('/')[0].split(':')[0], known)}"
+            f" {received(source=f'tfds:{name}')}"
+        ) from None
+    # A wrong configuration or version shows as ValueError, AssertionError, KeyError, … according to the data set.
+    except Exception as error:
+        raise DataError(f"The data set tfds:{name} can't be set up. {_first_lines(error)}") from error
+    return write_builder(make_builder, verbose=verbose)
+
+
+def is_prepared(builder) -> bool:
+    """Return whether the data set lies in its folder. TFDS's own question logs a warning where the answer is no."""
+    return Path(builder.data_dir, "dataset_info.json").is_file()
+
+
+def write_builder(make_builder: Callable, *, verbose: int = 1):
+    """Return the builder that `make_builder` makes, downloaded and prepared; whole or not at all, as TFDS does it.
+
+    Raises:
+        DataError: a download or the preparation failed; the message says what failed.
+        OutputError: the disk is full, or the folder can't be written.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = make_builder()
+    if is_prepared(builder):
+        return builder
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        with _quiet_unless(verbose):
+            builder.download_and_prepare(download_config=config, file_format="tfrecord")
+    # Requests, checksums, missing extra packages, manual downloads, …: every data set fails in its own way.
+    except Exception as error:
+        if is_prepared(again := make_builder()):  # another process was faster
+            return again
+        if isinstance(error, KerastlError):
+            raise
+        if isinstance(error, _NOT_WRITABLE) or getattr(error, "errno", None) in _NO_SPACE:
+            raise OutputError(f"Can't write the data set to {builder.data_dir}: {_first_lines(error)}") from error
+        raise DataError(
+            f"The data set {builder.info.full_name} is not in {builder.data_dir}, and downloading or preparing it"
+            f" failed. {type(error).__name__}: {_first_lines(error)}"
+        ) from error
+    return builder
+
+
+def catalogue_builder(
+    builder, *, name: str, licence: str | None = None, stratum_feature: str | None = None, verbose: int = 1
+) -> Catalogue:
+    """Return the catalogue of a prepared TFDS builder with an image and a class label.
+
+    Every image's bytes are read once, for the digests; images are not decoded.
+
+    Args:
+        builder: a `tfds.core.DatasetBuilder`, prepared.
+        name: what to call the data set.
+        licence: stands in reports; by default what the data set says of itself.
+        stratum_feature: a `ClassLabel` feature; splits are then balanced by label × this feature.
+        verbose: 0 shows no progress.
+
+    Raises:
+        DataError: no image feature, no class label, or no split to train on.
+    """
+    import tensorflow_datasets as tfds
+
+    image_key, label_key = _image_and_label(builder)
+    features = dict(builder.info.features)
+    class_names = tuple(features[label_key].names)
+    file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
+    keys = [key for key in (label_key, stratum_feature, file_key) if key]
+    fetches, parts, files, digests, values, notices = [], [], [], [], [], []
+    for part, split in _splits(builder).items():
+        count, fetch = _open_split(builder, split, image_key, keys)
+        records = list(in_threads(_summary_of(fetch), range(count), count, verbose=verbose))
+        if any(not 0 <= value[label_key] < len(class_names) for _, value in records):
+            if part == TRAIN:
+                raise DataError(f"The training images of {name} have labels outside its classes.")
+            notices.append(f"The split {split!r} of {name} has no labels and is left out.")
+            continue
+        fetches.append((count, fetch))
+        parts += [part] * count
+        digests += [image_digest for image_digest, _ in records]
+        values += [value for _, value in records]
+        files += [value[file_key].decode() if file_key else f"{split}[{i}]" for i, (_, value) in enumerate(records)]
+    return Catalogue(
+        name=name,
+        class_names=class_names,
+        labels=[value[label_key] for value in values],
+        files=files,
+        digests=digests,
+        parts=parts,
+        read_bytes=_reader_over(fetches),
+        licence=licence or builder.info.redistribution_info.license or None,
+        notices=tuple(notices),
+        **_strata(features, label_key, stratum_feature, values),
+    )
+
+
+def _strata(features, label_key: str, stratum_feature: str | None, values: list[dict]) -> dict:
+    """Return the strata of a catalogue: label × `stratum_feature`."""
+    if stratum_feature is None:
+        return {}
+    kinds = features[stratum_feature].names
+    return {
+        "strata": [value[label_key] * len(kinds) + value[stratum_feature] for value in values],
+        "stratum_names": tuple(f"{label}, {kind}" for label in features[label_key].names for kind in kinds),
+    }
+
+
+def _image_and_label(builder) -> tuple[str, str]:
+    """Return the keys of the image and of its class: the supervised pair, or the only features of their kind."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    pair = builder.info.supervised_keys
+    if not (pair and len(pair) == 2 and all(isinstance(key, str) for key in pair)):
+        images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+        pair = (images[0], classes[0]) if len(images) == len(classes) == 1 else (None, None)
+    image_key, label_key = pair
+    is_image = image_key in features and isinstance(features[image_key], tfds.features.Image)
+    if is_image and isinstance(features[label_key], tfds.features.ClassLabel):
+        return image_key, label_key
+    raise DataError(
+        f"{builder.info.full_name} is no image classification data set: it needs one image and one class label per"
+        f" example. {received(features=list(features))}"
+    )
+
+
+def _splits(builder) -> dict[str, str]:
+    """Return what each split of the data set is used as: train, validation or test → its name."""
+    names = [name for name in builder.info.splits if builder.info.splits[name].num_examples]
+    found: dict[str, str] = {}
+    for name in names:
+        part = SPLIT_FOLDERS.get(name)
+        if part and part not in found:
+            found[part] = name
+    if TRAIN in found:
+        return found
+    if len(names) == 1:
+        return {TRAIN: names[0]}
+    raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
+
+
+def _open_split(builder, split: str, image_key: str, keys: list[str]) -> tuple[int, Fetch]:
+    """Return how many examples the split has and how to get one by its index."""
+    import tensorflow_datasets as tfds
+
+    formats = tfds.core.FileFormat
+    file_format = builder.info.file_format
+    if file_format is formats.TFRECORD:
+        paths = [Path(path) for path in builder.info.splits[split].filepaths]
+        record_at, count = _tf_record_reader(paths)
+        if count != builder.info.splits[split].num_examples:  # whole records are missing
+            raise DataError(f"The files in {builder.data_dir} are damaged. Delete the folder: it is prepared anew.")
+    elif file_format is formats.ARRAY_RECORD:
+        records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        record_at, count = records.__getitem__, len(records)
+    else:
+        raise DataError(
+            f"{builder.data_dir} is prepared in a format that can't be read by index. Choose another `data_dir`."
+            f" {received(file_format=file_format.value)}"
+        )
+    return count, lambda index: _parse(record_at(index), image_key, keys)
+
+
+def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
+    """Return a reader by index over TFRecord files, and the number of records.
+
+    TensorFlow reads these files in sequence only. Each record is its length (8 bytes, little-endian), a checksum of the
+    length (4 bytes), the data, and a checksum of the data (4 bytes): one walk over the lengths gives every position.
+    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+    """
+    places: list[tuple[Path, int, int]] = []
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while (start := file.tell()) < size:
+                length = int.from_bytes(file.read(_RECORD_LENGTH_BYTES), "little")
+                places.append((path, start + _RECORD_HEADER_BYTES, length))
+                file.seek(start + _RECORD_HEADER_BYTES + length + _RECORD_FOOTER_BYTES)
+            if file.tell() != size:
+                raise DataError(f"{path} is cut short. Delete its folder: it is prepared anew.")
+
+    def record_at(index: int) -> bytes:
+        path, start, length = places[index]
+        # Opened anew for each record, as threads would move one another's position in a shared file.
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    return record_at, len(places)
+
+
+def _parse(record: bytes, image_key: str, keys: list[str]) -> tuple[bytes, dict]:
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    values = {}
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+        for key in keys:
+            feature = features[key]
+            values[key] = feature.bytes_list.value[0] if feature.bytes_list.value else feature.int64_list.value[0]
+        return features[image_key].bytes_list.value[0], values
+    except (DecodeError, IndexError) as error:
+        raise DataError("A record of the data set is damaged. Delete its folder: it is prepared anew.") from error
+
+
+def _summary_of(fetch: Fetch) -> Callable[[int], tuple[bytes, dict]]:
+    def summarize(index: int) -> tuple[bytes, dict]:
+        data, values = fetch(index)
+        return digest(data), values
+
+    return summarize
+
+
+def _reader_over(fetches: list[tuple[int, Fetch]]) -> Callable[[int], bytes]:
+    """Return a reader over several splits, one after the other."""
+    ends = list(itertools.accumulate(count for count, _ in fetches))
+
+    def read_bytes(index: int) -> bytes:
+        position = next(place for place, end in enumerate(ends) if index < end)
+        start = ends[position - 1] if position else 0
+        return fetches[position][1](index - start)[0]
+
+    return read_bytes
+
+
+@contextlib.contextmanager
+def _quiet_unless(verbose: int) -> Iterator[None]:
+    """Keep TFDS's announcements and progress bars back when `verbose` is 0; errors pass."""
+    import tensorflow_datasets as tfds
+
+    if verbose:
+        yield
+        return
+    # TFDS can switch its bars but not tell how they are switched; without this field they are switched on again.
+    were_shown = getattr(tfds.core.utils.tqdm_utils, "_active", True)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        if were_shown:
+            tfds.enable_progress_bar()
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or repr(error)

@@ -1,0 +1,1 @@
+"""How good is a classifier, what does it say, and what did it look at?"""

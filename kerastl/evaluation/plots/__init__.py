@@ -1,0 +1,31 @@
+"""Pictures: training curves, confusion matrix, mistakes, gradient norms, feature maps, filters, Grad-CAM, backbones.
+
+`plot_history`, `plot_confusion_matrix`, `plot_mistakes` and `plot_comparison` return a `matplotlib.figure.Figure`, the
+others the axes that they drew on (`axes.figure` is the figure). What is returned belongs to no global state: show it as the
+last line of a notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches
+pyplot.
+
+Rooms: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`, `comparison`.
+"""
+
+from kerastl.evaluation.plots.comparison import plot_comparison
+from kerastl.evaluation.plots.confusion import plot_confusion_matrix
+from kerastl.evaluation.plots.drawing import empty_figure
+from kerastl.evaluation.plots.heat import plot_grad_cam
+from kerastl.evaluation.plots.history import plot_history
+from kerastl.evaluation.plots.maps import plot_feature_maps, plot_filters
+from kerastl.evaluation.plots.mistakes import most_confident_mistakes, plot_mistakes
+from kerastl.evaluation.plots.norms import plot_gradient_norms
+
+__all__ = [
+    "empty_figure",
+    "most_confident_mistakes",
+    "plot_comparison",
+    "plot_confusion_matrix",
+    "plot_feature_maps",
+    "plot_filters",
+    "plot_grad_cam",
+    "plot_gradient_norms",
+    "plot_history",
+    "plot_mistakes",
+]

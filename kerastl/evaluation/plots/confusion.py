@@ -1,0 +1,95 @@
+"""The confusion matrix."""
+
+import math
+
+import numpy as np
+
+from kerastl.checks import received
+from kerastl.errors import ArgumentError
+from kerastl.evaluation.plots.drawing import FRAME, INK, new_figure, shorten
+
+
+def plot_confusion_matrix(matrix, class_names, *, axes=None):
+    """Plot how often each class was taken for each other: rows are the true class, columns the predicted one.
+
+    Colour is the share of the true class, so that rare classes are as visible as common ones. Counts are written into
+    the cells of up to 25 classes.
+
+    Args:
+        matrix: counts, `(classes, classes)`.
+        class_names: one name per class.
+        axes: matplotlib axes to draw on. Without them a figure is made, whose size follows the number of classes.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ArgumentError: the matrix is not square, or there is not one name per class.
+    """
+    matrix = np.asarray(matrix)
+    names = [shorten(name, 24) for name in class_names]
+    if matrix.ndim != 2 or matrix.shape != (len(names), len(names)):
+        raise ArgumentError(
+            "Expected a square matrix with a row and a column for each class name. "
+            f"{received(shape=matrix.shape, class_names=len(names))}"
+        )
+    count = len(names)
+    inches = _matrix_inches(count)
+    if axes is None:
+        margin = 0.8 + 0.075 * max(map(len, names), default=0)
+        # "compressed" is the layout for pictures of a fixed shape; "constrained" cuts their labels off
+        figure = new_figure(figsize=(inches + margin + 0.9, inches + margin), layout="compressed")
+        axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    # The square root makes a few per cent of mistakes visible beside a dark diagonal
+    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    _label_matrix(axes, names, inches / count)
+    if count <= 25:
+        _write_counts(axes, matrix, shares)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=max(20, 5 * inches))
+    bar.set_ticks(np.sqrt([0, 0.05, 0.25, 0.5, 0.75, 1]), labels=["0", "5 %", "25 %", "50 %", "75 %", "100 %"])
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    return axes.figure
+
+
+def _matrix_inches(count: int) -> float:
+    per_class = 0.75 if count <= 6 else 0.5 if count <= 14 else 0.36 if count <= 25 else 0.165
+    return min(max(2.2, per_class * count), 20.0)
+
+
+def _label_matrix(axes, names: list[str], cell: float) -> None:
+    step = max(1, math.ceil(0.13 / cell))
+    places = list(range(0, len(names), step))
+    size = min(10.0, max(6.0, cell * 72 * 0.62))
+    shown = [names[place] for place in places]
+    axes.set_yticks(places, shown, fontsize=size)
+    upright = len(names) > 14
+    fits = max(map(len, shown), default=0) * size * 0.6 < cell * 72 * step
+    rotation = 0 if fits else 90 if upright else 40
+    anchor = {"rotation": rotation, "ha": "center" if rotation in (0, 90) else "right", "rotation_mode": "anchor"}
+    if rotation == 90:
+        anchor.update(ha="right", va="center")
+    axes.set_xticks(places, shown, fontsize=size, **anchor)
+    axes.tick_params(length=2)
+    if len(names) > 6:
+        edges = np.arange(len(names) + 1) - 0.5
+        axes.vlines(edges, -0.5, len(names) - 0.5, color="#e3e9f0", linewidth=0.4)
+        axes.hlines(edges, -0.5, len(names) - 0.5, color="#e3e9f0", linewidth=0.4)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.spines[:].set_color(FRAME)
+
+
+def _write_counts(axes, matrix, shares) -> None:
+    count = len(matrix)
+    for row in range(count):
+        total = matrix[row].sum()
+        for column in range(count):
+            value = matrix[row, column]
+            if not value and count > 6:
+                continue
+            percent = f"\n{100 * shares[row, column]:.0f} %" if count <= 6 and total else ""
+            size = (11 if count <= 6 else 9) if count <= 14 else 7
+            colour = "white" if shares[row, column] > 0.35 else INK
+            axes.text(column, row, f"{value:g}{percent}", ha="center", va="center", fontsize=size, color=colour)

@@ -1,0 +1,161 @@
+"""Images beside what in them speaks for a class."""
+
+import math
+
+import numpy as np
+
+from kerastl.checks import check_count, received
+from kerastl.errors import ArgumentError
+from kerastl.evaluation.plots.drawing import (
+    INK,
+    displayable,
+    given_axes,
+    hide_ticks,
+    new_figure,
+    percent,
+    shorten,
+    shown,
+)
+
+_COLOURS = "inferno"
+
+
+def plot_grad_cam(
+    images, heat_maps, probabilities=None, class_names=None, *, class_index=None, labels=None, count: int = 6, axes=None
+):
+    """Plot images, each beside itself under its heat map.
+
+    Args:
+        images: pixels 0–255, `(batch, height, width, 3)`.
+        heat_maps: what `kerastl.grad_cam` returned, `(batch, height, width)` in 0–1.
+        probabilities: what the model answered, `(batch, classes)`: `kerastl.predict(model, images).probabilities`. With
+            them each image is titled with the predicted class.
+        class_names: one name per class; without them classes are called 0, 1, …
+        class_index: the class, or one for each image, that was given to `grad_cam`; by default it took the predicted one.
+        labels: the true classes as integers, `(batch,)`.
+        count: how many images to show at most.
+        axes: matplotlib axes to draw on, two for each image. Without them a figure is made.
+
+    Returns:
+        The axes in an array `(images shown, 2)`: the image, and the image under its heat map.
+
+    Raises:
+        ArgumentError: the lengths or sizes don't fit together, or there are too few axes.
+        DataError: arrays that are no images.
+        DataError: arrays that are no images.
+    """
+    images, heat_maps = _as_batches(images, heat_maps)
+    shown_count = min(check_count("count", count), len(images))
+    titles = _titles(heat_maps, probabilities, class_names, class_index, labels)
+    ours = axes is None
+    if ours:
+        panels = _pairs(shown_count, np.divide(*heat_maps.shape[1:]), lines=titles[0][0].count("\n") + 1)
+    else:
+        panels = given_axes(axes, 2 * shown_count, "two for each image").reshape(shown_count, 2)
+    for index, (left, right) in enumerate(panels):
+        picture = displayable(images[index])
+        left.imshow(picture)
+        right.imshow(_under_heat(picture, heat_maps[index]))
+        for panel, title in zip((left, right), titles[index], strict=True):
+            hide_ticks(panel)
+            panel.set_title(title, fontsize=8.5, loc="left", color=INK)
+    _colour_bar(panels)
+    return shown(panels) if ours else panels
+
+
+def _as_batches(images, heat_maps) -> tuple[list, np.ndarray]:
+    heat_maps = np.asarray(heat_maps, "float32")
+    fits = heat_maps.ndim == 3 and len(heat_maps) == len(images) > 0
+    if not fits or any(np.shape(image)[:2] != heat_maps.shape[1:] for image in images):
+        shapes = [np.shape(image) for image in list(images)[:3]]
+        raise ArgumentError(
+            "Expected images and one heat map of the same height and width for each. "
+            f"{received(images=len(images), shapes=shapes, heat_maps=heat_maps.shape)}"
+        )
+    return list(images), heat_maps
+
+
+def _titles(heat_maps, probabilities, class_names, class_index, labels) -> list[tuple[str, str]]:
+    """Return what stands over each image and over its heat map."""
+    count = len(heat_maps)
+    answers = None if probabilities is None else np.asarray(probabilities)
+    _check_titles(count, answers, class_names, class_index, labels)
+    classes = answers.argmax(axis=1) if answers is not None else None
+    asked = classes if class_index is None else np.broadcast_to(np.asarray(class_index), (count,))
+
+    def called(index) -> str:
+        return shorten(index if class_names is None else class_names[int(index)], 14)
+
+    titles = []
+    for index in range(count):
+        over_image, over_heat = [], []
+        if answers is not None:
+            over_image.append(f"predicted {called(classes[index])}, {percent(answers[index, classes[index]])}")
+        if labels is not None:
+            over_image.append(f"true class {called(labels[index])}")
+        if asked is not None:
+            speaks = "speaks for" if heat_maps[index].any() else "nothing speaks for"
+            over_heat.append(f"{speaks} {called(asked[index])}")
+        if class_index is not None and answers is not None:
+            over_heat.append(f"probability {percent(answers[index, asked[index]])}")
+        lines = max(len(over_image), len(over_heat))
+        titles.append(tuple("\n".join(part + [""] * (lines - len(part))) for part in (over_image, over_heat)))
+    return titles
+
+
+def _check_titles(count: int, answers, class_names, class_index, labels) -> None:
+    if answers is not None and (answers.ndim != 2 or len(answers) != count):
+        raise ArgumentError(f"Expected a row of probabilities for each image. {received(probabilities=answers.shape)}")
+    if labels is not None and len(labels) != count:
+        raise ArgumentError(f"Expected a label for each of the {count} images. {received(labels=len(labels))}")
+    known = {len(class_names)} if class_names is not None else set()
+    known |= {answers.shape[1]} if answers is not None else set()
+    if len(known) > 1:
+        raise ArgumentError(
+            f"Expected a class name for each column. {received(columns=answers.shape[1], class_names=class_names)}"
+        )
+    asked = [one for one in (class_index, labels) if one is not None and known]
+    if any(np.min(one) < 0 or np.max(one) >= min(known) for one in asked):
+        raise ArgumentError(
+            f"Expected classes from 0 to {min(known) - 1}. {received(class_index=class_index, labels=labels)}"
+        )
+    if class_index is not None and np.shape(class_index) not in ((), (count,)):
+        raise ArgumentError(
+            f"Expected one class, or one for each of the {count} images. {received(class_index=class_index)}"
+        )
+
+
+def _under_heat(picture, heat) -> np.ndarray:
+    """Return the image in grey, the more covered by the colour of its heat the greater that is; float RGB in 0–1."""
+    from matplotlib import colormaps
+
+    heat = np.clip(np.nan_to_num(heat), 0, 1)[..., None]
+    grey = picture.mean(axis=-1, keepdims=True) / 255
+    cover = 0.75 * heat
+    return np.clip((1 - cover) * grey + cover * colormaps[_COLOURS](heat[..., 0])[..., :3], 0, 1)
+
+
+def _pairs(count: int, shape: float, lines: int) -> np.ndarray:
+    """Return axes `(count, 2)`: one pair in a row, or two where there are several."""
+    across = 1 if count == 1 else 2
+    rows = math.ceil(count / across)
+    side = 2.5 if across == 1 else 2.2  # inches
+    height = rows * (side * min(shape, 2.0) + 0.1 + 0.17 * lines)
+    figure = new_figure(figsize=(2 * across * side + 0.8, max(1.4, height)), layout="compressed")
+    panels = figure.subplots(rows, 2 * across, squeeze=False).reshape(-1, 2)
+    for panel in panels[count:].ravel():
+        panel.set_axis_off()
+    return panels[:count]
+
+
+def _colour_bar(panels) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    mappable = ScalarMappable(cmap=_COLOURS)
+    mappable.set_clim(0, 1)
+    shrink = 1.0 if len(panels) <= 2 else 0.75 if len(panels) <= 4 else 0.5
+    bar = panels[0, 0].figure.colorbar(mappable, ax=list(panels.ravel()), pad=0.02, aspect=30, shrink=shrink)
+    bar.set_ticks([0, 0.5, 1])
+    bar.set_label("heat (1: the image's largest)", fontsize=8.5)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)

@@ -1,0 +1,167 @@
+"""Curves of a training run, over both phases."""
+
+import numpy as np
+
+from kerastl.checks import received
+from kerastl.errors import ArgumentError
+from kerastl.evaluation.plots.drawing import QUIET, new_figure, round_ticks
+from kerastl.models.several_outputs import AUXILIARY
+from kerastl.tables import readable_seconds
+
+_TRAINING, _VALIDATION, _BEST = "#8b98a5", "#1565c0", "#d9480f"
+_PHASE_TITLES = {"head": "head", "fine_tune": "fine-tuning", "training": ""}
+
+
+def plot_history(history, *, axes=None):
+    """Plot loss and accuracy of a run: both phases on one axis of epochs, with the time they took above it.
+
+    The boundary between the phases is marked, and so is the best epoch, whose weights were kept. Of a model with auxiliary
+    heads the main output's curves are drawn.
+
+    Args:
+        history: a `TransferResult`, a Keras `History`, or its dictionary `{"loss": [...], "val_loss": [...], ...}`.
+        axes: matplotlib axes to draw on, one per panel (loss, then accuracy). Without them a figure is made.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ArgumentError: `history` holds no epoch, or there are fewer axes than panels.
+    """
+    phases = _phases_of(history)
+    metrics = _panel_metrics(phases)
+    if axes is None:
+        figure = new_figure(figsize=(5.6 * len(metrics), 3.9))
+        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    axes = list(np.atleast_1d(axes).ravel())
+    if len(axes) < len(metrics):
+        raise ArgumentError(f"Expected {len(metrics)} axes, for {' and '.join(metrics)}. {received(axes=len(axes))}")
+    best = _best_position(history, phases)
+    for metric, panel in zip(metrics, axes, strict=False):
+        _draw_curves(panel, phases, metric)
+        _mark_phases(panel, phases)
+        _mark_best(panel, phases, metric, best)
+        _add_time_axis(panel, phases)
+        _legend_below(panel)
+    return axes[0].figure
+
+
+def _phases_of(history) -> list[dict]:
+    """Return `{"name", "values", "seconds", "start"}` per phase; `start` counts the epochs before it."""
+    named = (
+        [("head", history.head), ("fine_tune", history.fine_tune)]
+        if hasattr(history, "head")
+        else [("training", history)]
+    )
+    phases, start = [], 0
+    for name, one in named:
+        values = one if isinstance(one, dict) else getattr(one, "history", None) or {}
+        epochs = len(values.get("loss", ()))
+        if not epochs:
+            continue
+        seconds = list(getattr(one, "epoch_seconds", None) or ())
+        phases.append({"name": name, "values": values, "seconds": seconds, "start": start, "epochs": epochs})
+        start += epochs
+    if phases:
+        return phases
+    raise ArgumentError(
+        "Expected a TransferResult, a Keras History or its dictionary, with the `loss` of at least one epoch. "
+        f"{received(history=type(history).__name__)}"
+    )
+
+
+def _panel_metrics(phases) -> list[str]:
+    keys = [key for key in phases[0]["values"] if not key.startswith("val_") and key not in ("loss", "learning_rate")]
+    main = [key for key in keys if not key.startswith(AUXILIARY)]
+    # beside auxiliary heads the main output logs under its own name, and "loss" is the total
+    loss = next((key for key in main if key.endswith("_loss") and len(main) < len(keys)), "loss")
+    keys = [key for key in main if key != loss]
+    accuracies = [key for key in keys if "acc" in key.lower()]
+    return [loss, *(accuracies or [key for key in keys if not key.endswith("_loss")])[:1]]
+
+
+def _series(phases, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs (from 1, over both phases) and values; phases that lack the key leave a gap."""
+    epochs, values = [], []
+    for phase in phases:
+        found = phase["values"].get(key, [])[: phase["epochs"]]
+        epochs += [phase["start"] + index + 1 for index in range(len(found))]
+        values += [float(value) for value in found]
+    return np.array(epochs), np.array(values)
+
+
+def _draw_curves(panel, phases, metric: str) -> None:
+    for key, label, colour in ((metric, "training", _TRAINING), (f"val_{metric}", "validation", _VALIDATION)):
+        for number, phase in enumerate(phases):
+            # A line per phase: the second one starts from the first one's best epoch, not from its last
+            epochs, values = _series([phase], key)
+            once = label if number == 0 else "_nolegend_"
+            if len(epochs):
+                panel.plot(epochs, values, color=colour, label=once, marker="o", markersize=3.5, linewidth=1.6)
+    last = phases[-1]["start"] + phases[-1]["epochs"]
+    panel.set_xlim(0.5, last + 0.5)
+    panel.set_xticks(round_ticks(last))
+    panel.set_xlabel("epoch")
+    panel.set_ylabel(metric.replace("_", " "))
+    panel.grid(axis="y", color="#e3e7eb", linewidth=0.8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_phases(panel, phases) -> None:
+    if len(phases) < 2:
+        return
+    boundary = phases[1]["start"] + 0.5
+    last = phases[1]["start"] + phases[1]["epochs"] + 0.5
+    panel.axvspan(boundary, last, color="#fff4e6", zorder=0, linewidth=0)
+    panel.axvline(boundary, color=QUIET, linestyle="--", linewidth=1)
+    for phase in phases:
+        middle = phase["start"] + 0.5 + phase["epochs"] / 2
+        text = _PHASE_TITLES[phase["name"]]
+        across = panel.get_xaxis_transform()
+        panel.text(middle, 1.015, text, transform=across, ha="center", va="bottom", fontsize=9, color=QUIET)
+
+
+def _best_position(history, phases) -> int | None:
+    """Return the best epoch counted over both phases; 0 for the starting weights; `None` where nobody knows."""
+    if hasattr(history, "head"):
+        if history.best_phase == "start":
+            return 0
+        starts = {phase["name"]: phase["start"] for phase in phases}
+        return starts[history.best_phase] + history.best_epoch if history.best_phase in starts else None
+    best = getattr(history, "best_epoch", None)
+    return int(best) if best is not None else None
+
+
+def _mark_best(panel, phases, metric: str, best: int | None) -> None:
+    if best is None:
+        return
+    if best == 0:
+        panel.plot([], [], " ", label="kept: the starting weights")
+        return
+    for key in (f"val_{metric}", metric):
+        epochs, values = _series(phases, key)
+        at = np.flatnonzero(epochs == best)
+        if len(at) and np.isfinite(values[at[0]]):
+            value = values[at[0]]
+            label = f"kept: epoch {best}, {value:.3f}"
+            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2, "color": _BEST}
+            panel.plot([best], [value], "o", label=label, **ring)
+            return
+
+
+def _add_time_axis(panel, phases) -> None:
+    seconds = [value for phase in phases for value in phase["seconds"][: phase["epochs"]]]
+    epochs = sum(phase["epochs"] for phase in phases)
+    if len(seconds) != epochs:
+        return
+    ends = np.cumsum(seconds)
+    ticks = round_ticks(epochs)
+    above = panel.secondary_xaxis(1.09 if len(phases) > 1 else 1.02)
+    above.set_xticks(ticks, [readable_seconds(ends[tick - 1]) for tick in ticks])
+    above.tick_params(labelsize=8, colors=QUIET, length=2)
+    above.spines[:].set_visible(False)
+    above.set_xlabel("time after that epoch", fontsize=8, color=QUIET)
+
+
+def _legend_below(panel) -> None:
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False, fontsize=9)

@@ -1,0 +1,300 @@
+"""Predict the classes of image files or arrays with a trained classifier."""
+
+import collections.abc
+import dataclasses
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerastl.checks import check_choice, check_count, received
+from kerastl.data import batches as inputs
+from kerastl.data import images as image_files
+from kerastl.errors import ArgumentError, DataError
+from kerastl.models import outputs
+from kerastl.tables import html_table, text_table
+
+_SHOWN_ROWS = 20
+_SHOWN_CLASSES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    Attributes:
+        name: the path, or `image 0`, `image 1`, … for arrays.
+        label: the most probable class.
+        probability: its probability.
+        probabilities: class name to probability, the most probable first, as many as `top` asked for.
+    """
+
+    name: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions(collections.abc.Sequence):
+    """What the model says of some images: a sequence of `Prediction`, which prints as a table.
+
+    Attributes:
+        names: the paths, or `image 0`, `image 1`, …
+        class_names: in the order of the columns of `probabilities`.
+        probabilities: float32, `(images, classes)`.
+        top: how many classes each `Prediction` lists; `None` for all.
+    """
+
+    names: list[str]
+    class_names: list[str]
+    probabilities: np.ndarray
+    top: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return dataclasses.replace(self, names=self.names[index], probabilities=self.probabilities[index])
+        row = self.probabilities[index]
+        order = np.argsort(-row, kind="stable")
+        listed = {self.class_names[place]: float(row[place]) for place in order[: self.top]}
+        best = order[0]
+        return Prediction(self.names[index], self.class_names[best], float(row[best]), listed)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.class_names[place] for place in self.probabilities.argmax(axis=1)]
+
+    def to_rows(self) -> list[dict]:
+        """Return a dictionary per image (`image`, `label`, `probability`, `probabilities`), for pandas or JSON."""
+        return [
+            {
+                "image": one.name,
+                "label": one.label,
+                "probability": one.probability,
+                "probabilities": one.probabilities,
+            }
+            for one in self
+        ]
+
+    def _cells(self, rows: int) -> tuple[list[str], list[list[str]]]:
+        shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
+        header = ["image", "label", "probability", *(["then"] if shown > 1 else [])]
+        body = []
+        for one in self[:rows]:
+            then = [f"{name} {_percent(value)}" for name, value in list(one.probabilities.items())[1:shown]]
+            body.append([one.name, one.label, _percent(one.probability), ", ".join(then)][: len(header)])
+        return header, body
+
+    def _left_out(self) -> str:
+        return f"… and {len(self) - _SHOWN_ROWS} more" if len(self) > _SHOWN_ROWS else ""
+
+    def __str__(self) -> str:
+        return text_table(*self._cells(len(self)), right={2})
+
+    def __repr__(self) -> str:
+        return f"{text_table(*self._cells(_SHOWN_ROWS), right={2})}\n{self._left_out()}".rstrip()
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells(_SHOWN_ROWS), right={2}) + self._left_out()
+
+
+def predict(
+    model: keras.Model,
+    images,
+    *,
+    class_names=None,
+    views: int = 1,
+    resize: str | None = None,
+    batch_size: int = 32,
+    top: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Predictions:
+    """Predict the classes of images, given as files or as arrays, resized as `load_images` does it.
+
+    Softmax outputs are taken as they are, one sigmoid unit `p` becomes the two classes `1 - p` and `p`, and logits (a
+    last layer without activation) go through softmax first. Of a model with several outputs the first is used.
+
+    Args:
+        model: a classifier that takes RGB 0–255, compiled or not; or a bundle that `load_bundle` read, which brings its
+            class names and image size along.
+        images: a path, a folder (all images in it and below), a list of paths; an array `(height, width, 3)` or
+            `(batch, height, width, 3)` in 0–255, or a list of such images of any sizes.
+        class_names: one name per class, in the order of the labels; without them classes are called `0`, `1`, …
+        views: 1; 2 averages with the mirror image; 4 averages the plain image and its horizontal, vertical and double
+            flip. Takes as many times longer; helps where flips mean nothing, as on the augmentation `"flips"`.
+        resize: `"squash"`, `"crop"` or `"pad"`, as it was in training; default: `"squash"`, or what the bundle says.
+        batch_size: images per step.
+        top: how many classes to list for each image; `None` for all.
+        image_size: pixels, one number or `(height, width)`, for a model that takes any size; else the model's.
+
+    Returns:
+        A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
+
+    Raises:
+        DataError: nothing there, unreadable files, arrays that are no images, not one name per class.
+        ArgumentError: any other argument that can't be used.
+        ModelError: the model is no classifier of RGB images.
+    """
+    if not isinstance(model, keras.Model) and hasattr(model, "card"):
+        _check_left_to_the_bundle(class_names=class_names, image_size=image_size)
+        return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top)
+    size = _size_to_use(model, image_size)
+    names = outputs.class_names_for(model, class_names)
+
+    def answer(batch, filled):
+        return outputs.class_probabilities(model, batch, views=views, batch_size=filled)
+
+    resize = image_files.RESIZES[0] if resize is None else resize
+    return predict_with(answer, images, names, size=size, views=views, resize=resize, batch_size=batch_size, top=top)
+
+
+def predict_with(
+    answer: Callable[[np.ndarray, int], np.ndarray],
+    images,
+    class_names: list[str],
+    *,
+    size: tuple[int, int] | None,
+    views: int,
+    resize: str,
+    batch_size: int,
+    top: int | None,
+) -> Predictions:
+    """Do what `predict` does with anything that answers.
+
+    Args:
+        answer: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
+            `(batch, classes)`, views averaged.
+        images, views, resize, batch_size, top: as in `predict`.
+        class_names: one for each column.
+        size: `(height, width)` to resize to; `None` for no resizing.
+    """
+    check_choice("views", views, outputs.VIEWS)
+    check_choice("resize", resize, image_files.RESIZES)
+    batch_size = check_count("batch_size", batch_size)
+    if top is not None:
+        check_count("top", top)
+    items, item_names = _list_items(images)
+    _warn_if_scaled(items[0], size)
+    filled = min(batch_size, len(items))
+    probabilities = [answer(batch, filled) for batch in _batches(items, size, resize, batch_size)]
+    return Predictions(item_names, class_names, np.concatenate(probabilities), top)
+
+
+def _check_left_to_the_bundle(**arguments) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
+
+
+def _size_to_use(model, image_size) -> tuple[int, int] | None:
+    """Return the size to resize to; `None` for a model that takes any and a user who didn't ask for one."""
+    wanted = None if image_size is None else image_files.check_image_size(image_size)
+    own = outputs.input_size(model)
+    fits = wanted is None or all(side in (None, asked) for side, asked in zip(own, wanted, strict=True))
+    if not fits:
+        raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")
+    if wanted is None and None not in own:
+        return own
+    return wanted
+
+
+def _list_items(images) -> tuple[list, list[str]]:
+    """Return paths or arrays, one per image, and what to call them."""
+    if isinstance(images, (str, os.PathLike)):
+        items = _paths_in(Path(images))
+    elif isinstance(images, (list, tuple)):
+        items = [_checked_item(index, item) for index, item in enumerate(images)]
+    else:
+        items = _images_in(images)
+    if not items:
+        raise DataError(f"There are no images to predict. {received(images=images)}")
+    names = [str(item) if isinstance(item, Path) else f"image {index}" for index, item in enumerate(items)]
+    return items, names
+
+
+def _paths_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = image_files.list_images(path)
+    if found:
+        return found
+    endings = ", ".join(sorted(image_files.IMAGE_SUFFIXES))
+    raise DataError(f"There are no images ({endings}) in the folder. {received(images=str(path))}")
+
+
+def _checked_item(index: int, item):
+    if isinstance(item, (str, os.PathLike)):
+        return Path(item)
+    array = _as_array(item)
+    if array is None or array.ndim not in (2, 3):
+        raise DataError(
+            "Expected a list of paths or of images (height, width, 3). "
+            f"{received(**{f'images[{index}]': type(item).__name__ if array is None else array.shape})}"
+        )
+    return array
+
+
+def _images_in(images) -> list:
+    array = _as_array(images)
+    if array is None:
+        raise DataError(
+            "Expected a path, a folder, a list of paths, an array of pixels, or a list of arrays. For a dataset with "
+            f"labels use `kerastl.evaluate`. {received(images=type(images).__name__)}"
+        )
+    if array.ndim == 3 and array.shape[-1] in (1, 3):
+        return [array]
+    if array.ndim == 4:
+        return list(array)
+    raise DataError(
+        "Expected one image (height, width, 3) or a batch (batch, height, width, 3) of pixels 0-255. "
+        f"{received(shape=array.shape)}"
+    )
+
+
+def _as_array(images) -> np.ndarray | None:
+    """Return a NumPy array of anything that is an array or tensor of numbers, else `None`."""
+    if not hasattr(images, "shape") and not hasattr(images, "__array__"):
+        return None
+    array = keras.ops.convert_to_numpy(images) if keras.ops.is_tensor(images) else np.asarray(images)
+    return array if array.dtype.kind in "buif" else None
+
+
+def _batches(items, size, resize, batch_size):
+    """Yield arrays `(batch, height, width, 3)`, read and resized by several threads."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(items), batch_size):
+            chosen = items[start : start + batch_size]
+            loaded = list(pool.map(lambda item: _load(item, size, resize), chosen))
+            shapes = {image.shape for image in loaded}
+            if len(shapes) > 1:
+                raise ArgumentError(
+                    "The model takes images of any size, but all those of a batch must have the same. Pass "
+                    f"`image_size=` to resize them. {received(shapes=sorted(shapes))}"
+                )
+            yield np.stack(loaded)
+
+
+def _load(item, size, resize) -> np.ndarray:
+    if isinstance(item, Path):
+        return image_files.read_image(item, size, resize)
+    if item.dtype.kind == "f" and not np.isfinite(item).all():
+        raise DataError("Expected pixels 0-255. Received an image that holds NaN or infinity")
+    target = size or item.shape[:2]
+    return image_files.resize_image(item, target, resize)
+
+
+def _warn_if_scaled(item, size) -> None:
+    """Warn of float pixels that were scaled before; files and integers can't have been."""
+    if isinstance(item, np.ndarray) and item.dtype.kind == "f":
+        inputs.warn_if_scaled(_load(item, size, "squash")[None], stacklevel=5)
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f} %"

@@ -1,0 +1,204 @@
+"""Accuracy, the confusion matrix, the scores of each class, and the most confident mistakes."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from kerastl.checks import check_choice, check_count, received
+from kerastl.data import batches as inputs
+from kerastl.errors import DataError
+from kerastl.evaluation import plots
+from kerastl.models import outputs
+from kerastl.tables import html_table, text_table
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScore:
+    """How well one class was recognized; what has no meaning (0 divided by 0) is `None`.
+
+    Attributes:
+        name: the class.
+        precision: of the images that were called so, the share that are.
+        recall: of the images that are so, the share that were called so.
+        f1: the harmonic mean of the two.
+        support: the number of images of this class.
+    """
+
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistakes:
+    """The most confident mistakes, the most confident first.
+
+    Attributes:
+        images: uint8 RGB arrays `(height, width, 3)`.
+        labels: the true classes, `(count,)`.
+        probabilities: what the model answered, `(count, classes)`.
+        positions: which images of the data they are, counted from 0.
+    """
+
+    images: list[np.ndarray]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    positions: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a classifier does on labelled images; prints as a table.
+
+    Attributes:
+        class_names: in the order of the labels.
+        confusion_matrix: counts, `(classes, classes)`; rows are the true class, columns the predicted one.
+        mistakes: the most confident ones, with their images.
+        views: how many views of each image were averaged.
+    """
+
+    class_names: list[str]
+    confusion_matrix: np.ndarray
+    mistakes: Mistakes
+    views: int = 1
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return int(self.confusion_matrix.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that were classified rightly."""
+        return float(np.trace(self.confusion_matrix) / self.count)
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the accuracy by the binomial distribution, `sqrt(p (1 - p) / n)`."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.count)
+
+    @property
+    def majority_class(self) -> str:
+        """The most frequent class of these images."""
+        return self.class_names[int(self.confusion_matrix.sum(axis=1).argmax())]
+
+    @property
+    def majority_baseline(self) -> float:
+        """The accuracy of always answering the most frequent class of these images."""
+        return float(self.confusion_matrix.sum(axis=1).max() / self.count)
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        """Precision, recall, F1 and support of every class."""
+        hits, support = np.diag(self.confusion_matrix), self.confusion_matrix.sum(axis=1)
+        called = self.confusion_matrix.sum(axis=0)
+        return [
+            ClassScore(
+                name,
+                _ratio(hits[index], called[index]),
+                _ratio(hits[index], support[index]),
+                _ratio(2 * hits[index], called[index] + support[index]),
+                int(support[index]),
+            )
+            for index, name in enumerate(self.class_names)
+        ]
+
+    def to_rows(self) -> list[dict]:
+        """Return a dictionary per class, for pandas."""
+        return [dataclasses.asdict(score) for score in self.per_class]
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        return ["class", "precision", "recall", "F1", "images"], score_cells(self.to_rows())
+
+    def _headline(self) -> str:
+        return (
+            f"accuracy {self.accuracy:.3f} ± {self.standard_error:.3f} on {self.count} images"
+            f" (always {self.majority_class!r}: {self.majority_baseline:.3f})"
+        )
+
+    def __str__(self) -> str:
+        header, rows = self._cells()
+        return f"{self._headline()}\n{text_table(header, rows, right={1, 2, 3, 4})}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header, rows = self._cells()
+        return html_table(header, rows, right={1, 2, 3, 4}, title=self._headline())
+
+
+def score_cells(per_class: list[dict]) -> list[list[str]]:
+    """Return the rows of a table of precision, recall, F1 and support; what has no meaning is a dash."""
+
+    def cell(value):
+        return "-" if value is None else f"{value:.3f}"
+
+    return [
+        [row["name"], cell(row["precision"]), cell(row["recall"]), cell(row["f1"]), str(row["support"])]
+        for row in per_class
+    ]
+
+
+def evaluate(
+    model: keras.Model,
+    data,
+    class_names=None,
+    *,
+    views: int = 1,
+    mistakes: int = 12,
+) -> Evaluation:
+    """Judge a classifier on labelled images, batch by batch.
+
+    Args:
+        model: a classifier that takes RGB 0–255, compiled or not.
+        data: images and labels as `fit` takes them: a `tf.data.Dataset` of batches, such as `load_images(...).test`, a
+            `keras.utils.PyDataset`, or a pair of arrays. Labels are integers or one-hot.
+        class_names: one name per class, in the order of the labels.
+        views: 1, 2 or 4: how many flips of each image are averaged, see `predict`.
+        mistakes: how many of the most confident mistakes to keep.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        DataError: no images, images or labels that don't fit the model, not one name per class.
+        ArgumentError: another argument that can't be used.
+        ModelError: the model is no classifier of RGB images.
+    """
+    check_choice("views", views, outputs.VIEWS)
+    check_count("mistakes", mistakes, smallest=0)
+    names = outputs.class_names_for(model, class_names)
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    kept = Mistakes([], np.zeros(0, int), np.zeros((0, len(names))), np.zeros(0, int))
+    largest = 0
+    for images, labels in inputs.labelled_batches(data, len(names)):
+        if not largest:
+            inputs.check_images(model, images)
+        largest = max(largest, len(images))
+        probabilities = outputs.class_probabilities(model, images, views=views, batch_size=largest)
+        kept = _merge_mistakes(kept, images, labels, probabilities, int(matrix.sum()), mistakes)
+        np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
+    if not matrix.any():
+        raise DataError(f"There are no images to evaluate on. {received(data=data)}")
+    return Evaluation(names, matrix, kept, views)
+
+
+def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int) -> Mistakes:
+    """Return the `count` most confident of the mistakes kept so far and those of one more batch."""
+    found = plots.most_confident_mistakes(labels, probabilities, count)
+    if not len(found):
+        return kept
+    images = [*kept.images, *(np.clip(images[index], 0, 255).astype("uint8") for index in found)]
+    labels = np.concatenate([kept.labels, labels[found]])
+    probabilities = np.concatenate([kept.probabilities, probabilities[found]])
+    positions = np.concatenate([kept.positions, start + found])
+    order = plots.most_confident_mistakes(labels, probabilities, count)
+    return Mistakes([images[index] for index in order], labels[order], probabilities[order], positions[order])
+
+
+def _ratio(part, whole) -> float | None:
+    return float(part / whole) if whole else None

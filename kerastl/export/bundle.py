@@ -1,0 +1,314 @@
+"""The sealed bundle: an exported model in its formats, its labels, and a card that vouches for every file.
+
+A bundle comes from elsewhere, so nothing in it is trusted: no name may lead out of the folder, every file is compared with
+its SHA-256 before anything is made of it, no code is run and no pickle read. The seal tells damage and careless changes. It
+is no signature: who rewrites a bundle can seal it anew.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import stat
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from kerastl.checks import received
+from kerastl.data.images import RESIZES
+from kerastl.errors import BundleError, ModelError
+from kerastl.evaluation.prediction import Predictions, predict_with
+from kerastl.features import litert
+from kerastl.models import outputs
+from kerastl.tables import readable_bytes, text_table
+
+CARD, LABELS = "model_card.json", "labels.txt"
+FORMAT = 1
+"""The version of the card's keys."""
+
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""What file managers leave behind; the only files that a bundle may hold besides those of its card."""
+
+_LARGEST_CARD = 64_000_000
+_PIXEL_TYPES = ("float32", "uint8")
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_OUTPUT_KINDS = ("softmax", "sigmoid", "logits", None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Bundle:
+    """A bundle that `load_bundle` has checked.
+
+    Attributes:
+        folder: where it lies.
+        labels: class names, in the order of the outputs.
+        card: the content of `model_card.json`: input, output, classes, models, gate, weights, data, versions, files.
+    """
+
+    folder: Path
+    labels: list[str]
+    card: dict
+    _runner: litert.LiteRTModel | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The `(height, width)` in pixels that the model takes."""
+        return tuple(self.card["input"]["shape"][1:3])
+
+    def predict(
+        self, images, *, views: int = 1, resize: str | None = None, batch_size: int = 32, top: int | None = None
+    ) -> Predictions:
+        """Predict the classes of images with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
+
+        Args:
+            images: a path, a folder, a list of paths; an array `(height, width, 3)` or `(batch, height, width, 3)` in
+                0–255, or a list of such images of any sizes.
+            views: 1, or 2 or 4 flips that are averaged.
+            resize: `"squash"`, `"crop"` or `"pad"`; default: what the card says.
+            batch_size: images that are read at a time; the model runs on one after the other.
+            top: how many classes to list for each image; `None` for all.
+
+        Raises:
+            BundleError: the bundle holds no LiteRT model. A SavedModel is a program that may read and write files, so
+                `kerastl` doesn't run it for you; nor the others.
+            BackendError: `ai-edge-litert` is not installed.
+            DataError, ArgumentError: images or other arguments that can't be used.
+        """
+        if "litert" not in self.card["models"]:
+            raise BundleError(
+                f"Only LiteRT models of a bundle are run here, and {self.folder} holds {', '.join(self.card['models'])}. "
+                'Export it with "litert" among the formats, or load the model with its own tools if you trust it.'
+            )
+        runner = self._runner or _make_runner(self.folder, self.card)
+
+        def answer(batch, filled):
+            return outputs.average_views(lambda flipped: self._probabilities(runner, flipped), batch, views)
+
+        return predict_with(
+            answer,
+            images,
+            self.labels,
+            size=self.image_size,
+            views=views,
+            resize=self.card["input"]["resize"] if resize is None else resize,
+            batch_size=batch_size,
+            top=top,
+        )
+
+    def _probabilities(self, runner, images) -> np.ndarray:
+        if runner.input_type == "uint8":
+            images = np.clip(np.rint(images), 0, 255)
+        return outputs.to_probabilities(runner(images)[0].astype("float32"), self.card["output"]["kind"])
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        kind = self.card["input"]["type"]
+        rows = [[name, readable_bytes(entry["bytes"])] for name, entry in sorted(self.card["files"].items())]
+        title = f"Bundle {self.folder.name}: {kind} RGB 0-255, {height}×{width}; {len(self.labels)} classes"
+        return text_table(["file", "size"], rows, right={1}, title=title)
+
+
+def load_bundle(folder: str | os.PathLike) -> Bundle:
+    """Read a bundle, and check every file of it before anything is made of it.
+
+    Args:
+        folder: what `kerastl.export_model` wrote, or a copy of it.
+
+    Returns:
+        A `Bundle`; `.predict(images)` uses it, and so does `kerastl.predict`.
+
+    Raises:
+        BundleError: no bundle, or not what was sealed: a file is missing, changed, or not in the card; a name leads out
+            of the folder; the card contradicts itself or the model.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise BundleError(f"There is no such folder. {received(folder=str(folder))}")
+    card = _read_card(folder)
+    _check_files(folder, card)
+    labels = _read(folder, LABELS, card).decode("utf-8").splitlines()
+    if labels != card["classes"]:
+        raise BundleError(f"{LABELS} and the classes of {CARD} differ in {folder}. Get the bundle anew.")
+    can_run = "litert" in card["models"] and litert.is_installed()
+    return Bundle(folder, labels, card, _make_runner(folder, card) if can_run else None)
+
+
+def is_bundle(folder: str | os.PathLike) -> bool:
+    """Tell whether a folder holds a card, sealed or not."""
+    return Path(folder, CARD).is_file()
+
+
+def seal(folder: Path, card: dict) -> None:
+    """Write the card of a bundle into its folder, with the size and the SHA-256 of every file that lies there.
+
+    Args:
+        folder: with the models and the labels in it, and nothing else.
+        card: all but `format`, `files` and `seal`.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            files[path.relative_to(folder).as_posix()] = entry
+    (folder / CARD).write_text(sealed_text({"format": FORMAT, **card, "files": files}), encoding="utf-8")
+
+
+def sealed_text(card: dict) -> str:
+    """Return the text of a card, its seal added: the SHA-256 of the text without the seal."""
+    body = {key: value for key, value in card.items() if key != "seal"}
+    return _as_text({**body, "seal": hashlib.sha256(_as_text(body).encode()).hexdigest()})
+
+
+def _as_text(card: dict) -> str:
+    return json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_card(folder: Path) -> dict:
+    content = _read_inside(folder, CARD, largest=_LARGEST_CARD)
+    try:
+        text = content.decode("utf-8")
+        card = json.loads(text)
+        untouched = isinstance(card, dict) and text == sealed_text(card)
+    # RecursionError: brackets without end; ValueError: no JSON, no UTF-8, NaN
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{folder / CARD} is no card: {str(error)[:200]}. Get the bundle anew.") from None
+    if not untouched:
+        raise BundleError(
+            f"{folder / CARD} was changed after it was sealed: its text doesn't fit its seal. Get the bundle anew."
+        )
+    problem = _problem_of(card)
+    if problem:
+        raise BundleError(f"{folder / CARD} can't be used: {problem}.")
+    return card
+
+
+def _problem_of(card: dict) -> str | None:
+    """Say what is wrong with a card's structure, or `None`."""
+    if card.get("format") != FORMAT:
+        return f"its format is {card.get('format')!r}, and this version of kerastl reads {FORMAT}"
+    checks = {
+        "files": _are_files,
+        "classes": lambda value: _is_list(value, str) and len(value) > 1,
+        "input": _is_input,
+        "output": lambda value: isinstance(value, dict) and value.get("kind", "") in _OUTPUT_KINDS,
+        "models": lambda value: (
+            isinstance(value, dict) and value and all(isinstance(one, dict) for one in value.values())
+        ),
+    }
+    for key, is_fine in checks.items():
+        if not is_fine(card.get(key)):
+            return f"`{key}` is missing or not what it should be"
+    for name in card["files"]:
+        if not _stays_inside(name):
+            return f"the name {name!r} leads out of the folder, or is none"
+    if LABELS not in card["files"]:
+        return f"it doesn't list {LABELS}"
+    for name, model in card["models"].items():
+        path = model.get("path")
+        if not isinstance(path, str) or not any(file == path or file.startswith(f"{path}/") for file in card["files"]):
+            return f"it doesn't list the file of {name!r}, {path!r}"
+    return None
+
+
+def _is_list(value, kind) -> bool:
+    return isinstance(value, list) and all(isinstance(one, kind) for one in value)
+
+
+def _are_files(value) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+        and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+        for entry in value.values()
+    )
+
+
+def _is_input(value) -> bool:
+    if not isinstance(value, dict) or value.get("type") not in _PIXEL_TYPES or value.get("resize") not in RESIZES:
+        return False
+    shape = value.get("shape")
+    is_shape = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    return is_shape and shape[0] == 1 and shape[3] == 3
+
+
+def _stays_inside(name: str) -> bool:
+    """Tell a relative path of plain names on any system: no `..`, root, drive, device name or control character."""
+    if not name or "\\" in name or ":" in name or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        return False
+    parts = name.split("/")  # an absolute path begins with an empty part
+    return all(part and part == part.rstrip(" .") and not _WINDOWS_DEVICE.fullmatch(part) for part in parts)
+
+
+def _check_files(folder: Path, card: dict) -> None:
+    """Compare every file with the card."""
+    for name in card["files"]:
+        _read(folder, name, card)
+    known = {CARD, *card["files"]}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (not path.is_dir() and name not in known and path.name not in LITTER):
+            raise BundleError(
+                f"{path} doesn't belong to the bundle: its card doesn't know it, or it is a link. Take it out of the folder."
+            )
+
+
+def _read(folder: Path, name: str, card: dict) -> bytes:
+    """Return the content of a file that the card lists, once it is what the card says."""
+    entry = card["files"][name]
+    content = _read_inside(folder, name, size=entry["bytes"])
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise BundleError(
+            f"{folder / name} is damaged: its SHA-256 is not that of the card. Get the bundle anew, or export it again."
+        )
+    return content
+
+
+def _read_inside(folder: Path, name: str, *, size: int | None = None, largest: int | None = None) -> bytes:
+    """Read a plain file of a folder; a link on the way to it, which may lead anywhere, is refused."""
+    path = folder
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link, and a bundle holds none. Get the bundle anew.")
+    try:
+        found = path.stat()
+    except OSError:
+        raise BundleError(f"{path} is missing. Get the bundle anew, or export it again.") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{path} is no plain file. Get the bundle anew.")
+    if size is not None and found.st_size != size:
+        raise BundleError(f"{path} is damaged: it holds {found.st_size} bytes, and the card says {size}.")
+    if largest is not None and found.st_size > largest:
+        raise BundleError(f"{path} is too large to be true: {found.st_size} bytes.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"Can't read {path}: {error.strerror or error}.") from error
+
+
+def _make_runner(folder: Path, card: dict) -> litert.LiteRTModel:
+    """Return the LiteRT model, made of the very bytes that were checked, once it is what the card says."""
+    name = card["models"]["litert"]["path"]
+    try:
+        runner = litert.LiteRTModel(_read(folder, name, card))
+    except ModelError as error:
+        raise BundleError(f"{folder / name} can't be used. {error}") from error
+    expected = tuple(card["input"]["shape"])
+    if runner.input_shape != expected or runner.input_type != card["input"]["type"]:
+        raise BundleError(
+            f"{folder / name} takes {runner.input_type} {runner.input_shape}, and the card says "
+            f"{card['input']['type']} {expected}. Export the model again."
+        )
+    units = {1} if len(card["classes"]) == 2 else set()
+    if [len(shape) for shape in runner.output_shapes] != [1] or runner.output_shapes[0][0] not in {
+        len(card["classes"]),
+        *units,
+    }:
+        raise BundleError(
+            f"{folder / name} answers with {runner.output_shapes}, and the card names {len(card['classes'])} classes. "
+            "Export the model again."
+        )
+    return runner

@@ -1,0 +1,114 @@
+"""Every private name of Keras that this package uses, each in one function; nowhere else is an underscore name of Keras read.
+
+Tried on Keras 3.15.1. `tests/test_keras_internals.py` has a test for each function, so that an upgrade of Keras says which
+one broke. What Keras offers publicly instead was looked for and isn't there; where it comes, the function goes.
+"""
+
+import functools
+
+import keras
+
+
+def flatten_layers(layer, *, include_self: bool = True) -> list:
+    """Return a layer or model and everything below it, at any depth: `Layer._flatten_layers`."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def child_layers(layer) -> list:
+    """Return what a layer holds directly: `Layer._flatten_layers(recursive=False)`."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def functional_inside(model):
+    """Return the graph behind a model: itself, or `Sequential._functional`; `None` where there is no graph to walk."""
+    inner = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    return inner if hasattr(inner, "_nodes_by_depth") else None
+
+
+def nodes_in_order(function) -> list:
+    """Return the nodes of a `keras.Function` or functional model as it runs them: `_nodes_by_depth`, deepest first."""
+    return [
+        node for depth in sorted(function._nodes_by_depth, reverse=True) for node in function._nodes_by_depth[depth]
+    ]
+
+
+def has_history(tensor) -> bool:
+    """Tell whether a tensor is part of a graph: `KerasTensor._keras_history`."""
+    return getattr(tensor, "_keras_history", None) is not None
+
+
+def node_of(tensor):
+    """Return the node of the graph that made a `KerasTensor`: `_keras_history` and `Operation._inbound_nodes`."""
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def tensor_index(tensor) -> int:
+    """Return which output of its node a `KerasTensor` is: `_keras_history.tensor_index`."""
+    return tensor._keras_history.tensor_index
+
+
+def calls_of(operation) -> list:
+    """Return the nodes of all graphs in which an operation is called: `Operation._inbound_nodes`; a list of its own."""
+    return list(operation._inbound_nodes)
+
+
+def forget_calls(layers):
+    """Return a function that takes back every node that calls leave on `layers` from now on.
+
+    So that `layer.output` stays what it was: `Operation._inbound_nodes` and `_outbound_nodes`.
+    """
+    before = [(layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers]
+
+    def put_back():
+        for layer, inbound, outbound in before:
+            layer._inbound_nodes[:] = inbound
+            layer._outbound_nodes[:] = outbound
+
+    return put_back
+
+
+@functools.cache
+def functional_call():
+    """Return the `call` of a functional model, whose class Keras doesn't export."""
+    inputs = keras.Input((1,))
+    return type(keras.Model(inputs, keras.layers.Identity()(inputs))).call
+
+
+def compile_arguments(model) -> dict | None:
+    """Return the live arguments of the last `compile`, `None` without one: `Model._compile_config.config`.
+
+    `get_compile_config()` gives a serialized copy, which loses custom objects, and nothing once `compiled` is false.
+    """
+    config = getattr(model, "_compile_config", None)
+    return None if config is None else config.config
+
+
+def rate_setting(optimizer):
+    """Return the learning rate of an optimizer as it was given, a schedule too: `Optimizer._learning_rate`.
+
+    `optimizer.learning_rate` gives a schedule's present value.
+    """
+    return optimizer._learning_rate
+
+
+def optimized_variables(optimizer) -> list:
+    """Return the variables that a built optimizer trains: `Optimizer._trainable_variables`."""
+    return list(optimizer._trainable_variables)
+
+
+def copy_weight_decay_exclusions(optimizer, fresh) -> None:
+    """Tell a fresh optimizer what `exclude_from_weight_decay` told the old one; `get_config` leaves it out."""
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        if hasattr(optimizer, name):
+            setattr(fresh, name, getattr(optimizer, name))
+
+
+def seed_generators(layer) -> list:
+    """Return the random generators that a layer holds itself: `Layer._seed_generators`."""
+    return list(getattr(layer, "_seed_generators", []))
+
+
+def distribution_strategy(model):
+    """Return the `tf.distribute` strategy under which a model was made, or `None`: `Trainer._distribute_strategy`."""
+    return getattr(model, "_distribute_strategy", None)

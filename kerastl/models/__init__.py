@@ -1,0 +1,1 @@
+"""Which network is it, with which weights, and what of it is trainable?"""

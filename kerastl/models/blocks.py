@@ -1,0 +1,305 @@
+"""The building blocks of the well-known networks, as functions from tensor to tensor in Keras's functional style.
+
+Each gives its layers names that begin with `name`, so that blocks can be told by prefix, frozen and unfrozen by it. A
+network is a chain of such calls: see `kerastl.models.networks`.
+"""
+
+import keras
+
+from kerastl.checks import check_count, received
+from kerastl.errors import ArgumentError
+
+layers = keras.layers
+
+# keras.applications writes 1.001e-5 in ResNet; weights copied from there need the same number
+RESNET_EPSILON = 1.001e-5
+
+
+def bottleneck_block(x, filters: int, *, stride: int = 1, projection: bool | None = None, name: str = "block"):
+    """Apply the bottleneck block of ResNet-50, 101 and 152: 1×1 to few channels, 3×3, 1×1 to many, plus the shortcut.
+
+    The stride is in the first 1×1 convolution, as in the paper and in `keras.applications.ResNet50` (torchvision has it
+    in the 3×3). Layers: `{name}_0_conv`, `_0_bn` (projection), `_1_conv`, `_1_bn`, `_1_relu`, `_2_…`, `_3_conv`,
+    `_3_bn`, `_add`, `_out`.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        filters: channels of the narrow layers; four times as many come out.
+        stride: 2 halves height and width.
+        projection: whether the shortcut is a 1×1 convolution; `None`: only where the identity doesn't fit. ResNet50's
+            first block of every stage has one.
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, height / stride, width / stride, 4 × filters)`, never negative.
+
+    Raises:
+        ArgumentError: a size is no positive whole number, or the identity is asked for and doesn't fit.
+
+    Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
+    """
+    narrow, wide = check_count("filters", filters), 4 * filters
+    shortcut = _shortcut(x, wide, stride, projection, name)
+    x = _conv_norm(x, narrow, 1, f"{name}_1", strides=stride)
+    x = layers.Activation("relu", name=f"{name}_1_relu")(x)
+    x = _conv_norm(x, narrow, 3, f"{name}_2")
+    x = layers.Activation("relu", name=f"{name}_2_relu")(x)
+    x = _conv_norm(x, wide, 1, f"{name}_3")
+    x = layers.Add(name=f"{name}_add")([shortcut, x])
+    return layers.Activation("relu", name=f"{name}_out")(x)
+
+
+def basic_block(x, filters: int, *, stride: int = 1, projection: bool | None = None, name: str = "block"):
+    """Apply the block of ResNet-18 and 34: two 3×3 convolutions, plus the shortcut.
+
+    Convolutions have no bias and pad by one pixel on each side, as in torchvision. Layers: `{name}_0_conv`, `_0_bn`
+    (projection), `_1_pad`, `_1_conv`, `_1_bn`, `_1_relu`, `_2_conv`, `_2_bn`, `_add`, `_out`.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        filters: channels of both layers.
+        stride: of the first convolution; 2 halves height and width.
+        projection: whether the shortcut is a 1×1 convolution; `None`: only where the identity doesn't fit.
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, height / stride, width / stride, filters)`, never negative.
+
+    Raises:
+        ArgumentError: a size is no positive whole number, or the identity is asked for and doesn't fit.
+
+    Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
+    """
+    check_count("filters", filters)
+    bare = {"use_bias": False, "epsilon": 1e-5}
+    shortcut = _shortcut(x, filters, stride, projection, name, **bare)
+    if stride > 1:  # "same" would pad on one side alone
+        x = layers.ZeroPadding2D(1, name=f"{name}_1_pad")(x)
+    padding = "valid" if stride > 1 else "same"
+    x = _conv_norm(x, filters, 3, f"{name}_1", strides=stride, padding=padding, **bare)
+    x = layers.Activation("relu", name=f"{name}_1_relu")(x)
+    x = _conv_norm(x, filters, 3, f"{name}_2", **bare)
+    x = layers.Add(name=f"{name}_add")([shortcut, x])
+    return layers.Activation("relu", name=f"{name}_out")(x)
+
+
+def depthwise_separable_block(x, filters: int, *, stride: int = 1, alpha: float = 1.0, name: str = "block"):
+    """Apply the block of MobileNet: a depthwise 3×3 convolution, then a pointwise one, each with BatchNorm and ReLU6.
+
+    Layers: `{name}_depthwise`, `_depthwise_BN`, `_depthwise_relu`, `_pointwise`, `_pointwise_BN`, `_pointwise_relu`.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        filters: channels that come out at `alpha=1`.
+        stride: of the depthwise convolution; 2 halves height and width.
+        alpha: the width multiplier; `int(alpha × filters)` channels come out, as in `keras.applications.MobileNet`.
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, height / stride, width / stride, alpha × filters)`.
+
+    Raises:
+        ArgumentError: a size is no positive whole number, or no channel is left.
+
+    Source: Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017.
+    """
+    outside = check_count("alpha × filters", int(check_count("filters", filters) * alpha))
+    x = _depthwise(x, 3, stride, f"{name}_depthwise", epsilon=1e-3, relu=True)
+    x = layers.Conv2D(outside, 1, padding="same", use_bias=False, name=f"{name}_pointwise")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_pointwise_BN")(x)
+    return layers.ReLU(6.0, name=f"{name}_pointwise_relu")(x)
+
+
+def inverted_residual_block(
+    x,
+    filters: int,
+    *,
+    stride: int = 1,
+    expansion: int = 6,
+    alpha: float = 1.0,
+    kernel_size: int = 3,
+    momentum: float = 0.999,
+    name: str = "block",
+):
+    """Apply the block of MobileNetV2: 1×1 to many channels, depthwise, 1×1 to few *without* activation, plus shortcut.
+
+    The shortcut is there where it fits: stride 1 and as many channels in as out. ReLU6 follows the two wide layers; the
+    narrow one is linear, because ReLU loses information where channels are few (the paper's section 3.2). Layers:
+    `{name}_expand`, `_expand_BN`, `_expand_relu` (not with `expansion=1`), `_depthwise`, `_depthwise_BN`,
+    `_depthwise_relu`, `_project`, `_project_BN`, `_add`.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        filters: channels that come out at `alpha=1`.
+        stride: of the depthwise convolution; 2 halves height and width.
+        expansion: how many times wider the inner layers are than the input.
+        alpha: the width multiplier; channels are rounded to multiples of 8 (`make_divisible`).
+        kernel_size: of the depthwise convolution; EfficientNet has 3 and 5.
+        momentum: of BatchNorm's moving statistics; 0.999 in MobileNetV2, 0.99 in EfficientNet.
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, height / stride, width / stride, make_divisible(alpha × filters))`.
+
+    Raises:
+        ArgumentError: a size is no positive whole number.
+
+    Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018.
+    """
+    inside = x.shape[channel_axis()]
+    outside = make_divisible(check_count("filters", filters) * alpha)
+    check_count("expansion", expansion)
+    norm = {"epsilon": 1e-3, "momentum": momentum}
+    shortcut = x
+    if expansion > 1:
+        x = layers.Conv2D(expansion * inside, 1, padding="same", use_bias=False, name=f"{name}_expand")(x)
+        x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_expand_BN", **norm)(x)
+        x = layers.ReLU(6.0, name=f"{name}_expand_relu")(x)
+    x = _depthwise(x, kernel_size, stride, f"{name}_depthwise", relu=True, **norm)
+    x = layers.Conv2D(outside, 1, padding="same", use_bias=False, name=f"{name}_project")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_project_BN", **norm)(x)
+    if stride > 1 or inside != outside:
+        return x
+    return layers.Add(name=f"{name}_add")([shortcut, x])
+
+
+def fire_module(x, squeeze_filters: int, expand_filters: int, *, name: str = "fire"):
+    """Apply the module of SqueezeNet: 1×1 to few channels, then 1×1 and 3×3 side by side, concatenated.
+
+    Layers: `{name}_squeeze`, `_squeeze_relu`, `_expand1x1`, `_expand1x1_relu`, `_expand3x3`, `_expand3x3_relu`,
+        `_concat`.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        squeeze_filters: channels of the squeeze layer.
+        expand_filters: channels of *each* of the two expand layers.
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, height, width, 2 × expand_filters)`.
+
+    Raises:
+        ArgumentError: a number of channels is no positive whole number.
+
+    Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016, section 3.
+    """
+    check_count("squeeze_filters", squeeze_filters)
+    check_count("expand_filters", expand_filters)
+
+    def conv_relu(x, filters, kernel_size, suffix):
+        x = layers.Conv2D(filters, kernel_size, padding="same", name=f"{name}_{suffix}")(x)
+        return layers.ReLU(name=f"{name}_{suffix}_relu")(x)
+
+    x = conv_relu(x, squeeze_filters, 1, "squeeze")
+    branches = [conv_relu(x, expand_filters, 1, "expand1x1"), conv_relu(x, expand_filters, 3, "expand3x3")]
+    return layers.Concatenate(axis=channel_axis(), name=f"{name}_concat")(branches)
+
+
+def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_first: bool = True, name: str = "block"):
+    """Apply the unit of ShuffleNet: grouped 1×1, channel shuffle, depthwise 3×3, grouped 1×1, plus shortcut.
+
+    With stride 1 the shortcut is the identity, added; with stride 2 it is an average pooling, concatenated. Layers:
+    `{name}_1_conv`, `_1_bn`, `_1_relu`, a `take` operation that shuffles, `_2_depthwise`, `_2_bn`, `_3_conv`, `_3_bn`,
+    `_pool` and `_concat` or `_add`, `_out`.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        filters: channels that come out; a quarter of them are inside.
+        groups: of both 1×1 convolutions.
+        stride: 2 halves height and width.
+        group_first: whether the first 1×1 convolution is grouped; not so in the network's first unit, whose input has
+            few channels.
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, height / stride, width / stride, filters)`, never negative.
+
+    Raises:
+        ArgumentError: numbers of channels that the groups don't divide, or that don't fit the shortcut.
+
+    Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
+    """
+    inside = x.shape[channel_axis()]
+    check_count("groups", groups)
+    narrow, outside = check_count("filters", filters) // 4, filters if stride == 1 else filters - inside
+    first_groups = groups if group_first else 1
+    divisible = narrow % groups == 0 and outside % groups == 0 and inside % first_groups == 0 and filters % 4 == 0
+    if not divisible or outside < 1 or (stride == 1 and inside != filters):
+        raise ArgumentError(
+            "A shuffle unit needs channels that the groups divide, four times as many outside as inside; with stride 1 "
+            "as many in as out, with stride 2 more out than in. "
+            f"{received(channels=inside, filters=filters, groups=groups, stride=stride)}"
+        )
+    shortcut = x
+    x = _conv_norm(x, narrow, 1, f"{name}_1", groups=first_groups, use_bias=False, epsilon=1e-5)
+    x = layers.ReLU(name=f"{name}_1_relu")(x)
+    x = channel_shuffle(x, groups)
+    x = _depthwise(x, 3, stride, f"{name}_2", epsilon=1e-5, suffixes=("_depthwise", "_bn"))
+    x = _conv_norm(x, outside, 1, f"{name}_3", groups=groups, use_bias=False, epsilon=1e-5)
+    if stride == 1:
+        x = layers.Add(name=f"{name}_add")([shortcut, x])
+    else:
+        shortcut = layers.AveragePooling2D(3, strides=stride, padding="same", name=f"{name}_pool")(shortcut)
+        x = layers.Concatenate(axis=channel_axis(), name=f"{name}_concat")([shortcut, x])
+    return layers.ReLU(name=f"{name}_out")(x)
+
+
+def channel_shuffle(x, groups: int):
+    """Interleave the channels of the groups, so that the next grouped convolution sees channels of every group.
+
+    Written as reshape to `(groups, channels / groups)`, transpose, flatten in the paper; here it is the same
+    permutation as one `keras.ops.take`, which doesn't have to know height and width.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        groups: how many groups the channels were made in; divides the channels.
+
+    Raises:
+        ArgumentError: the channels can't be divided into so many groups.
+    """
+    channels = x.shape[channel_axis()]
+    if channels % check_count("groups", groups):
+        raise ArgumentError(f"`groups` must divide the {channels} channels. {received(groups=groups)}")
+    size = channels // groups
+    order = [group * size + place for place in range(size) for group in range(groups)]
+    return keras.ops.take(x, order, axis=channel_axis())
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Round channels to the nearest multiple of `divisor`, up where rounding would lose more than a tenth of them.
+
+    Source: the MobileNetV2 authors' code (tensorflow/models, `slim/nets/mobilenet`).
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+def channel_axis() -> int:
+    """Return the axis of the channels in Keras's present image data format: the last one, or 1."""
+    return -1 if keras.config.image_data_format() == "channels_last" else 1
+
+
+def _shortcut(x, filters, stride, projection, name, **options):
+    check_count("stride", stride)
+    fits = stride == 1 and x.shape[channel_axis()] == filters
+    if projection is False and not fits:
+        raise ArgumentError(
+            f"The identity shortcut needs stride 1 and as many channels in as out ({filters}); leave `projection` to "
+            f"None, or pass True. {received(channels=x.shape[channel_axis()], stride=stride)}"
+        )
+    if projection or not fits:
+        return _conv_norm(x, filters, 1, f"{name}_0", strides=stride, **options)
+    return x
+
+
+def _conv_norm(x, filters, kernel_size, name, *, epsilon=RESNET_EPSILON, **options):
+    options = {"padding": "same", **options}
+    x = layers.Conv2D(filters, kernel_size, name=f"{name}_conv", **options)(x)
+    return layers.BatchNormalization(axis=channel_axis(), epsilon=epsilon, name=f"{name}_bn")(x)
+
+
+def _depthwise(x, kernel_size, stride, name, *, relu=False, suffixes=("", "_BN"), **norm):
+    conv, batch_norm = (name + suffix for suffix in suffixes)
+    x = layers.DepthwiseConv2D(kernel_size, strides=stride, padding="same", use_bias=False, name=conv)(x)
+    x = layers.BatchNormalization(axis=channel_axis(), name=batch_norm, **norm)(x)
+    return layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x

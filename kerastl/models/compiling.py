@@ -1,0 +1,178 @@
+"""Recompile a model at another learning rate, keeping everything else."""
+
+import numbers
+import warnings
+
+import keras
+
+from kerastl import keras_internals
+from kerastl.checks import received
+from kerastl.errors import ArgumentError, CompileError, KerastlWarning
+
+_SETTINGS = ("loss", "loss_weights", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile")
+
+
+def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None = None) -> keras.Model:
+    """Compile the model again, in place: same loss, metrics and optimizer settings, a fresh optimizer, another rate.
+
+    The optimizer must be a fresh one: the old one knows the old trainable variables only. For fine-tuning take a rate
+    10 to 100 times lower than the last one, as the Keras guide on transfer learning and the notes say; outside that
+    range a warning is given.
+
+    Args:
+        model: a model that was compiled before (and, usually, un-compiled by `freeze` or `unfreeze`).
+        learning_rate: a float, or a `LearningRateSchedule`, which is taken as it is.
+        divide_by: divide the last learning rate by this. Exactly one of the two is given.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ArgumentError: none or both given, or not a positive number.
+        CompileError: the model was never compiled.
+    """
+    if (learning_rate is None) == (divide_by is None):
+        raise ArgumentError(
+            "Exactly one of `learning_rate` and `divide_by` must be given: `recompile(model, learning_rate=1e-5)` or "
+            f"`recompile(model, divide_by=100)`. {received(learning_rate=learning_rate, divide_by=divide_by)}"
+        )
+    last = last_learning_rate(model)
+    if divide_by is not None:
+        learning_rate = last / check_rate("divide_by", divide_by)
+    new = check_rate("learning_rate", learning_rate)
+    ratio = last / new if new else float("inf")
+    if not 10 * (1 - 1e-6) <= ratio <= 100 * (1 + 1e-6):
+        warnings.warn(
+            f"The learning rate goes from {last:.3g} to {new:.3g}; for fine-tuning it should be 10 to 100 times lower "
+            f"({last / 100:.3g} to {last / 10:.3g}): a higher one ruins the pretrained weights, a lower one learns nothing.",
+            KerastlWarning,
+            stacklevel=2,
+        )
+    return compile_again(model, learning_rate)
+
+
+def compile_again(model, learning_rate) -> keras.Model:
+    """Compile with the kept settings and a fresh optimizer at `learning_rate`, saying nothing of the rate."""
+    settings = compile_settings(model)
+    model.compile(optimizer=fresh_optimizer(model.optimizer, learning_rate), **settings)
+    return model
+
+
+def was_compiled(model) -> bool:
+    """Tell whether the model is compiled, or was until a change of `trainable` un-compiled it."""
+    return keras_internals.compile_arguments(model) is not None and getattr(model, "optimizer", None) is not None
+
+
+def compile_settings(model) -> dict:
+    """Return the live arguments of the last `compile`, without the optimizer.
+
+    `get_compile_config()` would give a serialized copy, which loses custom objects, and nothing once the model is
+    un-compiled.
+
+    Raises:
+        CompileError: the model was never compiled.
+    """
+    if not was_compiled(model):
+        raise CompileError(
+            f"The model {model.name!r} was never compiled, so there is no loss to keep. "
+            "Call `model.compile(optimizer, loss, metrics)` first."
+        )
+    config = keras_internals.compile_arguments(model)
+    return {name: config[name] for name in _SETTINGS if name in config}
+
+
+def last_learning_rate(model) -> float:
+    """Return the learning rate that the model was trained with last; of a schedule, its highest value so far.
+
+    Raises:
+        CompileError: the model was never compiled.
+    """
+    compile_settings(model)
+    optimizer = _inner(model.optimizer)
+    schedule = keras_internals.rate_setting(optimizer)
+    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return schedule_peak(schedule)
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def learning_rate_setting(model):
+    """Return the learning rate of the last compile as it can be given again: a float, or the schedule.
+
+    Raises:
+        CompileError: the model was never compiled.
+    """
+    compile_settings(model)
+    rate = keras_internals.rate_setting(_inner(model.optimizer))
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else last_learning_rate(model)
+
+
+def falling_rate(start: float, batches: int, epochs: int) -> keras.optimizers.schedules.CosineDecay:
+    """Return a cosine from `start` to 0 over `epochs` of `batches` steps: fine-tuning's default."""
+    return keras.optimizers.schedules.CosineDecay(start, decay_steps=max(batches * epochs, 1))
+
+
+def schedule_peak(schedule) -> float:
+    """Return the highest of a schedule's value at its start and after its warm-up."""
+    steps = {0, int(getattr(schedule, "warmup_steps", 0) or 0)}
+    return max(float(keras.ops.convert_to_numpy(schedule(step))) for step in steps)
+
+
+def check_rate(argument: str, value) -> float:
+    """Return a positive number as a `float`, a schedule as its peak; raise `ArgumentError` for anything else."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return schedule_peak(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < float("inf"):
+        return float(value)
+    raise ArgumentError(f"`{argument}` must be a positive number. {received(**{argument: value})}")
+
+
+def fresh_optimizer(optimizer, learning_rate):
+    """Return a new optimizer of the same class and settings, without state, at another learning rate.
+
+    What `exclude_from_weight_decay` was told is kept as well; a loss scaling around the optimizer too.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        config = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
+        known = {key: config[key] for key in ("initial_scale", "dynamic_growth_steps", "name") if key in config}
+        return keras.optimizers.LossScaleOptimizer(fresh_optimizer(optimizer.inner_optimizer, learning_rate), **known)
+    config = optimizer.get_config()
+    config["learning_rate"] = learning_rate
+    fresh = type(optimizer).from_config(config)
+    keras_internals.copy_weight_decay_exclusions(optimizer, fresh)
+    return fresh
+
+
+def _inner(optimizer):
+    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
+def check_ready(model) -> None:
+    """Raise unless the model is compiled and its optimizer holds exactly the trainable variables.
+
+    Keras trains the variables that it found at its first step, whatever `trainable` says by now, and says nothing.
+
+    Raises:
+        CompileError: not compiled, or the trainable variables have changed since.
+        ArgumentError: nothing is trainable.
+    """
+    if not model.compiled:
+        raise CompileError(
+            f"The model {model.name!r} must be compiled before `fit`: `freeze` and `unfreeze` un-compile it on purpose. "
+            "Call `kerastl.recompile(model, learning_rate=...)`, or `model.compile(...)`."
+        )
+    if not model.trainable_variables:
+        raise ArgumentError(
+            f"Nothing in {model.name!r} is trainable, so `fit` would change nothing. Call `kerastl.unfreeze`, or add a head."
+        )
+    optimizer = _inner(model.optimizer)
+    if not optimizer.built:
+        return
+    held = {id(variable) for variable in keras_internals.optimized_variables(optimizer)}
+    wanted = {id(variable) for variable in model.trainable_variables}
+    if held == wanted:
+        return
+    raise CompileError(
+        f"The optimizer of {model.name!r} holds {len(held)} variables, but {len(wanted)} are trainable now "
+        f"({len(wanted - held)} new, {len(held - wanted)} gone): `trainable` was changed after `compile`, and `fit` would "
+        "ignore that. Call `kerastl.recompile(model, learning_rate=...)`."
+    )

@@ -1,0 +1,113 @@
+"""One graph for a model with models in it: the same layers and weights, nested graphs opened up.
+
+A cut can fall anywhere in a nested backbone; in one flat graph it is a tensor like any other.
+"""
+
+import contextlib
+import weakref
+
+import keras
+
+from kerastl import keras_internals
+from kerastl.models import graph
+
+_FLATTENED = weakref.WeakKeyDictionary()
+
+
+def flatten_model(model: keras.Model) -> keras.Model:
+    """Return a model with a single graph that shares the layers of `model`; training one trains the other.
+
+    Args:
+        model: a Functional or Sequential model; nested Functional and Sequential models are opened up, at any depth.
+            Subclassed ones stay closed.
+
+    Returns:
+        The model's own `Functional` where nothing is nested; else a new one, kept for the next call.
+
+    Raises:
+        ModelError: the model's graph can't be walked.
+    """
+    functional = graph.functional_of(model)
+    if not any(opens(layer) for layer in functional.layers):
+        return functional
+    if model not in _FLATTENED:
+        inputs = [
+            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=f"flat_input_{index}")
+            for index, tensor in enumerate(functional.inputs)
+        ]
+        outputs = replay(functional, inputs)
+        _FLATTENED[model] = connect(inputs, outputs, f"{model.name}_flat")
+    return _FLATTENED[model]
+
+
+def connect(inputs, outputs, name: str) -> keras.Model:
+    """Return `keras.Model(inputs, outputs)`, single tensors for lists of one, layers with equal names allowed.
+
+    Keras refuses two layers of one name in a model, which may well happen when nested models are opened up; their names
+    are told apart while the model is made, and given back.
+    """
+    inputs, outputs = list(inputs), list(outputs)
+    with _unique_names(inputs, outputs):
+        return keras.Model(
+            inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs, name=name
+        )
+
+
+def opens(layer) -> bool:
+    """Tell whether a nested model is nothing but its graph (a subclass may do more in its `call`)."""
+    if isinstance(layer, keras.Sequential):
+        return type(layer).call is keras.Sequential.call and graph.is_walkable(layer)
+    return (
+        isinstance(layer, keras.Model)
+        and graph.is_walkable(layer)
+        and type(layer).call is keras_internals.functional_call()
+    )
+
+
+def replay(functional, inputs, leave_out=lambda operation: False) -> list:
+    """Call every operation of a graph once more, on other tensors, nested models opened up; return the outputs.
+
+    Args:
+        functional: of `graph.functional_of`.
+        inputs: the tensors to start from, one for each input.
+        leave_out: tells the operations whose input is handed on as it is.
+    """
+    known = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
+    for node in graph.nodes_in_order(functional):
+        if all(id(tensor) in known for tensor in node.outputs):
+            continue
+        arguments, options = node.arguments.fill_in(known)
+        if opens(node.operation):
+            results = replay(graph.functional_of(node.operation), keras.tree.flatten(arguments), leave_out)
+        elif leave_out(node.operation):
+            results = keras.tree.flatten(arguments)[:1]
+        else:
+            results = keras.tree.flatten(node.operation(*arguments, **options))
+        known.update({id(old): new for old, new in zip(node.outputs, results, strict=True)})
+    return [known[id(tensor)] for tensor in functional.outputs]
+
+
+@contextlib.contextmanager
+def _unique_names(inputs, outputs):
+    stop, operations, stack = {id(tensor) for tensor in inputs}, {}, list(outputs)
+    while stack:
+        tensor = stack.pop()
+        if id(tensor) in stop:
+            continue
+        node = keras_internals.node_of(tensor)
+        if id(node.operation) in operations and all(id(one) in stop for one in node.input_tensors):
+            continue
+        operations[id(node.operation)] = node.operation
+        stop.update(id(one) for one in node.outputs)
+        stack.extend(node.input_tensors)
+    renamed, taken = [], set()
+    for operation in operations.values():
+        if operation.name in taken:
+            renamed.append((operation, operation.name))
+            operation.name = f"{operation.name}__{len(renamed)}"
+        taken.add(operation.name)
+    try:
+        yield
+    finally:
+        for operation, name in renamed:
+            operation.name = name

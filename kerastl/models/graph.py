@@ -1,0 +1,444 @@
+"""Find the backbone in a flat or nested model, walk its layers, find its dominators and its blocks.
+
+A *dominator* of the output is a node of the layer graph through which everything flows. They come from one pass over the
+nodes in topological order: after a dominator, its output is the only tensor that is still needed. Blocks end at them.
+"""
+
+import dataclasses
+import inspect
+import itertools
+import re
+import warnings
+
+import keras
+
+from kerastl import keras_internals
+from kerastl.checks import nearest, received
+from kerastl.errors import KerastlWarning, ModelError
+
+NORMALIZATION_LAYERS = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.UnitNormalization,
+    keras.layers.RMSNormalization,
+)
+
+_GLOBAL_POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
+
+# How the families of keras.applications and the networks of this package name the layers of one block. The first
+# pattern that fits wins; what it captures is the block's name.
+_BLOCK_PATTERNS = [
+    re.compile(pattern)
+    for pattern in (
+        r"(?:.*_)?(stage_?\d+_block_?\d+)(?:_|$)",  # ConvNeXt, ShuffleNet
+        r"(conv\d+_block\d+)(?:_|$)",  # ResNet, DenseNet
+        r"(block\d+_\d+)(?:_mixed|_conv|_ac)?$",  # InceptionResNetV2
+        r"(block_\d+)(?:_|$)",  # MobileNetV2
+        r"(block\d+[a-z]?)(?:_|$)",  # EfficientNet, VGG, Xception
+        r"(mixed_?\d+[a-z]?)$",  # Inception names only the last layer of a block
+        r"(expanded_conv(?:_\d+)?)(?:_[a-z]|$)",  # MobileNetV3, and the first block of MobileNetV2
+        r"(fire\d+)(?:_|$)",  # SqueezeNet
+    )
+]
+_MOBILENET_PATTERN = re.compile(r"conv_(?:dw|pw|pad)_(\d+)(?:_|$)")
+_NASNET_PATTERN = re.compile(r"(?:.*_)?(?:normal|reduction|adjust)_(?:.*?_)?((?:stem_)?\d+)$")
+_AUTOMATIC_NAME = re.compile(r"(?:conv2d|dense|depthwise_conv2d|separable_conv2d|conv2d_transpose)(?:_\d+)?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One unit of a backbone.
+
+    Attributes:
+        name: as the layers' names tell it (`conv5_block3`), or the first weighted layer's name.
+        layers: the block's layers, in the backbone's order.
+    """
+
+    name: str
+    layers: tuple = dataclasses.field(repr=False)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, BatchNorm's moving statistics included (as `count_params` counts)."""
+        return sum(layer.count_params() for layer in self.layers if layer.built)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """Where the backbone of a model is.
+
+    Attributes:
+        path: models from the given one down to the one whose layers the backbone's are; one model when it is flat.
+        layers: the backbone's layers in the order of `model.layers`, without the input, and without the augmentation
+            in front of its first weighted layer (operations, such as preprocessing, are no layers in Keras).
+        before: weighted layers that stand in front of a nested backbone.
+        output: the backbone's last tensor, a `KerasTensor` of `path[-1]`.
+        name: the nested model's name, or the name of the last layer of a flat backbone.
+    """
+
+    path: tuple
+    layers: tuple
+    before: tuple
+    output: object
+    name: str
+
+
+def functional_of(model):
+    """Return the `Functional` behind a model: itself, or what a built `Sequential` holds.
+
+    Raises:
+        ModelError: for a subclassed model, whose graph can't be walked, or one that has no input shape yet.
+    """
+    if (inner := keras_internals.functional_inside(model)) is not None:
+        return inner
+    if isinstance(model, keras.Sequential):
+        raise ModelError(
+            f"The Sequential model {model.name!r} has no input shape yet, so its graph can't be walked. "
+            "Add a `keras.Input` as its first layer, or call it once on a batch."
+        )
+    raise ModelError(
+        f"Expected a Functional or Sequential model, whose graph can be walked. {received(model=type(model).__name__)}. "
+        "Rebuild the model with `keras.Model(inputs, outputs)`."
+    )
+
+
+def is_walkable(layer) -> bool:
+    """Tell whether a layer is a model with a graph of its own."""
+    return isinstance(layer, keras.Model) and keras_internals.functional_inside(layer) is not None
+
+
+def ancestors(tensors) -> set[int]:
+    """Return the ids of all nodes that the tensors are computed from, their own included."""
+    seen, stack = set(), [keras_internals.node_of(tensor) for tensor in tensors]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        stack.extend(keras_internals.node_of(tensor) for tensor in node.input_tensors)
+    return seen
+
+
+def nodes_in_order(model, outputs=None) -> list:
+    """Return the nodes that the outputs (default: the model's) are computed from, in topological order."""
+    functional = functional_of(model)
+    wanted = ancestors(functional.outputs if outputs is None else outputs)
+    return [node for node in keras_internals.nodes_in_order(functional) if id(node) in wanted]
+
+
+def live_tensors(model, outputs=None, nodes=None):
+    """Yield, for each node in topological order (that of `nodes`, if given), `(node, the tensors still needed after it)`.
+
+    A tensor is still needed when a later node takes it, or when it is one of the outputs.
+    """
+    functional = functional_of(model)
+    outputs = list(functional.outputs if outputs is None else outputs)
+    nodes = nodes_in_order(model, outputs) if nodes is None else nodes
+    uses = {}
+    for tensor in [tensor for node in nodes for tensor in node.input_tensors] + outputs:
+        uses[id(tensor)] = uses.get(id(tensor), 0) + 1
+    live = {}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            uses[id(tensor)] -= 1
+            if not uses[id(tensor)]:
+                live.pop(id(tensor), None)
+        live.update({id(tensor): tensor for tensor in node.outputs if uses.get(id(tensor))})
+        yield node, list(live.values())
+
+
+def dominators(model, outputs=None) -> list:
+    """Return the nodes that everything on the way to the output (default: the first one) passes, in order.
+
+    Each has one output tensor, which alone decides the result: `keras.Model(that tensor, output)` is a valid model.
+    """
+    outputs = [functional_of(model).outputs[0]] if outputs is None else outputs
+    return [node for node, live in live_tensors(model, outputs) if len(live) == 1 and live[0] is node.outputs[0]]
+
+
+def has_grid(tensor) -> bool:
+    """Tell whether a tensor is an image or a feature map: `(batch, height, width, channels)`."""
+    return len(tensor.shape) == 4
+
+
+def leaf_layers(model) -> list:
+    """Return all layers below a model that are no models themselves, each once, nested ones included."""
+    found = {}
+    for layer in model.layers:
+        inner = leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
+        found.update({id(leaf): leaf for leaf in inner})
+    return list(found.values())
+
+
+def batch_norm_layers(layer) -> list:
+    """Return the BatchNormalization layers in a layer or model, at any depth, itself included."""
+    return [one for one in keras_internals.flatten_layers(layer) if isinstance(one, keras.layers.BatchNormalization)]
+
+
+def is_random(layer) -> bool:
+    """Tell whether a layer draws random numbers in training: augmentation, dropout, noise, or a model that holds one."""
+    for one in keras_internals.flatten_layers(layer):
+        module = type(one).__module__
+        if "random" in type(one).__name__.lower() or ".regularization." in module:
+            if not isinstance(one, keras.layers.ActivityRegularization):
+                return True
+        elif isinstance(one, keras.layers.Layer) and getattr(one, "seed_generator", None) is not None:
+            return True
+    return False
+
+
+def call_in_inference(operation, arguments, options) -> list:
+    """Call a layer or operation as `model(x, training=False)` would; return its outputs as a list.
+
+    Called bare, a layer takes the default of its signature, and augmentation is active by default.
+    """
+    if "training" in inspect.signature(operation.call).parameters:
+        options = {**options, "training": False}
+    return keras.tree.flatten(operation(*arguments, **options))
+
+
+def has_weights(layer) -> bool:
+    """Tell whether a layer holds weights (seeds of random layers don't count)."""
+    return bool(layer.weights) if isinstance(layer, keras.layers.Layer) else False
+
+
+def find_backbone(model, backbone: str | None = None) -> Backbone:
+    """Find the backbone of a model.
+
+    Nested: the inner model that holds most of the weights of the convolutional part. Flat: everything up to the last
+    dominator that still has height and width, and that no global pooling or flattening precedes.
+
+    Args:
+        model: a Functional or Sequential model.
+        backbone: name of the nested model, or of the last layer of a flat backbone, where the model leaves it open.
+
+    Raises:
+        ModelError: no backbone can be found, or none of that name.
+    """
+    if backbone is not None:
+        return _named_backbone(model, backbone)
+    path = [model]
+    while (inner := _nested_backbone(path[-1])) is not None:
+        path.append(inner)
+    last = last_spatial_node(path[-1])
+    if last is None and len(path) == 1:
+        raise ModelError(
+            f"No backbone was found in {model.name!r}: nothing with weights has an output with height and width. "
+            "Pass `backbone=` with the name of a nested model, or of the backbone's last layer."
+        )
+    if len(path) > 1:
+        return _nested(path)
+    found = _flat(path, last)
+    _warn_if_open(found)
+    return found
+
+
+def _named_backbone(model, name: str) -> Backbone:
+    for path in _paths(model):
+        for layer in path[-1].layers:
+            if layer.name != name:
+                continue
+            if is_walkable(layer):
+                return _nested([*path, layer])
+            nodes = [node for node in dominators(path[-1]) if node.operation is layer]
+            if nodes:
+                return _flat(path, nodes[-1])
+            raise ModelError(
+                f"Layer {name!r} can't end the backbone: other paths go around it. Choose the layer where they meet again."
+            )
+    names = [layer.name for path in _paths(model) for layer in path[-1].layers]
+    raise ModelError(f"No layer of that name.{nearest(name, names)} {received(backbone=name)}")
+
+
+def _paths(model) -> list:
+    """Return the model, and every nested model with its way down to it."""
+    found, queue = [], [[model]]
+    while queue:
+        path = queue.pop(0)
+        found.append(path)
+        queue.extend([*path, layer] for layer in path[-1].layers if is_walkable(layer))
+    return found
+
+
+def _nested_backbone(model):
+    """Return the nested model that holds more than half of the weights of the convolutional part, or `None`."""
+    if not is_walkable(model):
+        candidates = [layer for layer in model.layers if is_walkable(layer) and has_weights(layer)]
+        candidates = [layer for layer in candidates if has_grid(functional_of(layer).inputs[0])]
+        return max(candidates, key=lambda layer: layer.count_params(), default=None)
+    chain = dominators(model)
+    best = None
+    for node in chain:
+        layer = node.operation
+        if not (is_walkable(layer) and has_weights(layer) and has_grid(functional_of(layer).inputs[0])):
+            continue
+        if best is None or layer.count_params() > best.operation.count_params():
+            best = node
+    if best is None:
+        return None
+    last = last_spatial_node(model)
+    end = best if last is None or chain.index(best) > chain.index(last) else last
+    part = {id(node.operation): node.operation for node in nodes_in_order(model, end.outputs)}
+    total = sum(layer.count_params() for layer in part.values() if has_weights(layer))
+    return best.operation if best.operation.count_params() > total / 2 else None
+
+
+def last_spatial_node(model, outputs=None):
+    """Return the last dominator of the outputs (default: the first one) that has height and width.
+
+    It stands before global pooling or flattening; `None` where nothing with weights does.
+    """
+    last = None
+    for node in dominators(model, outputs) if is_walkable(model) else []:
+        if isinstance(node.operation, _GLOBAL_POOLING) or len(node.outputs) != 1 or not has_grid(node.outputs[0]):
+            if last is not None:
+                break
+            continue
+        last = node
+    if last is None:
+        return None
+    weighted = any(has_weights(node.operation) for node in nodes_in_order(model, last.outputs))
+    return last if weighted else None
+
+
+def _flat(path, last) -> Backbone:
+    owner = path[-1]
+    nodes = nodes_in_order(owner, last.outputs)
+    inside = {id(node.operation) for node in nodes}
+    layers = [layer for layer in owner.layers if id(layer) in inside]
+    return Backbone(tuple(path), _without_front(layers), _before(path), last.outputs[0], last.operation.name)
+
+
+def _nested(path) -> Backbone:
+    inner = path[-1]
+    if not is_walkable(inner):
+        raise ModelError(f"The nested model {inner.name!r} is subclassed: its layers' order can't be told.")
+    last = last_spatial_node(inner)
+    output = functional_of(inner).outputs[0] if last is None else last.outputs[0]
+    return Backbone(tuple(path), _without_front(inner.layers), _before(path), output, inner.name)
+
+
+def _before(path) -> tuple:
+    """Return the weighted layers that come before the nested model on each level of the path."""
+    found = []
+    for outer, inner in itertools.pairwise(path):
+        if not is_walkable(outer):
+            continue
+        nodes = [node for node in nodes_in_order(outer) if node.operation is inner]
+        earlier = ancestors(nodes[0].input_tensors) if nodes else set()
+        found += [
+            node.operation for node in nodes_in_order(outer) if id(node) in earlier and has_weights(node.operation)
+        ]
+    return tuple(dict.fromkeys(found))
+
+
+def _without_front(layers) -> tuple:
+    """Drop the input, and what augments in front of the first weighted layer."""
+    layers = [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
+    kept, weighted = [], False
+    for layer in layers:
+        weighted = weighted or has_weights(layer)
+        if not weighted and is_random(layer):
+            continue
+        kept.append(layer)
+    return tuple(kept)
+
+
+def _warn_if_open(backbone: Backbone) -> None:
+    """Warn where unnamed convolutions follow the last named block: they may be the head's."""
+    names = [block_key(layer.name) for layer in backbone.layers]
+    if not any(names):
+        return
+    last = max(index for index, name in enumerate(names) if name)
+    late = [layer.name for layer in backbone.layers[last + 1 :] if _AUTOMATIC_NAME.match(layer.name)]
+    if late:
+        warnings.warn(
+            f"It is not clear whether {', '.join(late)} belong to the backbone; they are taken as part of it. "
+            f"Pass `backbone={backbone.layers[last].name!r}` (its last layer) if they are the head's.",
+            KerastlWarning,
+            stacklevel=4,
+        )
+
+
+def block_key(name: str) -> str | None:
+    """Return the name of the block that a layer's name tells, or `None`."""
+    for pattern in _BLOCK_PATTERNS:
+        if match := pattern.match(name):
+            return match.group(1)
+    if match := _MOBILENET_PATTERN.match(name):
+        return f"block_{match.group(1)}"
+    if match := _NASNET_PATTERN.match(name):
+        return f"cell_{match.group(1)}"
+    return None
+
+
+def find_blocks(backbone: Backbone) -> list[Block]:
+    """Split a backbone into blocks: by names where they tell, else by dominators that hold a weighted layer."""
+    segments = _segments(backbone)
+    if any(block_key(layer.name) for segment in segments for layer in segment):
+        groups = _blocks_by_name(segments)
+    else:
+        groups = _blocks_by_weights(segments)
+    order = {id(layer): index for index, layer in enumerate(backbone.layers)}
+    return [Block(name, tuple(sorted(layers, key=lambda layer: order[id(layer)]))) for name, layers in groups.items()]
+
+
+def _segments(backbone: Backbone) -> list[list]:
+    """Return the backbone's layers, cut after every dominator."""
+    owner = backbone.path[-1]
+    wanted = {id(layer) for layer in backbone.layers}
+    ends = {id(node) for node in dominators(owner, [backbone.output])}
+    segments, current, seen = [], [], set()
+    for node in nodes_in_order(owner, [backbone.output]):
+        layer = node.operation
+        if id(layer) in wanted and id(layer) not in seen:
+            seen.add(id(layer))
+            current.append(layer)
+        if id(node) in ends and current:
+            segments.append(current)
+            current = []
+    # what a nested backbone still does behind its last feature map (its own pooling, say)
+    current += [layer for layer in backbone.layers if id(layer) not in seen]
+    if current:
+        segments.append(current)
+    return segments
+
+
+def _blocks_by_name(segments) -> dict[str, list]:
+    groups, present = {}, "stem"
+    for segment in segments:
+        keys = list(dict.fromkeys(filter(None, (block_key(layer.name) for layer in segment))))
+        if len(keys) == 1:
+            present = keys[0]
+        if len(keys) <= 1:
+            groups.setdefault(present, []).extend(segment)
+            continue
+        # several units without a dominator between them (NASNet): the unnamed go with the next named one
+        waiting = []
+        for layer in segment:
+            waiting.append(layer)
+            if key := block_key(layer.name):
+                groups.setdefault(key, []).extend(waiting)
+                present, waiting = key, []
+        groups[present].extend(waiting)
+    return groups
+
+
+def _blocks_by_weights(segments) -> dict[str, list]:
+    groups, waiting, present = {}, [], None
+    for segment in segments:
+        weighted = [layer for layer in segment if has_weights(layer)]
+        if any(not isinstance(layer, NORMALIZATION_LAYERS) for layer in weighted):
+            present = weighted[0].name
+            groups[present] = [*waiting, *segment]
+            waiting = []
+        elif present is None:
+            waiting.extend(segment)
+        else:
+            groups[present].extend(segment)
+    return groups or {segments[0][0].name: waiting}

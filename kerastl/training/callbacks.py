@@ -1,0 +1,194 @@
+"""Callbacks that fine-tuning needs: early stopping with sane defaults, and what our fit functions put beside them."""
+
+import math
+import time
+
+import keras
+import numpy as np
+
+from kerastl import keras_internals
+from kerastl.checks import check_count, received
+from kerastl.errors import ArgumentError
+from kerastl.models import several_outputs
+
+_LARGER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "sensitivity", "specificity")
+
+
+def early_stopping(
+    patience: int = 3, *, monitor: str = "val_loss", min_delta: float = 0.0
+) -> keras.callbacks.EarlyStopping:
+    """Return a fresh `EarlyStopping` that restores the best weights, its direction told from the monitored name.
+
+    Make a new one for every phase: in Keras 3.11 to 3.14 a reused one keeps the best value of the phase before. On a model
+    with several outputs it watches the main one, also in plain `model.fit`, where Keras's `val_loss` is the total.
+
+    Args:
+        patience: epochs without improvement after which training stops.
+        monitor: name in the training logs; with several outputs "val_loss" means "val_predictions_loss", say.
+        min_delta: smallest change that counts as improvement.
+
+    Raises:
+        ArgumentError: a negative patience or `min_delta`.
+    """
+    if not (isinstance(min_delta, (int, float)) and min_delta >= 0 and math.isfinite(min_delta)):
+        raise ArgumentError(f"`min_delta` must be a number of at least 0. {received(min_delta=min_delta)}")
+    return _MainEarlyStopping(
+        monitor=monitor,
+        patience=check_count("patience", patience, smallest=0),
+        min_delta=min_delta,
+        mode=direction(monitor),
+        restore_best_weights=True,
+    )
+
+
+class _MainEarlyStopping(keras.callbacks.EarlyStopping):
+    """Early stopping that watches the main output of a model that has several."""
+
+    def __init__(self, monitor, **options):
+        super().__init__(monitor, **options)
+        self._asked_for = monitor
+
+    def on_train_begin(self, logs=None):
+        self.monitor = several_outputs.main_log_name(self.model, self._asked_for)
+        super().on_train_begin(logs)
+
+
+def direction(monitor: str) -> str:
+    """Return "max" for a monitored name such as `val_accuracy`, where larger is better, else "min"."""
+    name = monitor.removeprefix("val_").lower()
+    if "loss" in name or "error" in name:
+        return "min"
+    return "max" if any(word in name for word in _LARGER_IS_BETTER) else "min"
+
+
+def is_better(value: float, best: float | None, mode: str) -> bool:
+    """Tell whether a monitored value beats the best so far; NaN never does, and anything else beats NaN."""
+    if value is None or not math.isfinite(value):
+        return False
+    if best is None or not math.isfinite(best):
+        return True
+    return value > best if mode == "max" else value < best
+
+
+def fresh_callbacks(callbacks) -> list:
+    """Return the callbacks for one more phase; early stopping and its like forget the phase before.
+
+    `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` remember a best value. Only early stopping has to start anew:
+    a checkpoint of the best model must remember across phases, and learning rates are reset by the recompile.
+    """
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.EarlyStopping):
+            callback.best = None
+            callback.best_weights = None
+            callback.best_epoch = 0
+    return list(callbacks)
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keep the weights of the best epoch, the state before training included, and put them back at the end.
+
+    With `judged=False` there is nothing to judge by, and the last weights with a finite loss count as the best.
+    Only what training can change is copied: weights of layers that are trainable (BatchNorm statistics of those included).
+    While another callback says by `settled = False` that it is still making another model of this one (gradual pruning),
+    nothing can be compared, and the last weights count as the best.
+
+    Attributes:
+        best_epoch: the best epoch, counted from 1; 0 while the starting state is the best.
+        best_value: the monitored value there, or `None` when nothing was measured.
+    """
+
+    def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True, others=()):
+        super().__init__()
+        self.monitor, self.others = monitor, others
+        self.judged = judged
+        self.mode = direction(monitor)
+        self.best_epoch = 0
+        self.best_value = starting_value
+        self.best_weights = None
+
+    def on_train_begin(self, logs=None):
+        self.best_weights = self._copy()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = logs or {}
+        if not all(getattr(one, "settled", True) for one in self.others):
+            self.best_value, self.best_epoch, self.best_weights = None, epoch + 1, self._copy()
+            return
+        if not self.judged:
+            # without validation data the last weights are kept, unless the loss is no number
+            if math.isfinite(logs.get("loss", math.nan)):
+                self.best_epoch, self.best_weights = epoch + 1, self._copy()
+            return
+        value = logs.get(self.monitor)
+        if is_better(value, self.best_value, self.mode):
+            self.best_value, self.best_epoch = float(value), epoch + 1
+            self.best_weights = self._copy()
+
+    def restore(self) -> None:
+        """Put the best weights back, in place."""
+        for variable, value in self.best_weights or []:
+            variable.assign(value)
+
+    def _copy(self) -> list:
+        return [(one, np.array(keras.ops.convert_to_numpy(one))) for one in changeable_weights(self.model)]
+
+
+def changeable_weights(model) -> list:
+    """Return the weights that training can change: all those of layers that are trainable at every level."""
+    found = {}
+
+    def walk(layer):
+        if not layer.trainable:
+            return
+        children = keras_internals.child_layers(layer)
+        own = {id(weight): weight for weight in layer.weights}
+        for child in children:
+            for weight in child.weights:
+                own.pop(id(weight), None)
+        found.update(own)
+        for child in children:
+            walk(child)
+
+    walk(model)
+    return list(found.values())
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Stop as soon as the loss is no finite number, and remember when.
+
+    Attributes:
+        diverged: `None`, or where it happened: "epoch 3, batch 17" (both counted from 1).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.diverged = None
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)) and self.diverged is None:
+            self.diverged = f"epoch {self._epoch + 1}, batch {batch + 1}"
+            self.model.stop_training = True
+
+
+class EpochClock(keras.callbacks.Callback):
+    """Measure the seconds of every epoch, its validation included.
+
+    Attributes:
+        epoch_seconds: wall-clock seconds, one number per epoch.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.epoch_seconds = []
+        self._start = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch_seconds.append(time.perf_counter() - self._start)

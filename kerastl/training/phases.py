@@ -1,0 +1,229 @@
+"""One phase of training: everything checked first, then compiled, then run with the best weights restored."""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+
+import keras
+import numpy as np
+
+from kerastl.checks import check_choice, check_count, received
+from kerastl.data import batches as inputs
+from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
+from kerastl.features.plan import make_plan, options_of
+from kerastl.features.reading import rows_of
+from kerastl.models import compiling, outputs, several_outputs
+from kerastl.training import callbacks as callback_module
+from kerastl.training.fitting import check_first_batch
+from kerastl.training.session import Session
+
+
+@dataclasses.dataclass
+class Settings:
+    """What all phases of a run share: the data, and how it is used; checked against the model when it is made.
+
+    Attributes:
+        model: the whole model.
+        train, validation, batch_size, class_weight, monitor, verbose, cache, views: as in `train_head`; with several
+            outputs the monitored name becomes that of the main output.
+        num_classes: of the model's main output.
+        label_kind: "integer" or "one-hot", or `None` where it can't be told.
+    """
+
+    model: keras.Model
+    train: object
+    validation: object
+    batch_size: int | None
+    class_weight: object
+    monitor: str
+    verbose: object
+    cache: object
+    views: int
+
+    def __post_init__(self):
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        self.options = options_of(self.cache)
+        self.num_classes = outputs.count_classes(self.model)
+        self.monitor = several_outputs.main_log_name(self.model, self.monitor)
+        self.label_kind = self._check_data()
+        self.class_weight = self._class_weights(self.class_weight)
+
+    def _check_data(self) -> str | None:
+        kinds = {}
+        for name, data in (("train", self.train), ("validation", self.validation)):
+            if data is None and name == "train":
+                raise DataError(f"`train` must hold images and labels. {received(train=data)}")
+            if data is None:
+                continue
+            batch = check_first_batch(self.model, data)
+            pair = inputs.split_pair(data)
+            labels = pair[1] if pair and hasattr(pair[1], "shape") else batch[1] if batch else None
+            kinds[name] = None if labels is None else inputs.label_kind(labels, self.num_classes)
+        if len(set(kinds.values()) - {None}) > 1:
+            raise DataError(f"The labels of `train` and `validation` must be of one kind. {received(**kinds)}")
+        return kinds["train"]
+
+    def _class_weights(self, class_weight):
+        if class_weight is None or isinstance(class_weight, dict):
+            return class_weight
+        check_choice("class_weight", class_weight, ["balanced"])
+        labels = inputs.all_labels(self.train)
+        if labels is None:
+            raise DataError(
+                "`class_weight='balanced'` needs labels that can be counted; a generator's can't. Pass a dict."
+            )
+        return inputs.balanced_class_weight(labels, self.num_classes)
+
+    def rows(self) -> tuple:
+        """Return the rows of the training and validation data; `None` for what can be read only once, or is not there."""
+        train = rows_of(self.train, batch_size=self.batch_size)
+        if several_outputs.has_several(self.model) and not several_outputs.takes_one_label(self.model):
+            return None, None
+        if self.validation is None:
+            return train, None
+        validation = rows_of(self.validation, batch_size=self.batch_size, shuffle=False)
+        return (None if validation is None else train), validation
+
+
+@contextlib.contextmanager
+def frozen_part_once(settings: Settings, cuts, epochs):
+    """Run the frozen part over the images where the plan says so; yield the session, or `None` for plain Keras.
+
+    Args:
+        settings: of the run.
+        cuts: of all phases, the earliest first; `None` for the one of the model's present state.
+        epochs: of each phase, in the order of the phases (the latest cut's first).
+    """
+    train, validation = settings.rows() if settings.options else (None, None)
+    plan = make_plan(
+        settings.model, train, validation, epochs=epochs, options=settings.options, views=settings.views, cuts=cuts
+    )
+    if settings.verbose != 0 and settings.options:
+        print(plan)
+    if not plan.chosen:
+        yield None
+        return
+    with Session(settings.model, plan, train, validation, settings.options, settings.verbose != 0) as session:
+        yield session
+
+
+class Phase:
+    """One phase of training.
+
+    Args:
+        settings: of the run.
+        epochs: at most so many.
+        callbacks: of this phase.
+    """
+
+    def __init__(self, settings: Settings, epochs: int, callbacks):
+        self.settings, self.model = settings, settings.model
+        self.epochs = check_count("epochs", epochs)
+        self.callbacks = list(callbacks)
+        self.history = None
+
+    def compile(self, learning_rate) -> None:
+        compiling.check_rate("learning_rate", learning_rate)
+        if compiling.was_compiled(self.model):
+            compiling.compile_again(self.model, learning_rate)
+            return
+        loss = _loss_for(self.model, self.settings.label_kind)
+        settings = {"loss": loss, "metrics": ["accuracy"]}
+        if several_outputs.has_several(self.model):
+            weights = several_outputs.loss_weights(self.model)
+            settings = {name: dict.fromkeys(weights, value) for name, value in settings.items()}
+            settings["loss_weights"] = weights
+        self.model.compile(keras.optimizers.Adam(learning_rate), **settings)
+
+    def run(self, session=None, cut=None):
+        """Train, on stored features where there is a session; whatever happens, the model ends with the best weights."""
+        start = time.perf_counter()
+        compiling.check_ready(self.model)
+        monitor, judged = self.settings.monitor, self.settings.validation is not None
+        best = callback_module.BestWeights(monitor, self._measure(session, cut), judged=judged, others=self.callbacks)
+        watch, clock = callback_module.StopOnNaN(), callback_module.EpochClock()
+        try:
+            self.history = self._fit([watch, clock, *self.callbacks, best], session, cut)
+        finally:
+            best.restore()
+        self._describe(best, watch, clock, time.perf_counter() - start)
+        return self.history
+
+    def _measure(self, session, cut) -> float | None:
+        """Return the monitored value of the model as it is, on the validation data."""
+        settings = self.settings
+        if settings.validation is None or not settings.monitor.startswith("val_"):
+            return None
+        if session is not None:
+            logs = session.evaluate(cut)
+        else:
+            data = several_outputs.evaluate_arguments(self.model, settings.validation, settings.batch_size)
+            logs = self.model.evaluate(**data, verbose=0, return_dict=True)
+        return logs.get(settings.monitor.removeprefix("val_"))
+
+    def _fit(self, callbacks, session, cut):
+        settings = self.settings
+        common = {"epochs": self.epochs, "class_weight": settings.class_weight, "callbacks": callbacks}
+        common["verbose"] = settings.verbose
+        if session is not None:
+            return session.fit(cut, **common)
+        data = _as_arguments(settings.train)
+        if inputs.is_tf_dataset(settings.train):
+            data["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
+        data = {**data, "validation_data": settings.validation, "batch_size": settings.batch_size, **common}
+        return self.model.fit(**several_outputs.fit_arguments(self.model, data))
+
+    def _describe(self, best, watch, clock, seconds) -> None:
+        history, monitor = self.history, self.settings.monitor
+        history.best_epoch, history.best_value, history.monitor = best.best_epoch, best.best_value, monitor
+        history.epoch_seconds, history.diverged, history.seconds = clock.epoch_seconds, watch.diverged, seconds
+        if self.settings.validation is not None and monitor not in history.history and watch.diverged is None:
+            names = ", ".join(sorted(history.history))
+            raise ArgumentError(f"`monitor` must be one of the logged values: {names}. {received(monitor=monitor)}")
+        self._warn_of_nan(best, watch)
+
+    def _warn_of_nan(self, best, watch) -> None:
+        monitor = self.settings.monitor
+        if watch.diverged:
+            kept = f"epoch {best.best_epoch}" if best.best_epoch else "the start"
+            warnings.warn(
+                f"The loss became NaN or infinite in {watch.diverged}; training stopped there, and the weights of {kept} "
+                "are kept. Take a lower learning rate, or look for NaN in the images.",
+                KerastlWarning,
+                stacklevel=5,
+            )
+            return
+        values = self.history.history.get(monitor, [])
+        if best.best_epoch == 0 and len(values) and not np.isfinite(values).any():
+            warnings.warn(
+                f"{monitor!r} was NaN or infinite in every epoch, so there is nothing to choose an epoch by, and the weights "
+                "of the start are kept. Look for NaN in the validation images.",
+                KerastlWarning,
+                stacklevel=5,
+            )
+
+
+def _as_arguments(data) -> dict:
+    return dict(zip(("x", "y", "sample_weight"), inputs.split_pair(data) or (data,), strict=False))
+
+
+def _loss_for(model, label_kind):
+    """Return the loss that the head's last activation and the labels call for."""
+    kind = outputs.output_kind(model)
+    if kind is None:
+        raise ModelError(
+            f"The last activation of {model.name!r} is neither softmax, sigmoid nor linear, so no loss can be chosen for it. "
+            "Compile the model with its loss first; it will be kept."
+        )
+    logits = kind == "logits"
+    if outputs.main_tensor(model).shape[-1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=logits)
+    if kind == "sigmoid":
+        raise ModelError(
+            "Several sigmoid units mean multi-label classification, which is out of scope. Use softmax for one label an image."
+        )
+    if label_kind == "one-hot":
+        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)

@@ -1,0 +1,254 @@
+"""Train the tail on stored features as if `fit` trained the model: same losses, metrics, callbacks, history."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from kerastl import backend
+from kerastl.features.cut import Cut, tensors_of
+from kerastl.features.extract import Trunk, extract
+from kerastl.features.plan import CacheOptions, CachePlan
+from kerastl.features.reading import Rows
+from kerastl.models import compiling, several_outputs
+
+
+class FeatureBatches(keras.utils.PyDataset):
+    """Batches of stored features with their labels; one view is drawn per image and epoch.
+
+    Args:
+        store: the features.
+        names: the arrays that the tail takes.
+        batch_size: images in a batch.
+        shuffle: draw a new order in every epoch.
+        views: rows of one image in the store.
+        seed: of orders and views.
+        model: the tail where it has several outputs, each of which is given the labels; else `None`.
+    """
+
+    def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0, model=None):
+        super().__init__()
+        self._store, self._names, self.batch_size = store, list(names), batch_size
+        self._shuffle, self._views = shuffle, views
+        self._random = np.random.default_rng(seed)
+        self.count = store.count // views
+        self._labels = store.read("labels", slice(0, store.count, views))
+        self._stored_weights = (
+            store.read("sample_weights", slice(0, store.count, views)) if "sample_weights" in store.specs else None
+        )
+        self._weights, self._model = self._stored_weights, model
+        self._order = np.arange(self.count)
+        self._view = np.zeros(self.count, "int64")
+        self._draw()
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __getitem__(self, index):
+        images = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = images * self._views + self._view[images]
+        features = tuple(self._store.read(name, rows) for name in self._names)  # the tail casts them, many times faster
+        labels = self._labels[images]
+        if self._model is not None:
+            labels = several_outputs.for_every_output(self._model, labels)
+        batch = (features[0] if len(features) == 1 else features, labels)
+        return batch if self._weights is None else (*batch, self._weights[images])
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the data brought sample weights."""
+        return self._stored_weights is not None
+
+    def weigh(self, class_weight: dict | None) -> None:
+        """Multiply the sample weights by those of the classes: Keras takes these neither with several outputs nor, from a
+        `tf.data.Dataset`, with classes left out."""
+        self._weights = several_outputs.sample_weights(self._labels, class_weight, self._stored_weights)
+
+    def on_epoch_end(self):
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._shuffle:
+            self._order = self._random.permutation(self.count)
+        if self._views > 1:
+            self._view = self._random.integers(0, self._views, self.count)
+
+
+class _PassOnStop(keras.callbacks.Callback):
+    """Callbacks act on the whole model; the loop that has to stop is the tail's."""
+
+    def __init__(self, tail):
+        super().__init__()
+        self._tail = tail
+
+    def on_train_begin(self, logs=None):
+        self.model.stop_training = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._pass_on()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._pass_on()
+
+    def _pass_on(self):
+        if self.model.stop_training:
+            self._tail.stop_training = True
+
+
+@contextlib.contextmanager
+def _state_in_reach(model, tail):
+    """Let callbacks that change weights in mid-epoch ask the whole model for its state; on JAX the tail holds it then."""
+    if not hasattr(tail, "jax_state_sync"):
+        yield
+        return
+    model.jax_state_sync = tail.jax_state_sync
+    try:
+        yield
+    finally:
+        del model.jax_state_sync
+
+
+class Session:
+    """The features of training and validation images, and training on them; close it when done.
+
+    Args:
+        model: the whole model.
+        plan: with the cuts of all phases, in the order of `Cut.trunk`'s outputs.
+        train: the training images.
+        validation: the validation images, or `None`.
+        options: how to store.
+        verbose: 0 says nothing.
+
+    Raises:
+        StoreError, DataError: see `extract`.
+    """
+
+    def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
+        self._model, self._plan, self._train_rows, self._validation_rows = model, plan, train, validation
+        self._options, self._tails, self._batches = options, {}, {}
+        self._stack = contextlib.ExitStack()
+        backend.keep_freed_memory()
+        self._stack.callback(backend.give_memory_back)
+        trunk = Trunk(plan, options, verbose)
+        total = None if train.count is None else train.count * plan.views + ((validation and validation.count) or 0)
+        try:
+            self._train = self._keep(extract(trunk, train, views=plan.views, part="train", count_all=total))
+            self._validation = None
+            if validation is not None:
+                self._validation = self._keep(extract(trunk, validation, views=1, part="validation", count_all=total))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The cuts of the plan."""
+        return self._plan.cuts
+
+    def close(self) -> None:
+        """Let go of the stores; temporary ones are removed."""
+        self._stack.close()
+
+    def _keep(self, store):
+        self._stack.callback(store.close)
+        return store
+
+    def fit(self, cut: Cut, *, callbacks=None, epochs=1, verbose="auto", initial_epoch=0, **arguments):
+        """Train the tail behind a cut as `model.fit` would train the model; return the `History`.
+
+        The callbacks see the whole model. Arguments are those of `fit` that don't say what the data is.
+        """
+        compiling.check_ready(self._model)
+        tail = self._compiled_tail(cut)
+        train = self._batches_of(cut, "train")
+        if several_outputs.has_several(tail) or not train.weighted:  # Keras itself refuses both, of a single output
+            train.weigh(arguments.pop("class_weight", None))
+        verbose = 1 if verbose == "auto" else verbose
+        inner = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else None
+        used = list(inner.callbacks if inner else callbacks or [])
+        used = [one for one in used if not isinstance(one, (keras.callbacks.ProgbarLogger, keras.callbacks.History))]
+        history = keras.callbacks.History()
+        callback_list = keras.callbacks.CallbackList(
+            [history, *used, _PassOnStop(tail)],
+            add_history=False,
+            add_progbar=bool(verbose),
+            verbose=verbose,
+            epochs=epochs,
+            steps=len(train),
+            model=self._model,
+        )
+        tail.history = history
+        backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
+        with _state_in_reach(self._model, tail):
+            tail.fit(
+                self._data(cut, "train"),
+                validation_data=self._data(cut, "validation"),
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                verbose=verbose,
+                shuffle=False,  # the batches shuffle themselves
+                callbacks=callback_list,
+                **arguments,
+            )
+        self._model.history = history
+        return history
+
+    def evaluate(self, cut: Cut) -> dict | None:
+        """Return the logs of the model on the validation images, or `None` where there are none."""
+        data = self._data(cut, "validation")
+        return None if data is None else self._compiled_tail(cut).evaluate(data, verbose=0, return_dict=True)
+
+    def _compiled_tail(self, cut):
+        """Return the tail, compiled with the model's own optimizer, losses and metrics; anew after a recompile."""
+        model = self._model
+        if id(cut) not in self._tails:
+            self._tails[id(cut)] = (self._new_tail(cut), None)
+        tail, optimizer = self._tails[id(cut)]
+        if optimizer is not model.optimizer:
+            model.optimizer.build(model.trainable_variables)
+            tail.compile(optimizer=model.optimizer, auto_scale_loss=False, **compiling.compile_settings(model))
+            self._tails[id(cut)] = (tail, model.optimizer)
+        return tail
+
+    def _new_tail(self, cut):
+        tail = cut.tail()
+        if several_outputs.has_several(tail):
+            # losses and metrics are known by them; a nested model's outputs are called by other names than its layers
+            tail.output_names = several_outputs.output_names(self._model)
+        return tail
+
+    def _data(self, cut, part):
+        """Return the batches as `fit` is given them, or `None` where there are none."""
+        batches = self._batches_of(cut, part)
+        return None if batches is None else backend.batches_for_fit(batches)
+
+    def _batches_of(self, cut, part):
+        store, rows = (self._train, self._train_rows) if part == "train" else (self._validation, self._validation_rows)
+        if store is None:
+            return None
+        if (id(cut), part) not in self._batches:
+            is_train, tail = part == "train", self._compiled_tail(cut)
+            batch_size = self._train_rows.batch_size if is_train else rows.batch_size
+            if not is_train and several_outputs.has_several(tail):
+                batch_size = several_outputs.even_batch_size(store.count, batch_size)
+            self._batches[id(cut), part] = FeatureBatches(
+                store,
+                self._names(cut),
+                batch_size=batch_size,
+                shuffle=rows.shuffles and is_train,
+                views=self._plan.views if is_train else 1,
+                seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
+                model=tail if several_outputs.has_several(tail) else None,
+            )
+        return self._batches[id(cut), part]
+
+    def _names(self, cut) -> list[str]:
+        """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, each once."""
+        places = {id(tensor): index for index, tensor in enumerate(tensors_of(self._plan.cuts))}
+        return [f"features_{places[id(tensor)]}" for tensor in cut.tensors]
