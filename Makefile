@@ -3,17 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all test-jax test-gpu notebooks docs docs-test lint format clean
+.PHONY: help quickstart test test-all test-jax test-gpu notebooks docs docs-test tree lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
 	@echo "make test-all     the same with the slow sweeps"
 	@echo "make test-jax     the core's tests on the JAX backend"
-	@echo "make test-gpu     on a GPU: the same answers and the same training as plain Keras"
+	@echo "make test-gpu     on a GPU: the same outputs and the same training as plain Keras"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
 	@echo "make docs         build the documentation site (docs/_build/html)"
 	@echo "make docs-test    open every page of it in a headless Chromium"
+	@echo "make tree         draw the package's tree from its code (docs/images/tree.svg)"
 	@echo "make format       let ruff format the code"
 
 quickstart: $(VENV)/.demo
@@ -38,7 +39,7 @@ test-gpu: $(VENV)/.test
 notebooks: $(VENV)/.test
 	$(BIN)/python notebooks/tools.py run $(if $(filter 1,$(KERASTL_FAST)),,--keep) $(ONLY)
 
-# Always anew: what was built before would hide warnings, and pages that are gone
+# Always from nothing: what was built before would hide warnings, and pages that are gone
 docs: $(VENV)/.docs
 	rm -rf docs/_build
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
@@ -46,6 +47,9 @@ docs: $(VENV)/.docs
 
 docs-test: docs $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_docs_site.py -m docs -rs
+
+tree: $(VENV)/bin/python
+	$(BIN)/python docs/draw_tree.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

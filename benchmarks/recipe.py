@@ -6,7 +6,7 @@
 224×224, a quarter of `count` as validation. Both in one process, on the same images. Plain Keras gets them without
 tf.data's autotuning, which makes its epochs longer by chance on TensorFlow 2.21 (docs/performance.md); with `--autotuning`
 it gets arrays, as users pass them. With `--parity`, one epoch of each phase without shuffling, a float32 store, Keras as
-the engine: the largest difference between the two models' answers. With `--spread`, the whole recipe over three seeds, by
+the engine: the largest difference between the two models' outputs. With `--spread`, the whole recipe over three seeds, by
 `fit` and by `kerastl.fit`, the weights of the last epoch in both: accuracies on test images; with `--same-order`, each seed's
 images in one order for all, without shuffling.
 Also runs with KERAS_BACKEND=jax or torch where TensorFlow is not installed.
@@ -93,18 +93,18 @@ def compare(arguments, count) -> dict:
     images, labels = photographs(count + count // 4, arguments.size)
     train, validation = (images[:count], labels[:count]), (images[count:], labels[count:])
     epochs = (arguments.head_epochs, arguments.fine_tune_epochs)
-    seconds, peaks, answers, phases = {}, {}, {}, {}
+    seconds, peaks, predicted, phases = {}, {}, {}, {}
     for name in arguments.order.split(","):
         model = build(arguments.network, arguments.head, arguments.size, 0)
         with Measured() as measured:
             result = (plain_keras if name == "plain" else with_kerastl)(model, train, validation, epochs)
         seconds[name], peaks[name] = measured.seconds, measured.peak_bytes
         phases[name] = getattr(result, "seconds", None)
-        answers[name] = model.predict(validation[0], verbose=0, batch_size=32)
+        predicted[name] = model.predict(validation[0], verbose=0, batch_size=32)
     print(
         "kerastl's phases, seconds:", {name: round(value, 1) for name, value in phases["kerastl"].items()}, flush=True
     )
-    accuracy = {name: float((values.argmax(axis=1) == validation[1]).mean()) for name, values in answers.items()}
+    accuracy = {name: float((values.argmax(axis=1) == validation[1]).mean()) for name, values in predicted.items()}
     return {
         "network": arguments.network,
         "head": arguments.head,
@@ -124,19 +124,19 @@ def parity(arguments) -> dict:
     count = 64
     images, labels = photographs(count + 32, arguments.size)
     train, validation = (images[:count], labels[:count]), (images[count:], labels[count:])
-    answers = []
+    predicted = []
     exact = kerastl.CacheOptions(dtype="float32", engine="keras")
     plain = functools.partial(plain_keras, shuffle=False)
     for run in (plain, functools.partial(step_by_step, cache=exact, shuffle=False)):
         model = build(arguments.network, arguments.head, arguments.size, 0)
         before = model.predict(validation[0], verbose=0)
         run(model, train, validation, (1, 1))
-        answers.append(model.predict(validation[0], verbose=0))
+        predicted.append(model.predict(validation[0], verbose=0))
     return {
         "network": arguments.network,
         "head": arguments.head,
-        "largest difference of probabilities": float(np.abs(answers[0] - answers[1]).max()),
-        "largest change by training": float(np.abs(answers[0] - before).max()),
+        "largest difference of probabilities": float(np.abs(predicted[0] - predicted[1]).max()),
+        "largest change by training": float(np.abs(predicted[0] - before).max()),
     }
 
 
@@ -165,8 +165,8 @@ def spread(arguments) -> list[dict]:
             model = build(arguments.network, arguments.head, arguments.size, seed)
             order = np.random.default_rng(seed).permutation(count) if arguments.same_order else slice(None)
             run(model, (train[0][order], train[1][order]), validation, epochs)
-            answers = model.predict(test[0], verbose=0)
-            scores.append(float((answers.argmax(axis=1) == test[1]).mean()))
+            predicted = model.predict(test[0], verbose=0)
+            scores.append(float((predicted.argmax(axis=1) == test[1]).mean()))
             print(name, seed, round(scores[-1], 4), flush=True)
         row = {"variant": name, "mean": float(np.mean(scores)), "standard deviation": float(np.std(scores, ddof=1))}
         rows.append({**row, "scores": " ".join(f"{score:.3f}" for score in scores)})

@@ -26,7 +26,7 @@ def one(count: int, size: int) -> None:
     drawn_at, trained_at = [], []
 
     class Drawn(keras.utils.PyDataset):
-        """Noise whose mean tells the class; drawn anew, the same for the same index."""
+        """Noise whose mean tells the class; drawn again, the same for the same index."""
 
         def __len__(self):
             return count // 100

@@ -3,7 +3,7 @@
     python notebooks/tools.py run                  all of them, at full size; nothing is written
     python notebooks/tools.py run --keep 01 02     these two, and write the outputs back
     python notebooks/tools.py run --fast           at the FAST size; so does KERASTL_FAST=1
-    python notebooks/tools.py fill                 badge, install and set-up cells anew, from the `url` in setup.cfg
+    python notebooks/tools.py fill                 badge, install and set-up cells again, from the `url` in setup.cfg
 
 A run fails on an error, on anything written to standard error by a cell without the tag `warns` (and on a silent cell with
 it), and on a cell or a notebook over its time. See notebooks/README.md.
@@ -256,7 +256,7 @@ def clean(notebook, name: str) -> None:
 
 
 def fill(notebook, name: str) -> None:
-    """Write the badge and the cells for installing and versions anew, in place."""
+    """Write the badge and the cells for installing and versions again, in place."""
     header = notebook.cells[0]
     lines = [line for line in header.source.splitlines() if not line.startswith("[![Open in Colab]")]
     header.source = re.sub(r"\n{3,}", "\n\n", "\n".join([lines[0], "", badge(name), "", *lines[1:]]))
@@ -322,7 +322,7 @@ def main(argv=None) -> int:
     run.add_argument("--keep", action="store_true", help="write the outputs into the notebooks that ran well")
     run.add_argument("--time-factor", type=float, default=1.0, help="how many times its time each may take")
     run.set_defaults(command=_run_command)
-    filling = commands.add_parser("fill", help="write badge, install and set-up cells anew")
+    filling = commands.add_parser("fill", help="write badge, install and set-up cells again")
     filling.add_argument("names", nargs="*")
     filling.set_defaults(command=_fill_command)
     arguments = parser.parse_args(argv)
