@@ -101,7 +101,9 @@ def draw() -> str:
     for number, lines in enumerate(tree_lines()):
         merged = _beside(lines)
         height = _HEIGHT * len(merged) + 10
-        body.append(f'<rect x="8" y="{top}" width="{_WIDTH - 16}" height="{height - 4}" rx="6" fill="{_COLOURS[number % 2]}"/>')
+        body.append(
+            f'<rect x="8" y="{top}" width="{_WIDTH - 16}" height="{height - 4}" rx="6" fill="{_COLOURS[number % 2]}"/>'
+        )
         for index, pieces in enumerate(merged):
             y = top + 22 + _HEIGHT * index
             body += [f'<text x="{x}" y="{y}" {styles[style]}>{html.escape(text)}</text>' for x, style, text in pieces]
