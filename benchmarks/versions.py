@@ -1,7 +1,7 @@
 """Two checkouts against each other: one command, run in turn in each, and the ratio of a figure that it prints, pair by pair.
 
-    python benchmarks/versions.py ../before . --pairs 5 --figure "kerastl s" -- benchmarks/recipe.py --network mobilenet_v2 --order kerastl
-    python benchmarks/versions.py ../before . --figure "kerastl, litert, from arrays" -- benchmarks/extract.py --network mobilenet_v2
+    python benchmarks/versions.py ../before . --figure "kerastl s" -- benchmarks/recipe.py --order kerastl
+    python benchmarks/versions.py ../before . --pairs 7 --figure "kerastl, litert" -- benchmarks/extract.py
 
 The command is run by this Python with the checkout on its path and `--json FILE` behind it. Which checkout goes first changes
 from pair to pair. The ratio is the second checkout's figure through the first one's.
@@ -18,16 +18,11 @@ import tempfile
 
 
 def figures_of(rows) -> dict:
-    """Return every number of a benchmark's rows by its column, or by its row's name where rows are named in a column `what`."""
+    """Return every number of a benchmark's rows by its column, with the row's name in front where there are several."""
     found = {}
     for row in rows:
-        prefix = (
-            f"{row['what']}: "
-            if "what" in row
-            else f"{row['images']} images: "
-            if len(rows) > 1 and "images" in row
-            else ""
-        )
+        name = row.get("what") or (f"{row['images']} images" if len(rows) > 1 and "images" in row else "")
+        prefix = f"{name}: " if name else ""
         found |= {prefix + name: value for name, value in row.items() if isinstance(value, (int, float))}
     return found
 
