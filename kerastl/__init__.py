@@ -24,7 +24,8 @@ _HOMES = {
     "kerastl.export.exporting": ["export_model"],
     "kerastl.features.plan": ["CacheOptions", "CachePlan", "plan_cache"],
     "kerastl.models.freezing": ["TrainableSummary", "freeze", "list_blocks", "trainable_summary", "unfreeze"],
-    "kerastl.lab.gradients": ["dead_relu_fraction", "diagnose_depth", "gradient_norms"],
+    "kerastl.lab.diagnosis": ["diagnose_depth"],
+    "kerastl.lab.gradients": ["dead_relu_fraction", "gradient_norms"],
     "kerastl.models.graph": ["Block"],
     "kerastl.models.heads": ["build_classifier"],
     "kerastl.evaluation.plots": [

@@ -76,7 +76,9 @@ class Printed:
 
 
 class NamedRows(Printed, tuple):
-    """A tuple of dataclasses with a `name` that prints as a table; a row is found by index or by name."""
+    """A tuple of dataclasses that prints as a table; a row is found by index or by its name, the field `key`."""
+
+    key = "name"
 
     def __getitem__(self, key):
         if isinstance(key, slice):
@@ -84,9 +86,10 @@ class NamedRows(Printed, tuple):
         if not isinstance(key, str):
             return super().__getitem__(key)
         for row in self:
-            if row.name == key:
+            if getattr(row, self.key) == key:
                 return row
-        raise KeyError(f"No row of that name.{nearest(key, [row.name for row in self])} {received(name=key)}")
+        names = [getattr(row, self.key) for row in self]
+        raise KeyError(f"No row of that name.{nearest(key, names)} {received(name=key)}")
 
     def to_rows(self) -> list[dict]:
         """Return the rows as dictionaries, for `pandas.DataFrame`."""

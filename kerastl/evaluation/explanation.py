@@ -1,6 +1,10 @@
-"""Grad-CAM: which part of an image speaks for a class."""
+"""Grad-CAM: which part of an image speaks for a class. And how a layer is found and read, which the lab does too.
 
-import dataclasses
+A model is opened up into one flat graph that shares its layers (`models.flatten`): a tensor inside a nested backbone is
+then a tensor like any other, whatever preprocessing and augmentation stand in front of it.
+"""
+
+import collections
 
 import keras
 import numpy as np
@@ -8,12 +12,18 @@ import numpy as np
 from kerastl import keras_internals
 from kerastl.backend import check_gradients, gradients_of
 from kerastl.checks import check_count, nearest, received
-from kerastl.errors import ArgumentError, ModelError
-from kerastl.evaluation.places import as_maps, find_node, image_batch, input_values, operations_of, read
+from kerastl.data.batches import check_images
+from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models import graph, outputs
 from kerastl.models.flatten import flatten_model
 
 _LOCAL_POOLING = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
+
+# Activations as operations (`keras.ops.relu(x)`), which hold no weights and change no shape
+_ACTIVATION_OPERATIONS = {
+    *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu", "LogSigmoid", "LogSoftmax", "Relu"),
+    *("Relu6", "Selu", "Sigmoid", "Silu", "Softmax", "Softplus", "Softsign", "SquarePlus", "Tanh"),
+}
 
 
 def grad_cam(
@@ -48,44 +58,38 @@ def grad_cam(
     Raises:
         BackendError: a backend other than TensorFlow and JAX.
         ModelError: no such layer (the nearest names are given), no layer with height and width, a subclassed model, a
-            model with several inputs, one that is no classifier, or answers with NaN.
+            model with several inputs, one that is no classifier, or whose outputs are NaN.
         ArgumentError: a class that there isn't.
         DataError: images that the model doesn't take.
     """
     check_gradients()
-    batch_size = check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size)
     flat = flatten_model(model)
     images = image_batch(model, flat, images)
     classes = _classes(model, class_index, len(images))
-    score = _score(model, flat)
-    place = _default_place(model, flat, score) if layer is None else _named_place(model, flat, score, layer)
+    end, before_activation = _score_place(model, flat)
+    place = _default_place(model, flat, end) if layer is None else _named_place(model, flat, end, layer)
     parts = []
-    for start in range(0, len(images), batch_size):
-        chosen = None if classes is None else classes[start : start + batch_size]
-        parts.append(_coarse_maps(flat, images[start : start + batch_size], place, score, chosen))
+    for number, known in enumerate(input_batches(flat, images, batch_size)):
+        chosen = None if classes is None else classes[number * batch_size :][:batch_size]
+        parts.append(_coarse_maps(flat, known, place, (end, before_activation), chosen))
     return _enlarge(np.concatenate(parts), images.shape[1:3])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Score:
-    """Where the class scores are read: at a node of the flat graph, before its activation or behind it."""
-
-    node: object
-    before_activation: bool
-
-    def read(self, flat, known):
-        """Return `(batch, classes)`; one unit `s` becomes two columns, `-s` and `s`."""
-        values = read(flat, known, self.node, before_activation=self.before_activation)
-        values = keras.ops.cast(keras.ops.reshape(values, (values.shape[0], -1)), "float32")
-        return keras.ops.concatenate([-values, values], axis=1) if values.shape[1] == 1 else values
-
-
-def _score(model, flat) -> _Score:
+def _score_place(model, flat) -> tuple:
+    """Return the node of the flat graph whose class scores count, and whether they are read before its activation."""
     output = flat.outputs[outputs.main_index(model)]
     node = outputs.deciding_node(output)
     if id(node) not in {id(one) for one in graph.nodes_in_order(flat)}:  # it lies in a model that can't be opened up
-        return _Score(keras_internals.node_of(output), before_activation=False)
-    return _Score(node, before_activation=outputs.output_kind(model) in ("softmax", "sigmoid"))
+        return keras_internals.node_of(output), False
+    return node, outputs.output_kind(model) in ("softmax", "sigmoid")
+
+
+def _scores(flat, known, node, before_activation):
+    """Return the class scores, `(batch, classes)`; one unit `s` becomes two columns, `-s` and `s`."""
+    values = read(flat, known, node, before_activation=before_activation)
+    values = keras.ops.cast(keras.ops.reshape(values, (values.shape[0], -1)), "float32")
+    return keras.ops.concatenate([-values, values], axis=1) if values.shape[1] == 1 else values
 
 
 def _classes(model, class_index, count: int) -> np.ndarray | None:
@@ -103,16 +107,28 @@ def _classes(model, class_index, count: int) -> np.ndarray | None:
     return np.broadcast_to(asked, (count,)).astype("int32")
 
 
-def _default_place(model, flat, score):
-    last = graph.last_spatial_node(flat, [score.node.outputs[0]])
-    chain = graph.dominators(flat, [score.node.outputs[0]])
-    before = chain[: chain.index(last) + 1] if last is not None else []
-    for node in reversed(before):
+def _default_place(model, flat, end):
+    last = graph.last_spatial_node(flat, end.outputs)
+    chain = graph.dominators(flat, end.outputs)
+    for node in reversed(chain[: chain.index(last) + 1] if last is not None else []):
         if _has_places(node.outputs[0]) and not isinstance(node.operation, _LOCAL_POOLING):
             return node
     raise ModelError(
         f"The model {model.name!r} has no layer with weights and with height and width that everything passes before "
         "pooling. Name one with `layer=`."
+    )
+
+
+def _named_place(model, flat, end, layer: str):
+    node = find_node(model, flat, layer)
+    leading = [one for one in graph.nodes_in_order(flat, end.outputs) if one is not end and _has_places(one.outputs[0])]
+    if any(one is node for one in leading):
+        return node
+    inside = {id(one.operation) for one in leading}
+    names = [path.rpartition("/")[2] for path, one in operations_of(model).items() if id(one) in inside]
+    raise ModelError(
+        f"Expected a layer with height and width that leads to the main output.{nearest(layer, names)} "
+        f"{received(layer=layer, output_shape=tuple(node.outputs[0].shape))}"
     )
 
 
@@ -122,30 +138,15 @@ def _has_places(tensor) -> bool:
     return graph.has_grid(tensor) and tuple(sides) != (1, 1)
 
 
-def _named_place(model, flat, score, layer: str):
-    node = find_node(model, flat, layer)
-    leading = graph.ancestors([score.node.outputs[0]])
-    if id(node) in leading and node is not score.node and _has_places(node.outputs[0]):
-        return node
-    fitting = [one for one in graph.nodes_in_order(flat, [score.node.outputs[0]]) if _has_places(one.outputs[0])]
-    inside = {id(one.operation) for one in fitting if one is not score.node}
-    names = [path.rpartition("/")[2] for path, one in operations_of(model).items() if id(one) in inside]
-    raise ModelError(
-        f"Expected a layer with height and width that leads to the main output.{nearest(layer, names)} "
-        f"{received(layer=layer, output_shape=tuple(node.outputs[0].shape))}"
-    )
-
-
-def _coarse_maps(flat, images, place, score, classes) -> np.ndarray:
+def _coarse_maps(flat, known, place, score, classes) -> np.ndarray:
     """Return the maps at the layer's own size, `(batch, rows, columns)`, at least zero."""
     tensor = place.outputs[0]
-    known = input_values(flat, images)
     features = keras.ops.cast(read(flat, known, place), "float32")
     variable = keras.Variable(features, dtype="float32")
 
     def chosen_scores():
         features = keras.ops.cast(keras.ops.convert_to_tensor(variable), tensor.dtype)
-        scores = score.read(flat, {**known, id(tensor): features})
+        scores = _scores(flat, {**known, id(tensor): features}, *score)
         chosen = keras.ops.argmax(scores, axis=1) if classes is None else classes
         # Images don't see each other in inference mode, so the gradient of the sum holds each image's own
         return keras.ops.sum(keras.ops.take_along_axis(scores, chosen[:, None], axis=1))
@@ -156,8 +157,8 @@ def _coarse_maps(flat, images, place, score, classes) -> np.ndarray:
     heat = np.maximum((maps * weights).sum(axis=-1), 0)
     if not np.isfinite(heat).all():
         raise ModelError(
-            "The model answers NaN or infinity: its weights were ruined in training (a learning rate that is too high, as "
-            "a rule) or the pixels hold NaN."
+            "The model's outputs are NaN or infinite: its weights were ruined in training (a learning rate that is too high, "
+            "as a rule) or the pixels hold NaN."
         )
     return heat
 
@@ -168,3 +169,163 @@ def _enlarge(heat: np.ndarray, size) -> np.ndarray:
     grown = np.maximum(keras.ops.convert_to_numpy(grown)[..., 0], 0)
     largest = grown.max(axis=(1, 2), keepdims=True)
     return np.divide(grown, largest, out=np.zeros_like(grown), where=largest > 0)
+
+
+def find_node(model: keras.Model, flat: keras.Model, name: str):
+    """Return the node of the flat graph that a layer's output comes from; of a shared layer the last one.
+
+    Args:
+        model: as the user has it.
+        flat: of `flatten_model`.
+        name: of a layer, an operation or a nested model; with the names of the nested models in front
+            (`"backbone/conv1"`) where several layers are called the same.
+
+    Raises:
+        ModelError: no layer of that name, several, or one that the graph doesn't show.
+    """
+    operation, nodes = named(operations_of(model), name), graph.nodes_in_order(flat)
+    shown = {id(node.operation) for node in nodes}
+    while id(operation) not in shown and graph.is_walkable(operation):  # a nested model: what gives its output
+        operation = keras_internals.node_of(graph.functional_of(operation).outputs[0]).operation
+    if id(operation) not in shown:
+        raise ModelError(
+            f"The layer {name!r} lies in a subclassed model, whose graph can't be followed. "
+            "Take the output of that model as a whole, by its name."
+        )
+    return [node for node in nodes if node.operation is operation][-1]
+
+
+def operations_of(model: keras.Model) -> dict:
+    """Return `{path: layer, operation or nested model}` of all that is below a model, inputs left out.
+
+    The path has the names of the nested models in front.
+    """
+    found = {}
+    for one in graph.functional_of(model).operations if graph.is_walkable(model) else model.layers:
+        if not isinstance(one, keras.layers.InputLayer):
+            found[one.name] = one
+        if isinstance(one, keras.Model):
+            found |= {f"{one.name}/{path}": inner for path, inner in operations_of(one).items()}
+    return found
+
+
+def named(operations: dict, name: str):
+    """Return what has this path, or else this name in any nested model.
+
+    Raises:
+        ModelError: nothing has, or several have.
+    """
+    if name in operations:
+        return operations[name]
+    paths = {path: one for path, one in operations.items() if path.rpartition("/")[2] == name}
+    if len({id(one) for one in paths.values()}) > 1:
+        raise ModelError(
+            f"Several layers are called so. Pass one of {', '.join(map(repr, paths))}. {received(layer=name)}"
+        )
+    if not paths:
+        names = dict.fromkeys([path.rpartition("/")[2] for path in operations] + list(operations))
+        raise ModelError(f"No layer of that name.{nearest(name, names)} {received(layer=name)}")
+    return next(iter(paths.values()))
+
+
+def image_batch(model: keras.Model, flat: keras.Model, images) -> np.ndarray:
+    """Return images as an array `(batch, height, width, channels)` that fits the model; one image becomes a batch.
+
+    Raises:
+        ModelError: the model has several inputs.
+        DataError: no images, or of another size than the model takes.
+    """
+    if len(flat.inputs) != 1:
+        raise ModelError(f"Expected a model with one input, of images. {received(inputs=len(flat.inputs))}")
+    expected = "Expected an array of images, (batch, height, width, channels), all of the size that the model takes."
+    try:
+        array = keras.ops.convert_to_numpy(images) if keras.ops.is_tensor(images) else np.asarray(images)
+    except ValueError as error:  # a list of images of several sizes
+        raise DataError(f"{expected} {received(images=type(images).__name__)}") from error
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.dtype.kind not in "buif" or not len(array):
+        raise DataError(f"{expected} {received(shape=array.shape, dtype=str(array.dtype))}")
+    check_images(model, array[:0])  # of an empty batch it checks the size alone: models of others scale differently
+    return array
+
+
+def input_batches(flat: keras.Model, x, batch_size: int):
+    """Yield `{id of an input of the flat graph: its values}` for one batch after the other.
+
+    Args:
+        flat: of `flatten_model`.
+        x: an array, or a list of arrays with one for each input.
+        batch_size: of all but the last, which may be smaller.
+    """
+    inputs = list(x) if isinstance(x, (list, tuple)) else [x]
+    for start in range(0, len(inputs[0]), batch_size):
+        part = [keras.ops.convert_to_tensor(one[start : start + batch_size]) for one in inputs]
+        pairs = zip(flat.inputs, part, strict=True)
+        yield {id(tensor): keras.ops.cast(values, tensor.dtype) for tensor, values in pairs}
+
+
+def read(flat: keras.Model, known: dict, node, *, before_activation: bool = False):
+    """Run the graph in inference mode, as far as needed, and return the tensor that a node gives.
+
+    Args:
+        flat: of `flatten_model`.
+        known: `{id of a KerasTensor: its value}`; nothing before them runs.
+        node: of the flat graph.
+        before_activation: return what the node's activation is given instead.
+    """
+    operation, kind = node.operation, type(node.operation)
+    is_activation = ".layers.activations." in kind.__module__ or kind.__name__ in _ACTIVATION_OPERATIONS
+    # Recurrent layers use theirs inside
+    ends_in_one = callable(getattr(operation, "activation", None)) and not isinstance(operation, keras.layers.RNN)
+    if not before_activation or not (is_activation or ends_in_one):
+        return run(flat, known, [node.outputs[0]])[id(node.outputs[0])]
+    values = run(flat, known, node.input_tensors)
+    if is_activation:
+        return values[id(node.input_tensors[0])]
+    # A twin that shares all else with the layer, weights included; `copy.copy` would save the layer and load it again
+    twin = object.__new__(kind)
+    vars(twin).update({**vars(operation), "activation": keras.activations.linear})
+    arguments, options = node.arguments.fill_in(values)
+    return graph.call_in_inference(twin, arguments, options)[0]
+
+
+def run(flat: keras.Model, known: dict, wanted, watch=None) -> dict:
+    """Run the graph in inference mode, as far as needed, and return `{id: value}` of the wanted tensors.
+
+    What no later node takes is let go on the way. `watch(node, outputs)` sees what each node gives.
+    """
+    values, needed = dict(known), _nodes_behind(known, wanted)
+    nodes = [node for node in graph.nodes_in_order(flat, wanted) if id(node) in needed]
+    uses = collections.Counter(
+        id(tensor) for tensor in [*wanted, *(one for node in nodes for one in node.input_tensors)]
+    )
+    for node in nodes:
+        outputs = graph.call_in_inference(node.operation, *node.arguments.fill_in(values))
+        if watch is not None:
+            watch(node, outputs)
+        for tensor, value in zip(node.outputs, outputs, strict=True):
+            values.setdefault(id(tensor), value)
+        for tensor in node.input_tensors:
+            uses[id(tensor)] -= 1
+            if not uses[id(tensor)]:
+                values.pop(id(tensor), None)
+    return values
+
+
+def _nodes_behind(known: dict, wanted) -> set[int]:
+    """Return the ids of the nodes that must run to get from the known tensors to the wanted ones."""
+    needed, stack = set(), list(wanted)
+    while stack:
+        tensor = stack.pop()
+        node = keras_internals.node_of(tensor)
+        if id(tensor) not in known and id(node) not in needed:
+            needed.add(id(node))
+            stack.extend(node.input_tensors)
+    return needed
+
+
+def as_maps(values) -> np.ndarray:
+    """Return a tensor as a float32 array, feature maps with their channels last."""
+    array = keras.ops.convert_to_numpy(keras.ops.cast(values, "float32"))
+    is_first = array.ndim == 4 and keras.config.image_data_format() == "channels_first"
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if is_first else array

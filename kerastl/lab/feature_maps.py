@@ -1,12 +1,11 @@
-"""What a layer answers to images, and what it looks for."""
+"""What a layer makes of images, and what it looks for."""
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_count, nearest, received
 from kerastl.errors import ModelError
-from kerastl.evaluation.places import as_maps, find_node, image_batch, input_values, named, read
-from kerastl.lab.gradients.running import leaf_layers
+from kerastl.evaluation.explanation import as_maps, find_node, image_batch, input_batches, named, operations_of, read
 from kerastl.models.flatten import flatten_model
 
 
@@ -35,15 +34,12 @@ def feature_maps(
         ModelError: no such layer (the nearest names are given), a subclassed model, or a model with several inputs.
         DataError: images that the model doesn't take.
     """
-    batch_size = check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size)
     flat = flatten_model(model)
     node = find_node(model, flat, layer)
     images = image_batch(model, flat, images)
-    parts = []
-    for start in range(0, len(images), batch_size):
-        known = input_values(flat, images[start : start + batch_size])
-        parts.append(as_maps(read(flat, known, node, before_activation=before_activation)))
-    return np.concatenate(parts)
+    batches = input_batches(flat, images, batch_size)
+    return np.concatenate([as_maps(read(flat, one, node, before_activation=before_activation)) for one in batches])
 
 
 def layer_filters(model: keras.Model, layer: str) -> np.ndarray:
@@ -60,11 +56,11 @@ def layer_filters(model: keras.Model, layer: str) -> np.ndarray:
     Raises:
         ModelError: no such layer, or it is no two-dimensional convolution (the nearest are given).
     """
-    layers = dict(leaf_layers(model))
-    found = named(layers, layer)
+    operations = operations_of(model)
+    found = named(operations, layer)
     kernel = _kernel(found)
     if kernel is None:
-        convolutions = [path.rpartition("/")[2] for path, one in layers.items() if _kernel(one) is not None]
+        convolutions = [path.rpartition("/")[2] for path, one in operations.items() if _kernel(one) is not None]
         near = nearest(layer, convolutions) or f" Convolutions are {', '.join(map(repr, convolutions[:5]))}, …"
         raise ModelError(
             f"Expected a two-dimensional convolution, which has filters.{near if convolutions else ''} "

@@ -11,7 +11,7 @@ from keras import layers
 
 import kerastl
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
-from kerastl.features import CacheOptions
+from kerastl.features.plan import CacheOptions
 from kerastl.lab import pruning
 from kerastl.models import freezing
 from kerastl.training import recipe as training

@@ -15,7 +15,8 @@ from kerastl.errors import ArgumentError, BackendError
 from kerastl.evaluation import plots
 from kerastl.features import litert
 from kerastl.lab import comparison as compare
-from kerastl.lab.comparison import BackboneComparison, ComparedBackbone, Latency, Top1
+from kerastl.lab.comparison import BackboneComparison, ComparedBackbone, Latency
+from kerastl.lab.published import TOP1, Top1
 from tests import models
 
 needs_litert = pytest.mark.skipif(
@@ -106,8 +107,8 @@ def test_without_litert_the_extra_is_named(monkeypatch):
 
 
 def test_every_backbone_has_a_published_accuracy_with_its_source():
-    assert set(compare.TOP1) == set(kerastl.list_backbones())
-    assert all(50 < top1.percent < 90 and top1.source for top1 in compare.TOP1.values())
+    assert set(TOP1) == set(kerastl.list_backbones())
+    assert all(50 < top1.percent < 90 and top1.source for top1 in TOP1.values())
 
 
 def test_published_mobilenet_v3_is_what_keras_says():
@@ -115,7 +116,7 @@ def test_published_mobilenet_v3_is_what_keras_says():
     for name, row in (("mobilenet_v3_small", "small"), ("mobilenet_v3_large", "large")):
         text = getattr(keras.applications, f"MobileNetV3{row.title()}").__doc__
         line = next(line for line in text.splitlines() if f"{name}_1.0_224" in line)
-        assert f"{compare.TOP1[name].percent}" in line
+        assert f"{TOP1[name].percent}" in line
 
 
 def test_median_and_quartiles():
@@ -151,7 +152,7 @@ def test_the_table_prints_renders_and_turns_into_rows():
         row_of("one", 12.0), row_of("two", None, top1=None, macs=2.5e9, problems=["float32: no <Erfinv>"])
     )
     text = str(found)
-    for part in ("224×160 pixels, 10 classes", "2.27 M", "300.00 M", "2.50 G", "9.0 MiB", "70.0 %", "12.0 (11.4–13.2)"):
+    for part in ("224×160 pixels, 10 classes", "2.27 M", "300.00 M", "2.50 G", "9.44 MB", "70.0 %", "12.0 (11.4–13.2)"):
         assert part in text
     assert "two: float32: no <Erfinv>" in text
     assert max(map(len, text.splitlines())) < 120

@@ -6,12 +6,6 @@ little.
 
 import dataclasses
 
-KERAS = "Keras documentation, keras.io/api/applications"
-MOBILENET_V3 = "Keras documentation of MobileNetV3, checkpoint {}_1.0_224"
-TORCHVISION = "torchvision documentation, {}_Weights.IMAGENET1K_V1"
-SHUFFLENET = "the authors' repository, megvii-model/ShuffleNet-Series, ShuffleNetV1 1.0x (group=3)"
-EFFICIENTNET_LITE = "the authors' repository, tensorflow/tpu, models/official/efficientnet/lite"
-
 
 @dataclasses.dataclass(frozen=True)
 class Top1:
@@ -26,7 +20,7 @@ class Top1:
     source: str
 
 
-_KERAS_PERCENT = {
+_BY_KERAS = {
     "xception": 79.0,
     "vgg16": 71.3,
     "vgg19": 71.3,
@@ -67,15 +61,18 @@ _KERAS_PERCENT = {
     "convnext_xlarge": 86.7,
 }
 
+_MOBILENET_V3 = "Keras documentation of MobileNetV3, checkpoint {}_1.0_224"
+_TORCHVISION = "torchvision documentation, {}_Weights.IMAGENET1K_V1"
+
 TOP1: dict[str, Top1] = {
-    **{name: Top1(percent, KERAS) for name, percent in _KERAS_PERCENT.items()},
-    "mobilenet_v3_small": Top1(68.1, MOBILENET_V3.format("mobilenet_v3_small")),
-    "mobilenet_v3_large": Top1(75.6, MOBILENET_V3.format("mobilenet_v3_large")),
+    **{name: Top1(percent, "Keras documentation, keras.io/api/applications") for name, percent in _BY_KERAS.items()},
+    "mobilenet_v3_small": Top1(68.1, _MOBILENET_V3.format("mobilenet_v3_small")),
+    "mobilenet_v3_large": Top1(75.6, _MOBILENET_V3.format("mobilenet_v3_large")),
     # The networks of kerastl.models.networks follow these to the layer; weights of that accuracy come with the last alone
-    "resnet18": Top1(69.758, TORCHVISION.format("ResNet18")),
-    "resnet34": Top1(73.314, TORCHVISION.format("ResNet34")),
-    "squeezenet": Top1(58.092, TORCHVISION.format("SqueezeNet1_0")),
-    "shufflenet": Top1(67.8, SHUFFLENET),
-    "efficientnet_lite0": Top1(75.1, EFFICIENTNET_LITE),
+    "resnet18": Top1(69.758, _TORCHVISION.format("ResNet18")),
+    "resnet34": Top1(73.314, _TORCHVISION.format("ResNet34")),
+    "squeezenet": Top1(58.092, _TORCHVISION.format("SqueezeNet1_0")),
+    "shufflenet": Top1(67.8, "the authors' repository, megvii-model/ShuffleNet-Series, ShuffleNetV1 1.0x (group=3)"),
+    "efficientnet_lite0": Top1(75.1, "the authors' repository, tensorflow/tpu, models/official/efficientnet/lite"),
 }
 """By the names of `list_backbones`, built with their default options."""

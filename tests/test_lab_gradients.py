@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from kerastl.errors import ArgumentError, BackendError, DataError, ModelError
-from kerastl.lab import gradients
-from kerastl.lab.gradients import dead_relu_fraction, diagnose_depth, gradient_norms
+from kerastl.lab import diagnosis as verdicts
+from kerastl.lab.diagnosis import diagnose_depth
+from kerastl.lab.gradients import dead_relu_fraction, gradient_norms
 
 layers = keras.layers
 
@@ -98,6 +99,10 @@ def test_a_model_with_auxiliary_outputs_uses_its_compiled_losses():
     norms = gradient_norms(both, x, {"head": y, "auxiliary": y})
     assert {"head", "auxiliary"} <= {row.layer for row in norms}
     assert norms["auxiliary"].gradient_norm > 0
+    main = gradient_norms(both, x, y)  # one array of labels: the main output's
+    assert main["auxiliary"].gradient_norm == 0
+    assert 0 < main.loss < norms.loss
+    assert diagnose_depth(both, x, y).loss == pytest.approx(np.log(CLASSES), rel=0.5)
 
 
 def test_other_backends_are_refused_by_name(monkeypatch):
@@ -192,10 +197,10 @@ def samples(seed, *, noise, count=300):
 
 
 FAULTS = {
-    "sigmoid": (lambda: deep_network("sigmoid", shortcuts=False), False, gradients.VANISHING),
-    "shortcuts and ReLU": (lambda: deep_network("relu", shortcuts=True), False, gradients.HEALTHY),
-    "noise": (oversized_network, True, gradients.NOTHING_TO_LEARN),
-    "learnable": (oversized_network, False, gradients.HEALTHY),
+    "sigmoid": (lambda: deep_network("sigmoid", shortcuts=False), False, verdicts.VANISHING),
+    "shortcuts and ReLU": (lambda: deep_network("relu", shortcuts=True), False, verdicts.HEALTHY),
+    "noise": (oversized_network, True, verdicts.NOTHING_TO_LEARN),
+    "learnable": (oversized_network, False, verdicts.HEALTHY),
 }
 
 
@@ -210,7 +215,7 @@ def test_networks_built_to_have_each_fault_get_the_right_verdict(fault, seed):
 
 def test_a_sigmoid_network_fails_whatever_the_labels_and_the_evidence_says_how():
     diagnosis = diagnose_depth(deep_network("sigmoid", shortcuts=False), *samples(0, noise=True))
-    assert diagnosis.verdict == gradients.VANISHING
+    assert diagnosis.verdict == verdicts.VANISHING
     assert diagnosis.change_per_layer < 0.5
     assert diagnosis.total_change < 1e-20
     assert diagnosis.straightness > 0.9
@@ -224,7 +229,7 @@ def test_an_exploding_gradient_is_told():
         x = layers.Dense(32, activation="tanh", kernel_initializer=keras.initializers.RandomNormal(stddev=2.0))(x)
     model = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", kernel_initializer="zeros")(x))
     model.layers[-1].set_weights([np.full((32, CLASSES), 1e-3) * np.arange(CLASSES), np.zeros(CLASSES)])
-    assert diagnose_depth(model, *samples(0, noise=False)).verdict == gradients.EXPLODING
+    assert diagnose_depth(model, *samples(0, noise=False)).verdict == verdicts.EXPLODING
 
 
 def test_no_gradient_at_all_is_told():
@@ -233,12 +238,12 @@ def test_no_gradient_at_all_is_told():
     x = layers.Dense(8, activation="relu", use_bias=False)(dead)
     model = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", use_bias=False)(x))
     diagnosis = diagnose_depth(model, *samples(0, noise=False))
-    assert diagnosis.verdict == gradients.NO_GRADIENT
+    assert diagnosis.verdict == verdicts.NO_GRADIENT
     assert dead_relu_fraction(model, samples(0, noise=False)[0])[0].dead_fraction == 1
 
 
 def test_noise_learned_by_heart_is_nothing_on_new_data_and_a_rule_is_something():
-    for noise, verdict in ((True, gradients.NOTHING_TO_LEARN), (False, gradients.HEALTHY)):
+    for noise, verdict in ((True, verdicts.NOTHING_TO_LEARN), (False, verdicts.HEALTHY)):
         model = oversized_network()
         model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
         x, y = samples(0, noise=noise, count=600)
@@ -256,7 +261,7 @@ def test_a_convolutional_network_and_one_hot_labels(pattern):
     if pattern == "stripes":
         x[np.arange(120), 2 * y] += 0.7
     diagnosis = diagnose_depth(small_model(nested=True), x, np.eye(CLASSES)[y])
-    assert diagnosis.verdict == (gradients.HEALTHY if pattern == "stripes" else gradients.NOTHING_TO_LEARN)
+    assert diagnosis.verdict == (verdicts.HEALTHY if pattern == "stripes" else verdicts.NOTHING_TO_LEARN)
     assert diagnosis.label_entropy == pytest.approx(np.log(CLASSES))
 
 
@@ -266,7 +271,7 @@ def test_a_pattern_that_is_not_linear_is_seen():
     y = (x[:, 0] * x[:, 1] > 0).astype(int)  # exclusive or: no single feature tells anything
     inputs = keras.Input((2,))
     model = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(layers.Dense(16, activation="relu")(inputs)))
-    assert diagnose_depth(model, x, y).verdict == gradients.HEALTHY
+    assert diagnose_depth(model, x, y).verdict == verdicts.HEALTHY
 
 
 def test_rare_classes_alone_are_no_signal():
@@ -275,7 +280,7 @@ def test_rare_classes_alone_are_no_signal():
     inputs = keras.Input((INPUTS,))
     model = keras.Model(inputs, layers.Dense(2)(layers.Dense(32, activation="relu")(inputs)))
     diagnosis = diagnose_depth(model, x, y)
-    assert diagnosis.verdict == gradients.NOTHING_TO_LEARN
+    assert diagnosis.verdict == verdicts.NOTHING_TO_LEARN
     assert diagnosis.label_entropy < np.log(2) / 1.5
 
 

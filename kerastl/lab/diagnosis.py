@@ -1,4 +1,8 @@
-"""What is wrong with a deep classifier that doesn't learn: the verdict, and the evidence."""
+"""What is wrong with a deep classifier that doesn't learn: does the gradient vanish, or is there nothing in the data?
+
+Both look like a loss that doesn't fall. The verdict rests on the gradient norms over depth, on the loss, and on whether
+features tell anything about the labels: the Hilbert-Schmidt independence criterion against shuffled labels.
+"""
 
 import dataclasses
 
@@ -7,12 +11,12 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.errors import DataError
-from kerastl.lab.gradients.norms import GradientNorms, gradient_norms
-from kerastl.lab.gradients.rows import cell
-from kerastl.lab.gradients.running import has_kernel, leaf_layers
-from kerastl.lab.gradients.signal import LARGEST_COUNT, features_and_outputs, label_signal
-from kerastl.models.outputs import count_classes, output_kind
-from kerastl.tables import html_table, text_table
+from kerastl.evaluation.explanation import as_maps, input_batches, operations_of, run
+from kerastl.lab.gradients import GradientNorms, gradient_norms, readable
+from kerastl.models.flatten import flatten_model
+from kerastl.models.graph import nodes_in_order
+from kerastl.models.outputs import count_classes, main_index, output_kind
+from kerastl.tables import Printed, Table
 
 VANISHING = "vanishing gradient"
 EXPLODING = "exploding gradient"
@@ -32,10 +36,16 @@ _SMALLEST_DEPTH = 6
 _LEARNED = 0.95
 # Chance of calling pure noise learnable
 _SIGNIFICANCE = 0.005
+_SHUFFLES = 999
+
+# More images make a surer verdict, and matrices that grow with their square
+_LARGEST_COUNT = 512
+_LARGEST_FEATURES = 1024
+_FEATURE_LAYERS = 6
 
 
-@dataclasses.dataclass(frozen=True)
-class DepthDiagnosis:
+@dataclasses.dataclass(frozen=True, repr=False)
+class DepthDiagnosis(Printed):
     """A verdict, and what it rests on.
 
     Attributes:
@@ -69,21 +79,16 @@ class DepthDiagnosis:
         fields = [field.name for field in dataclasses.fields(self) if field.name != "norms"]
         return [{name: getattr(self, name) for name in fields}]
 
-    def __str__(self) -> str:
-        return f"{self.verdict}: {self.reason}\n\n{text_table(('measured', ''), self._cells(), right={1})}"
-
-    def _repr_html_(self) -> str:
-        return html_table(("measured", ""), self._cells(), right={1}, title=f"{self.verdict}: {self.reason}")
-
-    def _cells(self) -> list[tuple[str, str]]:
-        return [
-            ("loss on the data (nats)", cell(self.loss)),
-            ("entropy of the labels (nats)", cell(self.label_entropy)),
-            ("gradient, from a layer to the one before", f"× {cell(self.change_per_layer)}"),
-            ("gradient, from the last layer to the first", f"× {cell(self.total_change)}"),
-            ("straightness of its logarithm (R²)", cell(self.straightness)),
-            ("chance of such features with shuffled labels", cell(self.signal_p_value)),
+    def _tables(self) -> list[Table]:
+        cells = [
+            ("loss on the data (nats)", readable(self.loss)),
+            ("entropy of the labels (nats)", readable(self.label_entropy)),
+            ("gradient, from a layer to the one before", f"× {readable(self.change_per_layer)}"),
+            ("gradient, from the last layer to the first", f"× {readable(self.total_change)}"),
+            ("straightness of its logarithm (R²)", readable(self.straightness)),
+            ("chance of such features with shuffled labels", readable(self.signal_p_value)),
         ]
+        return [Table(("measured", ""), cells, right={1}, title=f"{self.verdict}: {self.reason}")]
 
 
 def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int = 0) -> DepthDiagnosis:
@@ -117,11 +122,11 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
         ModelError: no classifier, nothing trainable, or a subclassed model.
     """
     check_count("batch_size", batch_size)
-    labels = _class_indices(y, len(x), count_classes(model))[:LARGEST_COUNT]
+    labels = _class_indices(y, len(x), count_classes(model))[:_LARGEST_COUNT]
     norms = gradient_norms(model, x[:batch_size], y[:batch_size])
-    features, outputs = features_and_outputs(model, x[:LARGEST_COUNT], batch_size)
+    features, outputs = _features_and_outputs(model, x[:_LARGEST_COUNT], batch_size)
     frequencies = np.bincount(labels) / len(labels)
-    p_value, layer = label_signal(features, labels, seed)
+    p_value, layer = _label_signal(features, labels, seed)
     evidence = {
         **_trend(model, norms),
         "loss": _cross_entropy(outputs, output_kind(model), labels),
@@ -149,8 +154,8 @@ def _verdict(norms, evidence) -> str:
 
 def _reason(verdict, norms, evidence) -> str:
     ends = (
-        f"The gradient's norm is {cell(norms[-1].gradient_norm)} in the last layer and "
-        f"{cell(norms[0].gradient_norm)} in the first"
+        f"The gradient's norm is {readable(norms[-1].gradient_norm)} in the last layer and "
+        f"{readable(norms[0].gradient_norm)} in the first"
     )
     straight = f"geometrically (R² {evidence['straightness']:.2f})"
     shuffled = f"than with shuffled ones (p = {evidence['signal_p_value']:.3f})"
@@ -182,21 +187,112 @@ def _reason(verdict, norms, evidence) -> str:
 
 def _trend(model, norms) -> dict[str, float]:
     """Fit a line to the logarithms of the kernels' gradient norms over depth."""
-    kernels = {path for path, layer in leaf_layers(model) if has_kernel(layer.trainable_variables)}
-    values = np.array([row.gradient_norm for row in norms if row.layer in kernels])
+    layers = operations_of(model)
+    values = np.array([row.gradient_norm for row in norms if _has_kernel(layers[row.layer].trainable_variables)])
     if len(values) < _SMALLEST_DEPTH or not np.isfinite(values).all() or not values.any():
         return {"change_per_layer": 1.0, "total_change": 1.0, "straightness": 0.0}
     # Zeros have fallen below float32's range: they count as the smallest number
     logarithms = np.log(np.maximum(values, np.finfo("float32").smallest_subnormal))
     depths = np.arange(len(values))
-    slope, start = np.polyfit(depths, logarithms, 1)
-    spread = ((logarithms - logarithms.mean()) ** 2).sum()
-    rest = ((logarithms - start - slope * depths) ** 2).sum()
+    slope = np.polyfit(depths, logarithms, 1)[0]
     return {
         "change_per_layer": float(np.exp(-slope)),
         "total_change": float(np.exp(-slope * (len(values) - 1))),
-        "straightness": float(1 - rest / spread) if spread else 0.0,
+        "straightness": float(np.corrcoef(depths, logarithms)[0, 1] ** 2) if np.ptp(logarithms) else 0.0,
     }
+
+
+def _has_kernel(weights) -> bool:
+    """Tell whether one of the weights is a matrix or a filter, not a bias or a factor per channel."""
+    return any(len(weight.shape) > 1 for weight in weights)
+
+
+def _features_and_outputs(model, x, batch_size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Run a classifier and keep its main output, and what goes into some of its layers with kernels.
+
+    Returns:
+        By layer name `(count, features)` for the first, the last and up to four layers between, feature maps averaged
+        over a coarse grid; and the main output, `(count, units)`.
+    """
+    flat, first_runs = flatten_model(model), {}
+    for node in nodes_in_order(flat):
+        if _has_kernel(getattr(node.operation, "weights", ())):
+            first_runs.setdefault(node.operation, node.input_tensors[0])
+    places = np.linspace(0, len(first_runs) - 1, min(_FEATURE_LAYERS, len(first_runs))).round().astype(int)
+    chosen = [list(first_runs.items())[place] for place in places]
+    wanted = [tensor for _, tensor in chosen] + [flat.outputs[main_index(model)]]
+    parts = []
+    for known in input_batches(flat, x, batch_size):
+        values = run(flat, known, wanted)
+        parts.append([_flat(values[id(tensor)]) for tensor in wanted])
+    *features, outputs = [np.concatenate(values) for values in zip(*parts, strict=True)]
+    paths = {one: path for path, one in reversed(operations_of(model).items())}
+    return {paths[layer]: values for (layer, _), values in zip(chosen, features, strict=True)}, outputs
+
+
+def _label_signal(features: dict[str, np.ndarray], labels: np.ndarray, seed: int) -> tuple[float, str]:
+    """Test whether the features of any layer go with the labels.
+
+    For each layer the Hilbert-Schmidt independence criterion (Gretton et al., "A kernel statistical test of
+    independence", 2007) between its features and the classes, with a linear and with a Gaussian kernel (of the median
+    distance), is compared with its values for shuffled labels, in their standard deviations. The largest of all counts;
+    for every shuffling too, so that looking at several layers doesn't make noise look like signal.
+
+    Args:
+        features: `(count, features)` by layer name.
+        labels: class indices, `(count,)`.
+        seed: of the shufflings.
+
+    Returns:
+        The p-value, `1 / (_SHUFFLES + 1)` at least, and the name of the layer whose input goes with the labels best.
+    """
+    kernels = {(name, kind): kernel for name, values in features.items() for kind, kernel in _kernels(values).items()}
+    if not kernels:
+        return 1.0, ""
+    flat = np.stack([kernel.ravel() for kernel in kernels.values()], axis=1).astype("float32")
+    generator = np.random.default_rng(seed)
+    shuffled = np.stack([labels, *(labels[generator.permutation(len(labels))] for _ in range(_SHUFFLES))])
+    # The kernels are centred, so the classes' kernel, which is 1 for two of the same class, need not be
+    strengths = np.concatenate(
+        [
+            (part[:, :, None] == part[:, None, :]).reshape(len(part), -1).astype("float32") @ flat
+            for part in np.array_split(shuffled, 50)
+        ]
+    )
+    deviations = strengths.std(axis=0)
+    standardized = (strengths - strengths.mean(axis=0)) / np.where(deviations > 0, deviations, 1)
+    largest = standardized.max(axis=1)
+    best = list(kernels)[standardized[0].argmax()][0]
+    return float((largest >= largest[0]).mean()), best
+
+
+def _kernels(values) -> dict[str, np.ndarray]:
+    """Return the centred kernel matrices of standardized features; none where all features are constant."""
+    centred = values - values.mean(axis=0)
+    deviations = centred.std(axis=0)
+    used = deviations > 1e-6 * np.abs(values).max(initial=0)
+    if not used.any():
+        return {}
+    scaled = centred[:, used] / deviations[used]
+    linear = scaled @ scaled.T
+    squares = np.diag(linear)
+    distances = np.maximum(squares[:, None] + squares[None, :] - 2 * linear, 0)
+    gaussian = np.exp(-distances / max(np.median(distances), 1e-12))
+    gaussian = gaussian - gaussian.mean(axis=0) - gaussian.mean(axis=1)[:, None] + gaussian.mean()
+    return {"linear": linear / np.linalg.norm(linear), "gaussian": gaussian / np.linalg.norm(gaussian)}
+
+
+def _flat(values) -> np.ndarray:
+    """Return `(count, features)`: feature maps averaged over the finest grid of at most 8×8 that leaves few features."""
+    values = as_maps(values).astype("float64")
+    if values.ndim != 4:
+        return values.reshape(len(values), -1)
+    channels = values.shape[3]
+    grid = next(size for size in (8, 4, 2, 1) if size * size * channels <= _LARGEST_FEATURES or size == 1)
+    for axis, length in enumerate(values.shape[1:3], start=1):
+        edges = np.linspace(0, length, min(grid, length), endpoint=False).astype(int)
+        values = np.add.reduceat(values, edges, axis=axis)
+    return values.reshape(len(values), -1)
 
 
 def _cross_entropy(outputs, kind, labels) -> float:
@@ -221,6 +317,6 @@ def _class_indices(y, count, classes) -> np.ndarray:
         raise DataError(
             f"Expected labels from 0 to {classes - 1}, the classes of the model. {received(y=np.unique(labels)[:10])}"
         )
-    if len(np.unique(labels[:LARGEST_COUNT])) < 2:
+    if len(np.unique(labels[:_LARGEST_COUNT])) < 2:
         raise DataError(f"All labels are the same: there is nothing to tell apart. {received(y=np.unique(labels))}")
     return labels.astype(int)
