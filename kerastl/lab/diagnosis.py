@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_count, received
+from kerastl.data.batches import label_kind
 from kerastl.errors import DataError
 from kerastl.evaluation.explanation import as_maps, input_batches, operations_of, run
 from kerastl.lab.gradients import GradientNorms, gradient_norms, readable
@@ -24,9 +25,8 @@ NO_GRADIENT = "no gradient"
 NOTHING_TO_LEARN = "nothing to learn"
 HEALTHY = "healthy"
 
-# A gradient that changes by this factor from one end of the network to the other is out of the range of one learning
-# rate. With random weights seven families of keras.applications stay within a factor of 50, SqueezeNet (which has no
-# BatchNorm) within 250
+# A gradient that changes so much from one end of the network to the other is out of one learning rate's range. With random
+# weights seven families of keras.applications stay within a factor of 50, SqueezeNet (which has no BatchNorm) within 250
 _RANGE = 1e4
 # How much of the logarithm's variance a straight line must explain for the fall to be called geometric
 _STRAIGHT = 0.7
@@ -125,12 +125,12 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
     labels = _class_indices(y, len(x), count_classes(model))[:_LARGEST_COUNT]
     norms = gradient_norms(model, x[:batch_size], y[:batch_size])
     features, outputs = _features_and_outputs(model, x[:_LARGEST_COUNT], batch_size)
-    frequencies = np.bincount(labels) / len(labels)
+    shares = np.bincount(labels) / len(labels)
     p_value, layer = _label_signal(features, labels, seed)
     evidence = {
         **_trend(model, norms),
         "loss": _cross_entropy(outputs, output_kind(model), labels),
-        "label_entropy": float(-sum(share * np.log(share) for share in frequencies if share)),
+        "label_entropy": float(-sum(share * np.log(share) for share in shares if share)),
         "signal_p_value": p_value,
         "signal_layer": layer,
     }
@@ -140,14 +140,12 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
 
 def _verdict(norms, evidence) -> str:
     gradients = [row.gradient_norm for row in norms]
-    if not np.isfinite(gradients).all() or not np.isfinite(evidence["loss"]):
+    if not np.isfinite([*gradients, evidence["loss"]]).all():
         return EXPLODING
     if not any(gradients):
         return NO_GRADIENT
-    if evidence["straightness"] >= _STRAIGHT and evidence["total_change"] <= 1 / _RANGE:
-        return VANISHING
-    if evidence["straightness"] >= _STRAIGHT and evidence["total_change"] >= _RANGE:
-        return EXPLODING
+    if evidence["straightness"] >= _STRAIGHT and not 1 / _RANGE < evidence["total_change"] < _RANGE:
+        return VANISHING if evidence["total_change"] < 1 else EXPLODING
     has_learned = evidence["loss"] < _LEARNED * evidence["label_entropy"]
     return HEALTHY if has_learned or evidence["signal_p_value"] <= _SIGNIFICANCE else NOTHING_TO_LEARN
 
@@ -306,17 +304,11 @@ def _cross_entropy(outputs, kind, labels) -> float:
     return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels], 1e-37)).mean())
 
 
-def _class_indices(y, count, classes) -> np.ndarray:
+def _class_indices(y, count: int, classes: int) -> np.ndarray:
     labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        labels = labels.argmax(axis=1)
-    labels = labels.reshape(-1)
-    if len(labels) != count or not count:
-        raise DataError(f"Expected one label for each of the {count} images. {received(labels=len(labels))}")
-    if not np.equal(np.mod(labels, 1), 0).all() or labels.min() < 0 or labels.max() >= classes:
-        raise DataError(
-            f"Expected labels from 0 to {classes - 1}, the classes of the model. {received(y=np.unique(labels)[:10])}"
-        )
+    if not count or not labels.ndim or len(labels) != count:
+        raise DataError(f"Expected one label for each of the {count} images. {received(labels=labels.shape)}")
+    labels = labels.argmax(axis=1) if label_kind(labels, classes) == "one-hot" else labels.reshape(-1)
     if len(np.unique(labels[:_LARGEST_COUNT])) < 2:
         raise DataError(f"All labels are the same: there is nothing to tell apart. {received(y=np.unique(labels))}")
     return labels.astype(int)

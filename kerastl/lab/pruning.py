@@ -1,14 +1,14 @@
 """Magnitude pruning: set the smallest weights to zero, keep them there while the rest trains, and see what it brings.
 
-It makes a file smaller once it is zipped. It makes nothing faster: the zeros are multiplied like all other numbers. The
-measurements stand in docs/pruning.md.
+A file smaller once it is zipped, and nothing faster: zeros are multiplied like all other numbers. See docs/pruning.md.
 """
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 import warnings
 import zlib
-from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -17,14 +17,14 @@ from kerastl import keras_internals
 from kerastl.checks import check_choice, check_fraction, nearest, received
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
 from kerastl.models import graph
-from kerastl.tables import html_table, text_table
+from kerastl.tables import Printed, Table
 
-SCOPES = ("layer", "global")
+_SCOPES = ("layer", "global")
 
 # What is pruned when nothing is said. TensorFlow's Model Optimization Toolkit leaves depthwise kernels out as well.
-PRUNED_LAYERS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose, keras.layers.SeparableConv2D, keras.layers.Dense)
+_PRUNED_LAYERS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose, keras.layers.SeparableConv2D, keras.layers.Dense)
 
-# The masks of a gradual pruning are set anew so many times. Zhu and Gupta (2017) do it every 100 to 1000 steps, of
+# The masks of a gradual pruning are renewed so many times. Zhu and Gupta (2017) do it every 100 to 1000 steps, of
 # trainings that are far longer than a fine-tuning
 _MASK_UPDATES = 50
 
@@ -32,12 +32,11 @@ _MASK_UPDATES = 50
 def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "layer") -> keras.Model:
     """Set the weights of smallest magnitude to zero, in place: the part `sparsity` of the chosen kernels.
 
-    Frozen layers are pruned too. The accuracy falls; train on with `kerastl.keep_pruned()` among the callbacks, or the
-    first step of training fills the zeros up. `kerastl.gradual_pruning` prunes while it trains, which costs less accuracy at
-    high sparsities. Weights that are zero already stay zero.
+    Frozen layers are pruned too; biases and BatchNorm never, and depthwise kernels only if they are named: they are few (3 %
+    of MobileNetV2's weights), and each has nine weights or so to do its work with. Weights that are zero stay zero.
 
-    Biases and BatchNorm are never pruned. Neither are depthwise kernels, unless they are named: they are few (3 % of
-    MobileNetV2's weights), and each has nine weights or so to do its work with.
+    The accuracy falls. Train on with `kerastl.keep_pruned()` among the callbacks, or the first step fills the zeros up.
+    `kerastl.gradual_pruning` prunes while it trains, which costs less accuracy at high sparsities.
 
     Args:
         model: a built model, flat, nested or Sequential, compiled or not.
@@ -58,9 +57,9 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
         KerastlWarning: nothing is left of a kernel, as can happen with `scope="global"`.
     """
     check_fraction("sparsity", sparsity, zero=True, one=False)
-    check_choice("scope", scope, SCOPES)
+    check_choice("scope", scope, _SCOPES)
     kernels = _chosen_kernels(model, layers)
-    masks = _masks([_as_array(kernel) for kernel in kernels], sparsity, scope)
+    masks = _masks(kernels, sparsity, scope)
     _apply(kernels, masks)
     emptied = [kernel.name for kernel, mask in zip(kernels, masks, strict=True) if not mask.any()]
     if emptied:
@@ -75,7 +74,7 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
 def keep_pruned(*, layers=None) -> keras.callbacks.Callback:
     """Return a callback that keeps zero, through a training, what is zero in the chosen kernels when it starts.
 
-    For `kerastl.fit`, `fine_tune`, `transfer_learn` and `model.fit`, cached or not, on every backend. The zeros are put
+    For `model.fit`, `kerastl.fit`, `fine_tune` and `transfer_learn`, cached or not, on every backend. The zeros are put
     back after every step (every execution, where `steps_per_execution` is more than one).
 
     Args:
@@ -116,14 +115,8 @@ def gradual_pruning(
     """
     check_fraction("sparsity", sparsity, zero=True, one=False)
     check_fraction("ramp", ramp)
-    check_choice("scope", scope, SCOPES)
+    check_choice("scope", scope, _SCOPES)
     return _Pruning(float(sparsity), layers, scope, float(ramp))
-
-
-def cubic_sparsity(start: float, final: float, progress: float) -> float:
-    """Return the sparsity at a progress of 0 to 1 along the schedule of Zhu and Gupta (2017), equation 1."""
-    remaining = 1.0 - min(max(progress, 0.0), 1.0)
-    return final + (start - final) * remaining**3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +133,8 @@ class SparsityRow:
         return self.zeros / self.weights
 
 
-@dataclasses.dataclass(frozen=True)
-class SparsityReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SparsityReport(Printed):
     """How much of each kernel is zero; prints as a table, and renders as one in a notebook.
 
     Attributes:
@@ -170,22 +163,16 @@ class SparsityReport:
         """Return the rows as dictionaries, for pandas."""
         return [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in self.rows]
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        weights = sum(row.weights for row in self.rows)
-        body = [[row.name, row.kind, f"{row.weights:,}", f"{row.zeros:,}", f"{row.sparsity:.1%}"] for row in self.rows]
-        body.append(["all of these", "", f"{weights:,}", f"{self.zeros:,}", f"{self.sparsity:.1%}"])
-        return ["layer", "kind", "weights", "zeros", "sparsity"], body
-
-    def _title(self) -> str:
-        return f"{self.model_sparsity:.1%} of the model's {self.model_weights:,} weights are zeros of these kernels"
-
-    def __str__(self) -> str:
-        return text_table(*self._cells(), right={2, 3, 4}, title=self._title(), total=True)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html_table(*self._cells(), right={2, 3, 4}, title=self._title())
+    def _tables(self) -> list[Table]:
+        total = SparsityRow("all of these", "", sum(row.weights for row in self.rows), self.zeros)
+        cells = [
+            (row.name, row.kind, f"{row.weights:,}", f"{row.zeros:,}", f"{row.sparsity:.1%}")
+            for row in (*self.rows, total)
+        ]
+        title = f"{self.model_sparsity:.1%} of the model's {self.model_weights:,} weights are zeros of these kernels"
+        return [
+            Table(("layer", "kind", "weights", "zeros", "sparsity"), cells, right={2, 3, 4}, title=title, total=True)
+        ]
 
 
 def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
@@ -198,11 +185,10 @@ def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
     Raises:
         ArgumentError, ModelError: as `prune`.
     """
-    kernels = _chosen_kernels(model, layers)
     rows = []
-    for kernel in kernels:
-        values = _as_array(kernel)
-        rows.append(SparsityRow(kernel.name, kernel.kind, values.size, int((values == 0).sum())))
+    for kernel in _chosen_kernels(model, layers):
+        values = kernel.array()
+        rows.append(SparsityRow(kernel.name, type(kernel.layer).__name__, values.size, int((values == 0).sum())))
     return SparsityReport(tuple(rows), model.count_params())
 
 
@@ -216,37 +202,34 @@ def zipped_size(source) -> int:
     Raises:
         DataError: there is no such file.
     """
-    packer = zlib.compressobj(level=9)
-    return sum(len(packer.compress(piece)) for piece in _pieces(source)) + len(packer.flush())
-
-
-def _pieces(source):
     if isinstance(source, keras.Model):
-        for weight in source.weights:
-            yield np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes()
-        return
-    if not os.path.isfile(source):
+        pieces = (keras.ops.convert_to_numpy(weight).tobytes() for weight in source.weights)
+    elif os.path.isfile(source):
+        pieces = [pathlib.Path(source).read_bytes()]
+    else:
         raise DataError(f"Expected a model or the path of a file. {received(source=source)}")
-    with open(source, "rb") as file:
-        while piece := file.read(1 << 20):
-            yield piece
+    packer = zlib.compressobj(level=9)
+    return sum(len(packer.compress(piece)) for piece in pieces) + len(packer.flush())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
     """One weight to prune, with the layer that it belongs to."""
 
-    name: str
-    kind: str
-    variable: object
+    layer: keras.layers.Layer
+    variable: keras.Variable
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+    def array(self) -> np.ndarray:
+        return keras.ops.convert_to_numpy(self.variable)
 
 
-def _as_array(kernel: _Kernel) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(kernel.variable))
-
-
-def _masks(arrays, sparsity: float, scope: str) -> list[np.ndarray]:
-    """Return for each array where it stays: not at its zeros, nor at its smallest magnitudes up to the sparsity."""
+def _masks(kernels, sparsity: float, scope: str) -> list[np.ndarray]:
+    """Return for each kernel where it stays: not at its zeros, nor at its smallest magnitudes up to the sparsity."""
+    arrays = [kernel.array() for kernel in kernels]
     if scope == "layer":
         return [_mask(array, sparsity) for array in arrays]
     together = _mask(np.concatenate([array.ravel() for array in arrays]), sparsity)
@@ -274,26 +257,21 @@ def _apply(kernels, masks) -> None:
 def _chosen_kernels(model, layers) -> list[_Kernel]:
     found = _all_kernels(model)
     if layers is None:
-        chosen = [kernel for layer, kernel in found if isinstance(layer, PRUNED_LAYERS) and not _is_depthwise(layer)]
+        chosen = [kernel for kernel in found if isinstance(kernel.layer, _PRUNED_LAYERS) and not _is_depthwise(kernel)]
         if not chosen:
             raise ModelError(f"There is no convolution or dense layer in {model.name!r} to prune. Is it built?")
         return chosen
-    wanted = set()
-    for choice in [layers] if isinstance(layers, (str, type)) else _listed(layers):
-        wanted |= _matching(model, found, choice, layers)
-    return [kernel for _, kernel in found if id(kernel.variable) in wanted]
+    choices = [layers] if isinstance(layers, (str, type)) else list(layers) if np.iterable(layers) else []
+    if not choices:
+        raise ArgumentError(
+            f"`layers` must be a name of a layer or block, a layer class, or a list of them. {received(layers=layers)}"
+        )
+    wanted = set().union(*(_matching(model, found, choice, layers) for choice in choices))
+    return [kernel for kernel in found if id(kernel.variable) in wanted]
 
 
-def _listed(layers) -> list:
-    if isinstance(layers, Iterable) and (listed := list(layers)):
-        return listed
-    raise ArgumentError(
-        f"`layers` must be a name of a layer or block, a layer class, or a list of them. {received(layers=layers)}"
-    )
-
-
-def _all_kernels(model) -> list[tuple]:
-    """Return `(layer, kernel)` of every layer below the model that has one of floating-point numbers, each once."""
+def _all_kernels(model) -> list[_Kernel]:
+    """Return the floating-point kernels of all layers below the model, each once."""
     found = {}
     for layer in keras_internals.flatten_layers(model):
         variable = None
@@ -302,27 +280,27 @@ def _all_kernels(model) -> list[tuple]:
             variable = getattr(layer, "pointwise_kernel" if separable else "kernel", None)
         # a quantized layer's integers have no small magnitudes to spare; what isn't the layer's own weight is no kernel
         if isinstance(variable, keras.Variable) and "float" in str(variable.dtype) and len(variable.shape) > 1:
-            kernel = _Kernel(layer.name, type(layer).__name__, variable)
-            found.setdefault(id(variable), (layer, kernel))
+            found.setdefault(id(variable), _Kernel(layer, variable))
     return list(found.values())
 
 
-def _is_depthwise(layer) -> bool:
+def _is_depthwise(kernel: _Kernel) -> bool:
     """Tell whether a `Conv2D` has a group for each input channel, as ConvNeXt's have."""
-    return getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
+    return getattr(kernel.layer, "groups", 1) > 1 and kernel.variable.shape[-2] == 1
 
 
 def _matching(model, found, choice, layers) -> set[int]:
     """Return the ids of the kernels that one name or class means."""
     if isinstance(choice, type) and issubclass(choice, keras.layers.Layer):
-        matches = {id(kernel.variable) for layer, kernel in found if isinstance(layer, choice)}
-        name = choice.__name__
-        known = {kernel.kind for _, kernel in found}
+        matches = {id(kernel.variable) for kernel in found if isinstance(kernel.layer, choice)}
+        name, known = choice.__name__, {type(kernel.layer).__name__ for kernel in found}
     elif isinstance(choice, str):
-        names = {choice, *_layers_of_block(model, choice)}
-        matches = {id(kernel.variable) for layer, kernel in found if layer.name in names}
-        name = choice
-        known = {kernel.name for _, kernel in found}
+        names = {choice}
+        with contextlib.suppress(ModelError):  # no backbone, no blocks
+            blocks = graph.find_blocks(graph.find_backbone(model))
+            names |= {name for block in blocks if block.name == choice for name in block.layer_names}
+        matches = {id(kernel.variable) for kernel in found if kernel.name in names}
+        name, known = choice, {kernel.name for kernel in found}
     else:
         raise ArgumentError(f"`layers` must hold names and layer classes. {received(layers=layers)}")
     if matches:
@@ -331,14 +309,6 @@ def _matching(model, found, choice, layers) -> set[int]:
         f"No layer with a kernel to prune in {model.name!r} is meant by {name!r}.{nearest(name, sorted(known))} "
         f"{received(layers=layers)}"
     )
-
-
-def _layers_of_block(model, name: str) -> set[str]:
-    try:
-        blocks = graph.find_blocks(graph.find_backbone(model))
-    except ModelError:  # no backbone, no blocks
-        return set()
-    return {layer_name for block in blocks if block.name == name for layer_name in block.layer_names}
 
 
 class _Pruning(keras.callbacks.Callback):
@@ -353,13 +323,11 @@ class _Pruning(keras.callbacks.Callback):
         super().__init__()
         self.sparsity, self.layers, self.scope, self.ramp = sparsity, layers, scope, ramp
         self.reached, self.settled = 0.0, sparsity is None
-        self._kernels, self._masks, self._updates = [], [], 0
-        self._first_epoch = self._epoch = None
 
     def on_train_begin(self, logs=None):
         self._kernels = self._trained_kernels()
         self._updates, self._first_epoch, self.settled = 0, None, self.sparsity is None
-        self._set_masks([_as_array(kernel) != 0 for kernel in self._kernels])
+        self._set_masks([kernel.array() != 0 for kernel in self._kernels])
         self._start = self.reached
         if self.sparsity is None and not self.reached:
             self._warn(
@@ -382,8 +350,8 @@ class _Pruning(keras.callbacks.Callback):
             self._advance((batch + 1) / self.params["steps"])
 
     def on_train_end(self, logs=None):
-        arrays = [_as_array(kernel) for kernel in self._kernels]
-        filled = any((array[~mask] != 0).any() for array, mask in zip(arrays, self._numpy_masks, strict=True))
+        masks = map(keras.ops.convert_to_numpy, self._masks)
+        filled = any((kernel.array()[~mask] != 0).any() for kernel, mask in zip(self._kernels, masks, strict=True))
         _apply(self._kernels, self._masks)
         if filled:
             self._warn(
@@ -409,13 +377,13 @@ class _Pruning(keras.callbacks.Callback):
         if updates == self._updates:
             return
         self._updates = updates
-        due = cubic_sparsity(self._start, self.sparsity, updates / _MASK_UPDATES)
-        self._set_masks(_masks([_as_array(kernel) for kernel in self._kernels], due, self.scope))
+        remaining = 1 - updates / _MASK_UPDATES
+        due = self.sparsity + (self._start - self.sparsity) * remaining**3  # see `gradual_pruning`
+        self._set_masks(_masks(self._kernels, due, self.scope))
         _apply(self._kernels, self._masks)
         self.settled = updates >= _MASK_UPDATES
 
     def _set_masks(self, masks) -> None:
-        self._numpy_masks = masks
         self._masks = [keras.ops.convert_to_tensor(mask) for mask in masks]
         self.reached = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
 
