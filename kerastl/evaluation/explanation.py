@@ -5,6 +5,7 @@ then a tensor like any other, whatever preprocessing and augmentation stand in f
 """
 
 import collections
+import itertools
 
 import keras
 import numpy as np
@@ -19,11 +20,8 @@ from kerastl.models.flatten import flatten_model
 
 _LOCAL_POOLING = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
 
-# Activations as operations (`keras.ops.relu(x)`), which hold no weights and change no shape
-_ACTIVATION_OPERATIONS = {
-    *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu", "LogSigmoid", "LogSoftmax", "Relu"),
-    *("Relu6", "Selu", "Sigmoid", "Silu", "Softmax", "Softplus", "Softsign", "SquarePlus", "Tanh"),
-}
+# Activations as operations (`keras.ops.relu(x)`) are called as the functions are
+_ACTIVATION_OPERATIONS = {name.replace("_", "") for name in dir(keras.activations)}
 
 
 def grad_cam(
@@ -35,11 +33,9 @@ def grad_cam(
     2017): each feature map of a layer counts by the mean of the class score's gradient over it, the sum is cut off at
     zero, and brought to the image's size (bilinearly). As in the paper the score is the one *before* the softmax: the
     probability's gradient vanishes where the model is sure, and holds what speaks against other classes. Of one sigmoid
-    unit, which stands for class 1, class 0 has the negative score. Where the last activation is another one, or can't be
-    told, the output itself is the score.
+    unit, which stands for class 1, class 0 has the negative score. Any other output is the score itself.
 
-    Nested backbones, preprocessing and augmentation in the graph need no preparation; the model runs in inference mode
-    and stays as it is.
+    Nested backbones, preprocessing and augmentation need no preparation; the model runs in inference mode and stays as it is.
 
     Args:
         model: a classifier, Functional or Sequential, with one input; of several outputs the main one, the first, counts.
@@ -80,7 +76,7 @@ def _score_place(model, flat) -> tuple:
     """Return the node of the flat graph whose class scores count, and whether they are read before its activation."""
     output = flat.outputs[outputs.main_index(model)]
     node = outputs.deciding_node(output)
-    if id(node) not in {id(one) for one in graph.nodes_in_order(flat)}:  # it lies in a model that can't be opened up
+    if all(one is not node for one in graph.nodes_in_order(flat)):  # it lies in a model that can't be opened up
         return keras_internals.node_of(output), False
     return node, outputs.output_kind(model) in ("softmax", "sigmoid")
 
@@ -183,16 +179,15 @@ def find_node(model: keras.Model, flat: keras.Model, name: str):
     Raises:
         ModelError: no layer of that name, several, or one that the graph doesn't show.
     """
-    operation, nodes = named(operations_of(model), name), graph.nodes_in_order(flat)
-    shown = {id(node.operation) for node in nodes}
-    while id(operation) not in shown and graph.is_walkable(operation):  # a nested model: what gives its output
+    operation, shown = named(operations_of(model), name), {node.operation: node for node in graph.nodes_in_order(flat)}
+    while operation not in shown and graph.is_walkable(operation):  # a nested model: what gives its output
         operation = keras_internals.node_of(graph.functional_of(operation).outputs[0]).operation
-    if id(operation) not in shown:
-        raise ModelError(
-            f"The layer {name!r} lies in a subclassed model, whose graph can't be followed. "
-            "Take the output of that model as a whole, by its name."
-        )
-    return [node for node in nodes if node.operation is operation][-1]
+    if operation in shown:
+        return shown[operation]
+    raise ModelError(
+        f"The layer {name!r} lies in a subclassed model, whose graph can't be followed. "
+        "Take the output of that model as a whole, by its name."
+    )
 
 
 def operations_of(model: keras.Model) -> dict:
@@ -274,7 +269,7 @@ def read(flat: keras.Model, known: dict, node, *, before_activation: bool = Fals
         before_activation: return what the node's activation is given instead.
     """
     operation, kind = node.operation, type(node.operation)
-    is_activation = ".layers.activations." in kind.__module__ or kind.__name__ in _ACTIVATION_OPERATIONS
+    is_activation = ".layers.activations." in kind.__module__ or kind.__name__.lower() in _ACTIVATION_OPERATIONS
     # Recurrent layers use theirs inside
     ends_in_one = callable(getattr(operation, "activation", None)) and not isinstance(operation, keras.layers.RNN)
     if not before_activation or not (is_activation or ends_in_one):
@@ -294,11 +289,9 @@ def run(flat: keras.Model, known: dict, wanted, watch=None) -> dict:
 
     What no later node takes is let go on the way. `watch(node, outputs)` sees what each node gives.
     """
-    values, needed = dict(known), _nodes_behind(known, wanted)
+    values, needed = dict(known), graph.ancestors(wanted, known)
     nodes = [node for node in graph.nodes_in_order(flat, wanted) if id(node) in needed]
-    uses = collections.Counter(
-        id(tensor) for tensor in [*wanted, *(one for node in nodes for one in node.input_tensors)]
-    )
+    uses = collections.Counter(map(id, itertools.chain(wanted, *(node.input_tensors for node in nodes))))
     for node in nodes:
         outputs = graph.call_in_inference(node.operation, *node.arguments.fill_in(values))
         if watch is not None:
@@ -310,18 +303,6 @@ def run(flat: keras.Model, known: dict, wanted, watch=None) -> dict:
             if not uses[id(tensor)]:
                 values.pop(id(tensor), None)
     return values
-
-
-def _nodes_behind(known: dict, wanted) -> set[int]:
-    """Return the ids of the nodes that must run to get from the known tensors to the wanted ones."""
-    needed, stack = set(), list(wanted)
-    while stack:
-        tensor = stack.pop()
-        node = keras_internals.node_of(tensor)
-        if id(tensor) not in known and id(node) not in needed:
-            needed.add(id(node))
-            stack.extend(node.input_tensors)
-    return needed
 
 
 def as_maps(values) -> np.ndarray:

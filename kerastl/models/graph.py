@@ -112,15 +112,15 @@ def is_walkable(layer) -> bool:
     return isinstance(layer, keras.Model) and keras_internals.functional_inside(layer) is not None
 
 
-def ancestors(tensors) -> set[int]:
-    """Return the ids of all nodes that the tensors are computed from, their own included."""
-    seen, stack = set(), [keras_internals.node_of(tensor) for tensor in tensors]
+def ancestors(tensors, known=()) -> set[int]:
+    """Return the ids of all nodes that the tensors are computed from, their own included; from tensors of known ids on."""
+    seen, stack = set(), list(tensors)
     while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        stack.extend(keras_internals.node_of(tensor) for tensor in node.input_tensors)
+        tensor = stack.pop()
+        node = keras_internals.node_of(tensor)
+        if id(tensor) not in known and id(node) not in seen:
+            seen.add(id(node))
+            stack.extend(node.input_tensors)
     return seen
 
 
