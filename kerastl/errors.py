@@ -47,11 +47,7 @@ class StoreMismatchError(StoreError):
 
 
 class StoreDamagedError(StoreError):
-    """A store of features whose files are not what was written: cut short, changed or missing."""
-
-
-class StoreBusyError(StoreError):
-    """A store of features that another process is working on."""
+    """A store of features whose files are not what was written (cut short, changed or missing), or of another format."""
 
 
 class FeatureOverflowError(KerastlError, OverflowError):

@@ -8,27 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerastl.features.store import (
-    ArraySpec,
-    begin,
-)
+from kerastl.features.store import ArraySpec, begin
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK_FILE = "kerastl-store.lock"
 SPECS = (ArraySpec("features_0", (3, 5), "float16"), ArraySpec("labels", (), "int32"))
 COUNT = 50
 CHUNK = 8
 
 # The module without the packages around it, so that a child starts in a fraction of a second and without Keras
 CHILD = f"""
-import os, random, signal, sys, time, types
+import os, random, signal, sys, tempfile, time, types
 for name, place in (("kerastl", {str(ROOT / "kerastl")!r}), ("kerastl.features", {str(ROOT / "kerastl/features")!r})):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [place]
 import numpy as np
 from kerastl.features import store
 from kerastl.features.store import ArraySpec, begin, lock, open_store, temporary_store
-folder = sys.argv[1]
+store.SHARD_BYTES = 100_000
+folder = tempfile.tempdir = sys.argv[1]
 """
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="uses signals and fork")
@@ -40,9 +37,9 @@ def rows_from(first, stop=COUNT):
     return {"features_0": numbers[:, None, None] + np.arange(15).reshape(3, 5) / 16, "labels": numbers * 1000}
 
 
-def append_rest(writer, stop=COUNT):
-    for first in range(writer.rows_done, stop, CHUNK):
-        writer.append(rows_from(first, stop))
+def append_rest(writer):
+    for first in range(writer.rows_done, COUNT, CHUNK):
+        writer.append(rows_from(first))
 
 
 def begin_in(folder, **arguments):
@@ -62,7 +59,7 @@ def everything():
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != LOCK_FILE}
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def start_child(code, *arguments):

@@ -3,20 +3,13 @@
 import numpy as np
 import pytest
 
-from kerastl.errors import (
-    FeatureOverflowError,
-)
+from kerastl.errors import FeatureOverflowError
 from kerastl.features.casting import to_float16
-from kerastl.features.store import (
-    ArraySpec,
-    begin,
-    memory_store,
-    temporary_store,
-)
+from kerastl.features.store import ArraySpec, MemoryWriter, begin, temporary_store
 from tests.stores import CHUNK, COUNT, SPECS, append_rest, everything, rows_from
 
 
-@pytest.mark.parametrize("make", [memory_store, temporary_store])
+@pytest.mark.parametrize("make", [MemoryWriter, temporary_store])
 def test_values_that_float16_cannot_hold_are_refused_before_anything_is_written(make):
     with make(SPECS, COUNT) as writer:
         writer.append(rows_from(0))
@@ -26,12 +19,13 @@ def test_values_that_float16_cannot_hold_are_refused_before_anything_is_written(
             writer.append(chunk)
         assert writer.rows_done == CHUNK
         append_rest(writer)
-        np.testing.assert_array_equal(writer.finish().read("features_0", slice(None)), everything()[0])
+        with writer.finish() as store:
+            np.testing.assert_array_equal(store.read("features_0", slice(None)), everything()[0])
 
 
 @pytest.mark.parametrize("source", ["float32", "float64", "int64"])
 def test_the_largest_float16_fits_and_the_next_does_not(source):
-    with memory_store([ArraySpec("a", (), "float16")], None) as writer:
+    with MemoryWriter([ArraySpec("a", (), "float16")], None) as writer:
         writer.append({"a": np.array([65504, -65504, 65519], source)})
         for value in (65520, -65520, 2**40):
             with pytest.raises(FeatureOverflowError):
@@ -41,7 +35,7 @@ def test_the_largest_float16_fits_and_the_next_does_not(source):
 
 def test_infinity_and_nan_stay_what_they_are():
     values = np.array([np.inf, -np.inf, np.nan, 1], "float32")
-    with memory_store([ArraySpec("a", (), "float16")], 4) as writer:
+    with MemoryWriter([ArraySpec("a", (), "float16")], 4) as writer:
         writer.append({"a": values})
         np.testing.assert_array_equal(writer.finish().read("a", slice(None)), values)
 
@@ -50,7 +44,8 @@ def test_float32_is_exact(tmp_path):
     values = np.random.default_rng(0).standard_normal((9, 4)).astype("float32") * 1e30
     with begin(tmp_path, key="k", specs=[ArraySpec("a", (4,), "float32")], count=9) as writer:
         writer.append({"a": values})
-        assert writer.finish().read("a", slice(None)).tobytes() == values.tobytes()
+        with writer.finish() as store:
+            assert store.read("a", slice(None)).tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -65,13 +60,13 @@ def test_float32_is_exact(tmp_path):
     ],
 )
 def test_values_that_no_cast_keeps_are_refused(dtype, values):
-    with memory_store([ArraySpec("a", (), dtype)], 1) as writer, pytest.raises(FeatureOverflowError):
+    with MemoryWriter([ArraySpec("a", (), dtype)], 1) as writer, pytest.raises(FeatureOverflowError):
         writer.append({"a": np.array(values)})
 
 
 def test_bfloat16_is_understood():
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-    with memory_store([ArraySpec("a", (), "float16")], 3) as writer:
+    with MemoryWriter([ArraySpec("a", (), "float16")], 3) as writer:
         writer.append({"a": np.array([1, -2.5, 0], bfloat16)})
         assert writer.finish().read("a", [0, 1, 2]).tolist() == [1, -2.5, 0]
 
@@ -79,7 +74,7 @@ def test_bfloat16_is_understood():
 def test_arrays_that_do_not_lie_in_one_piece_are_stored_in_order():
     values = np.arange(24, dtype="float32").reshape(4, 6)
     for one in (values.T[:4], values[::-1], np.asfortranarray(values)):
-        with memory_store([ArraySpec("a", one.shape[1:], "float16")], 4) as writer:
+        with MemoryWriter([ArraySpec("a", one.shape[1:], "float16")], 4) as writer:
             writer.append({"a": one})
             np.testing.assert_array_equal(writer.finish().read("a", slice(None)), one)
 
@@ -90,7 +85,6 @@ def test_fast_cast_is_numpys_cast():
     middles = ((halves[1:].astype("float64") + halves[:-1]) / 2).astype("float32")
     above, below = np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, np.float32(-np.inf))
     some_of_all = np.arange(0, 2**32, 4999, dtype="uint64").astype("uint32").view("float32")
+    some_of_all = some_of_all[np.abs(some_of_all) <= 65504]
     for values in (halves, middles, above, below, some_of_all, some_of_all[:0], halves.reshape(-1, 4)):
-        with np.errstate(over="ignore"):
-            expected = values.astype("float16")
-        assert to_float16(values).view("uint16").tolist() == expected.view("uint16").tolist()
+        assert to_float16(values).view("uint16").tolist() == values.astype("float16").view("uint16").tolist()

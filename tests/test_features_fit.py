@@ -11,16 +11,15 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl import backend, features
+from kerastl import backend
 from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, StoreError
-from kerastl.features import CacheOptions
-from kerastl.features import extract as extract_module
-from kerastl.features import session as session_module
-from kerastl.features.plan import make_plan
+from kerastl.features import extraction
+from kerastl.features.plan import CacheOptions, make_plan, parse_bytes
 from kerastl.features.reading import rows_of
 from kerastl.models import freezing
 from kerastl.training import recipe as training
+from kerastl.training import session as session_module
 from kerastl.training.session import Session
 from tests import models
 
@@ -315,7 +314,7 @@ def test_a_budget_bounds_memory_and_disk(data):
 
 @pytest.mark.parametrize("text", ["2GB", "2 gb", "2000000000", "1.5GiB", 5])
 def test_budgets_are_read(text):
-    assert features.plan.parse_bytes(text) in (2 * 10**9, int(1.5 * 2**30), 5)
+    assert parse_bytes(text) in (2 * 10**9, int(1.5 * 2**30), 5)
 
 
 @pytest.mark.parametrize("budget", ["much", -1, 0, "0GB", True, 1.5, ""])
@@ -328,11 +327,11 @@ def test_a_folder_keeps_the_features_for_the_next_run(data, tmp_path, monkeypatc
     model = twins()[0]
     folder = tmp_path / "features"
     training.fit(model, *data, cache=folder, **QUIET)
-    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.rows")}
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     assert files
-    monkeypatch.setattr("kerastl.features.extract._run", lambda *arguments: pytest.fail("the trunk ran again"))
+    monkeypatch.setattr("kerastl.features.extraction._run", lambda *arguments: pytest.fail("the trunk ran again"))
     training.fit(model, *data, cache=folder, **QUIET)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.rows")} == files
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == files
 
 
 @pytest.mark.parametrize("change", ["weights", "images", "labels", "size", "views"])
@@ -356,10 +355,8 @@ def test_stored_features_are_never_stale(change, data, tmp_path, monkeypatch):
             training.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
         return
     runs = []
-    original = features.extract._run if hasattr(features.extract, "_run") else None
-    module = sys.modules["kerastl.features.extract"]
-    original = module._run
-    monkeypatch.setattr(module, "_run", lambda *arguments: runs.append(1) or original(*arguments))
+    original = extraction._run
+    monkeypatch.setattr(extraction, "_run", lambda *arguments: runs.append(1) or original(*arguments))
     training.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
     assert runs == [1]
 
@@ -384,14 +381,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(data, tmp_path):
     assert os.listdir(tmp_path) == ["holiday.jpg"]
 
 
-def test_a_damaged_store_is_made_anew_with_a_word(data, tmp_path):
+def test_a_damaged_store_is_rebuilt_with_a_word(data, tmp_path):
     model = twins()[0]
     training.fit(model, *data, cache=tmp_path / "f", **QUIET)
-    file = next((tmp_path / "f").rglob("features_0*.rows"))
+    file = next((tmp_path / "f").rglob("features_0*.npy"))
     content = bytearray(file.read_bytes())
-    content[100] ^= 1
+    content[300] ^= 1
     file.write_bytes(content)
-    with pytest.warns(kerastl.KerastlWarning, match="made anew"):
+    with pytest.warns(kerastl.KerastlWarning, match="rebuilt"):
         training.fit(model, *data, cache=tmp_path / "f", **QUIET)
     training.fit(model, *data, cache=tmp_path / "f", **QUIET)
 
@@ -444,8 +441,8 @@ import numpy as np, keras
 sys.path.insert(0, sys.argv[1])
 from kerastl.models import freezing
 from kerastl.training import recipe as training
-from kerastl.features import CacheOptions
 from kerastl.features import store
+from kerastl.features.plan import CacheOptions
 from tests import models
 keras.utils.set_random_seed(0)
 model = models.compiled(freezing.unfreeze(models.nested(), last_blocks=1))
@@ -477,7 +474,7 @@ def test_extraction_that_is_killed_goes_on_where_it_stopped(tmp_path):
     assert killed.returncode == -9
     resumed = run(tmp_path / "killed", 0)
     assert "appended 3" in resumed.stdout, resumed.stderr
-    for path in (tmp_path / "whole").rglob("*.rows"):
+    for path in (tmp_path / "whole").rglob("*.npy"):
         other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == other.read_bytes()
 
@@ -515,9 +512,9 @@ def test_features_are_the_same_where_a_gpu_is_kept_busy_by_two_threads(monkeypat
         models.compiled(model)
         rows = rows_of((images, labels))
         plan = make_plan(model, rows, None, epochs=[3], options=EXACT)
-        trunk = extract_module.Trunk(plan, EXACT)
+        trunk = extraction.Trunk(plan, EXACT)
         monkeypatch.setattr(trunk.engine(333), "overlaps", overlaps)
-        with extract_module.extract(trunk, rows, views=1, part="train", count_all=333) as store:
+        with extraction.extract(trunk, rows, views=1, part="train", count_all=333) as store:
             stores.append({name: store.read(name, slice(0, 333)).copy() for name in store.specs})
     for name, values in stores[0].items():
         np.testing.assert_array_equal(stores[1][name], values)

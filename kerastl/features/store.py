@@ -1,138 +1,83 @@
 """The store: features of images, written once in order, read many times in any order.
 
-A store may be larger than memory. On disk it survives `kill -9` at any moment: what was appended is kept, what was only
-half appended is not, and the next run goes on from there. It is used only when it is complete, made for the same thing
-(the key), and, by its checksums, byte for byte what was written.
-
-How two processes share a folder:
-
-    with lock(folder, on_wait=tell_the_user):
-        store = open_store(folder, key=key)
-        if store is None:
-            with begin(folder, key=key, specs=specs, count=count) as writer:
-                for first in range(writer.rows_done, count, 64):
-                    writer.append(rows_from(first))
-                store = writer.finish()
-
-The files are described in `records.py`, durability in `disk.py`.
+On disk it is a folder of shards, plain `.npy` files that each hold some rows of one array, and `manifest.json`, which
+lists them with their rows, bytes and checksums. The shards being written are called `.npy.part`; once they are large
+enough they are flushed to the disk and renamed, and never change again. The manifest is replaced whole after every append,
+so `kill -9` at any moment loses at most the chunk that was on its way; last of all it says that the store is complete. A
+store is used only when it is complete, made for the same thing (the key), and, by its checksums, byte for byte what was
+written. Two processes share a folder by its `lock`: whoever comes first makes the store, the other one opens it.
 """
 
 import contextlib
-import dataclasses
+import errno
 import os
+import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import filelock
 import numpy as np
 
-from kerastl.checks import check_count, nearest, received
-from kerastl.errors import ArgumentError, DataError, StoreDamagedError, StoreError, StoreMismatchError
+from kerastl.checks import received
+from kerastl.errors import ArgumentError, DataError, OutputError, StoreDamagedError, StoreError
 from kerastl.features.casting import cast_rows
-from kerastl.features.disk import (
-    DiskArrays,
-    check_budget,
-    check_free_space,
-    find_intact,
-    read_rows,
-    remove_files,
-)
-from kerastl.features.locking import acquire, check_folder, is_held, lock
-from kerastl.features.memory import MemoryArrays
-from kerastl.features.records import (
-    LOCK,
+from kerastl.features.shards import (
+    HEADER_BYTES,
     MANIFEST,
-    PROGRESS,
+    OURS,
     ArraySpec,
-    Record,
-    bytes_per_row,
-    check_complete,
-    check_specs,
-    plain_details,
-    read_record,
-    report_unreadable,
+    Reader,
+    check_shard,
+    new_manifest,
+    read_manifest,
+    sealed,
 )
-from kerastl.features.temporary import TEMPORARY_KEY, TemporaryFolder, remove_orphans
+from kerastl.files import check_free_space, write_whole
+from kerastl.tables import readable_bytes
 
-__all__ = [
-    "ArraySpec",
-    "Store",
-    "StoreWriter",
-    "begin",
-    "discard",
-    "lock",
-    "memory_store",
-    "open_store",
-    "temporary_store",
-]
+SHARD_BYTES = 64 * 2**20  # shards are closed by the first chunk that makes them, all arrays together, this large
+SPARE_BYTES = 100_000_000  # left free on the disk, for everybody else
 
-Specs = Iterable[ArraySpec] | Mapping[str, ArraySpec]
+_TEMPORARY = "kerastl-temporary-store-"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Store:
     """Complete features, read-only. Safe to read from several threads; a context manager that closes.
 
     Attributes:
-        key: what it was made for.
         count: its rows.
         specs: its arrays by name.
         details: what was handed to `StoreWriter.finish`.
-        folder: where it is, or `None` in memory.
     """
 
-    def __init__(
-        self,
-        record: Record,
-        read: Callable[[ArraySpec, slice | np.ndarray], np.ndarray],
-        *,
-        folder: Path | None = None,
-        close: Callable[[], None] | None = None,
-    ):
-        """Put a face on rows that are somewhere: use `open_store` or a `StoreWriter` instead."""
-        self.key = record.key
-        self.count = record.rows
-        self.specs = record.specs
-        self.details = record.details
-        self.folder = folder
-        self._read = read
-        self._close = close
-
-    @property
-    def total_bytes(self) -> int:
-        """The bytes of all arrays together."""
-        return self.count * bytes_per_row(self.specs)
+    def __init__(self, specs: dict[str, ArraySpec], count: int, details: dict, read: Callable, close: Callable):
+        self.specs, self.count, self.details = specs, count, details
+        self._read, self._close, self._numbers = read, close, np.arange(count)
 
     def read(self, name: str, indices) -> np.ndarray:
-        """Return rows of one array as new memory, which is all the memory that this takes.
+        """Return rows of one array, `(rows, *row_shape)`, as new memory, which is all the memory that this takes.
 
         Args:
             name: of the array.
-            indices: a slice, or a sequence or array of row numbers, `(rows,)`; negative ones count from the end.
-
-        Returns:
-            `(rows, *row_shape)` in the array's type.
+            indices: of the rows, as NumPy takes them: a slice, or whole numbers, `(rows,)`.
 
         Raises:
-            ArgumentError: there is no such array or row.
-            StoreDamagedError: the file was removed or cut short in the meantime.
+            KeyError, IndexError: there is no such array or row.
+            StoreDamagedError: a file was removed or cut short in the meantime.
             StoreError: the store was closed, or the disk fails.
         """
         if self._read is None:
             raise StoreError("The feature store is closed. Open it again, or read before closing it.")
-        spec = self.specs.get(name)
-        if spec is None:
-            names = ", ".join(repr(one) for one in self.specs)
-            raise ArgumentError(
-                f"The feature store holds the arrays {names}.{nearest(name, self.specs)} {received(name=name)}"
-            )
-        return self._read(spec, _normalize(indices, self.count))
+        return self._read(self.specs[name], self._numbers[indices])
 
     def close(self) -> None:
         """Let the rows go; remove the folder where it is a temporary one. Closing twice does no harm."""
         self._read = None
-        if self._close is not None:
-            self._close()
+        self._close()
 
     def __enter__(self):
         return self
@@ -153,22 +98,18 @@ class StoreWriter:
             process: the next row to append is this one.
     """
 
-    def __init__(self, specs: dict[str, ArraySpec], count: int | None, arrays, *, budget_bytes=None, owner=None):
-        """Write to `arrays`: use `begin`, `temporary_store` or `memory_store` instead."""
-        self.specs = specs
-        self.count = count
-        self.rows_done = arrays.record.rows
-        self._arrays = arrays
-        self._close_arrays = weakref.finalize(self, arrays.close)
-        self._budget = budget_bytes
-        self._owner = owner
+    def __init__(self, specs: Iterable[ArraySpec], count: int | None, budget_bytes: int | None = None):
+        self.specs = {spec.name: spec for spec in specs}
+        self.count, self.rows_done = count, 0
+        self._row_bytes = sum(spec.row_bytes for spec in self.specs.values())
+        self._budget, self._open = budget_bytes, True
+        self._check_room(count or 0)
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
         """Append one chunk to every array. When this returns, `kill -9` doesn't hurt the chunk any more.
 
         Args:
-            rows: the values by array name, each `(rows, *row_shape)` with the same number of rows. Floats are rounded
-                to the array's type.
+            rows: the values by array name, each `(rows, *row_shape)`; floats are rounded to the array's type.
 
         Raises:
             FeatureOverflowError: values that the type can't hold; nothing of the chunk is written.
@@ -176,47 +117,35 @@ class StoreWriter:
             ArgumentError: arrays that are missing, unknown, or of another shape.
             StoreError: the disk or the budget is full; what was appended before is safe.
         """
-        self._check_open()
         count = self._check_rows(rows)
-        if count == 0:
-            return
-        chunk = {name: cast_rows(spec, rows[name]) for name, spec in self.specs.items()}
-        if self.count is None:
-            check_budget((self.rows_done + count) * bytes_per_row(self.specs), self._budget)
-            self._arrays.check_room(count * bytes_per_row(self.specs))
-        self._arrays.write(chunk, count)
-        self.rows_done += count
+        chunk = {name: cast_rows(name, rows[name], spec.row_shape, spec.dtype) for name, spec in self.specs.items()}
+        if count:
+            if self.count is None:
+                self._check_room(self.rows_done + count)
+            with self._explained(count):
+                self._write(chunk, count)
+            self.rows_done += count
 
-    def finish(self, details: Mapping | None = None) -> Store:
-        """Complete the store.
-
-        Args:
-            details: anything that JSON can hold, kept with the store.
+    def finish(self, details: dict | None = None) -> Store:
+        """Complete the store, and keep some details with it: anything that JSON can hold.
 
         Raises:
             DataError: fewer rows were appended than the store was begun for, or none at all.
-            ArgumentError: details that JSON can't hold.
             StoreError: the disk is full or fails.
         """
-        self._check_open()
-        details = plain_details(details)
         if self.rows_done == 0 or self.rows_done != (self.count or self.rows_done):
             raise DataError(
                 f"The store was begun for {self.count or 'at least one'} rows, and {self.rows_done} came. Did the "
                 f"length of the data change? {received(rows_done=self.rows_done, count=self.count)}"
             )
-        arrays, owner = self._arrays, self._owner
-        record = arrays.finish(details)
-        self._arrays = self._owner = None
-        self._close_arrays()
-        return Store(record, arrays.read, folder=arrays.folder, close=owner and owner.remove)
+        with self._explained():
+            store = self._complete(details or {})
+        self._open = False
+        return store
 
     def close(self) -> None:
-        """Stop writing. What was appended to a folder stays there; a temporary store is removed."""
-        self._close_arrays()
-        if self._owner is not None:
-            self._owner.remove()
-        self._arrays = self._owner = None
+        """Stop writing. What was appended to a folder stays there; an unfinished temporary store is removed."""
+        self._open = False
 
     def __enter__(self):
         return self
@@ -224,16 +153,13 @@ class StoreWriter:
     def __exit__(self, *_):
         self.close()
 
-    def _check_open(self) -> None:
-        if self._arrays is None:
-            raise StoreError("Nothing can be written to a feature store that is finished or closed. Begin another one.")
-
     def _check_rows(self, rows: Mapping[str, np.ndarray]) -> int:
-        if set(rows) != set(self.specs):
-            raise ArgumentError(f"A chunk must hold the arrays {list(self.specs)}. {received(names=list(rows))}")
         lengths = {name: len(values) for name, values in rows.items()}
-        if len(set(lengths.values())) > 1:
-            raise ArgumentError(f"All arrays of a chunk must have the same number of rows. {received(rows=lengths)}")
+        if set(rows) != set(self.specs) or len(set(lengths.values())) > 1:
+            names = ", ".join(self.specs)
+            raise ArgumentError(
+                f"A chunk must hold the arrays {names}, all with as many rows. {received(rows=lengths)}"
+            )
         count = next(iter(lengths.values()))
         if self.count is not None and self.rows_done + count > self.count:
             raise DataError(
@@ -242,220 +168,256 @@ class StoreWriter:
             )
         return count
 
+    def _check_room(self, rows: int) -> None:
+        """Raise `StoreError` where a store of so many rows takes more bytes than it may, or than there are."""
+        needed = rows * self._row_bytes
+        if self._budget is not None and needed > self._budget:
+            raise StoreError(
+                f"The features need {readable_bytes(needed)}, the budget is {readable_bytes(self._budget)}. Raise the "
+                "budget, use fewer views, or train without stored features. "
+                f"{received(needed_bytes=needed, budget_bytes=self._budget)}"
+            )
 
-def memory_store(specs: Specs, count: int | None, *, budget_bytes: int | None = None) -> StoreWriter:
-    """Begin a store in memory, with the same interface as one on disk.
+    @contextlib.contextmanager
+    def _explained(self, rows: int = 0):
+        """Turn what the system says into a `StoreError`; so many rows are on their way."""
+        if not self._open:
+            raise StoreError("Nothing can be written to a feature store that is finished or closed. Begin another one.")
+        needed = readable_bytes((rows if self.count is None else self.count - self.rows_done) * self._row_bytes)
+        try:
+            yield
+        except MemoryError as error:
+            raise StoreError(f"The features ({needed} more) don't fit into memory. Keep them on disk.") from error
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise StoreError(f"The feature store can't be written: {error}.") from error
+            raise StoreError(
+                f"The disk is full: the feature store needs {needed} more. Its first {self.rows_done} rows are safe: make "
+                f"room and run again to go on from there. {received(rows_done=self.rows_done, count=self.count)}"
+            ) from error
 
-    Args:
-        specs: its arrays.
-        count: its rows, or `None` where nobody knows: then the arrays grow.
-        budget_bytes: how large it may become.
 
-    Raises:
-        StoreError: it would be larger than the budget, or than memory.
-        ArgumentError: specs or count that can't be.
+class MemoryWriter(StoreWriter):
+    """A store in memory: plain arrays; where the number of rows isn't known they grow by an eighth."""
+
+    def __init__(self, specs, count, budget_bytes=None):
+        super().__init__(specs, count, budget_bytes)
+        with self._explained():
+            self._arrays = {one.name: np.empty((count or 0, *one.row_shape), one.dtype) for one in self.specs.values()}
+
+    def _write(self, chunk, count):
+        stop = self.rows_done + count
+        for name, array in self._arrays.items():
+            if len(array) < stop:  # in place, as a copy would need twice the memory; nobody else sees the array
+                array.resize((stop + stop // 8, *array.shape[1:]), refcheck=False)
+            array[self.rows_done : stop] = chunk[name]
+
+    def _complete(self, details):
+        arrays, self._arrays = self._arrays, {}
+        for array in arrays.values():
+            array.resize((self.rows_done, *array.shape[1:]), refcheck=False)
+        return Store(
+            self.specs, self.rows_done, details, lambda spec, rows: arrays[spec.name].take(rows, axis=0), arrays.clear
+        )
+
+
+class FolderWriter(StoreWriter):
+    """A store in a folder; `manifest` lists the shards that are there already, the last of which is still being written.
+
+    Files are opened anew for every chunk, so that a writer holds nothing that would have to be given back.
     """
-    specs, count = _check_arguments(specs, count, budget_bytes)
-    return StoreWriter(specs, count, MemoryArrays(specs, count), budget_bytes=budget_bytes)
+
+    def __init__(self, folder: Path, manifest: dict, specs, count, budget_bytes=None, temporary: bool = False):
+        self._folder, self._manifest, self._durable = folder, manifest, not temporary
+        super().__init__(specs, count, budget_bytes)
+        self._release = lambda: None
+        self.rows_done = sum(shard["rows"] for shard in manifest["shards"])
+        listed = [file["name"] for shard in manifest["shards"] for file in shard["files"]]
+        with self._explained():
+            if temporary:
+                held = filelock.FileLock(f"{folder}.lock", thread_local=False)  # nobody's orphan while it is held
+                held.acquire(timeout=0)
+                self._release = weakref.finalize(self, _remove_temporary, folder, held, os.getpid())
+            folder.mkdir(parents=True, exist_ok=True)
+            self._save(manifest)
+            for path in folder.iterdir():
+                if OURS.fullmatch(path.name) and path.name.removesuffix(".part") not in (MANIFEST, *listed):
+                    path.unlink()
+            for file in manifest["shards"][-1]["files"] if listed else ():
+                if (folder / file["name"]).exists():
+                    os.replace(folder / file["name"], self._part(file))
+                os.truncate(self._part(file), file["bytes"])
+
+    def close(self):
+        if self._open:
+            self._release()
+        super().close()
+
+    def _check_room(self, rows):
+        super()._check_room(rows)
+        missing = rows - sum(shard["rows"] for shard in self._manifest["shards"])
+        try:
+            check_free_space(self._folder, missing * self._row_bytes + SPARE_BYTES if missing > 0 else 0)
+        except OutputError as error:
+            raise StoreError(str(error)) from error
+
+    def _write(self, chunk, count):
+        shards = self._manifest["shards"]
+        closing = bool(shards) and sum(file["bytes"] for file in shards[-1]["files"]) >= SHARD_BYTES
+        if closing:
+            self._close_shard()
+        if closing or not shards:
+            names = [f"{name}-{len(shards):05d}.npy" for name in self.specs]
+            files = [{"name": name, "bytes": HEADER_BYTES, "checksum": 0} for name in names]
+            shards = [*shards, {"rows": 0, "files": files}]
+        rows, files = shards[-1]["rows"], []
+        for file, array in zip(shards[-1]["files"], chunk.values(), strict=True):
+            with open(self._part(file), "r+b" if rows else "wb") as stream:
+                stream.seek(file["bytes"])
+                stream.write(array)
+            size, checksum = file["bytes"] + array.nbytes, zlib.crc32(array, file["checksum"])
+            files.append({"name": file["name"], "bytes": size, "checksum": checksum})
+        self._save({**self._manifest, "shards": [*shards[:-1], {"rows": rows + count, "files": files}]}, closing)
+
+    def _complete(self, details):
+        self._close_shard()
+        self._save({**self._manifest, "count": self.rows_done, "complete": True, "details": details}, durable=True)
+        reader = Reader(self._folder, self._manifest)
+
+        def close():
+            reader.close()
+            self._release()  # a temporary store is there as long as this writer, which the `Store` holds by this
+
+        return Store(self.specs, self.rows_done, details, reader.read, close)
+
+    def _close_shard(self) -> None:
+        """Give the shard being written its header and its name; does no harm where that was done before a failure."""
+        shard = self._manifest["shards"][-1]
+        for spec, file in zip(self.specs.values(), shard["files"], strict=True):
+            if self._part(file).exists():
+                with open(self._part(file), "r+b") as stream:
+                    stream.write(spec.header(shard["rows"]))
+                    stream.truncate(file["bytes"])
+                    if self._durable:
+                        os.fsync(stream.fileno())
+                os.replace(self._part(file), self._folder / file["name"])
+        if self._durable and os.name == "posix":  # so that the names outlive a power failure, too
+            descriptor = os.open(self._folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):
+                os.fsync(descriptor)
+            os.close(descriptor)
+
+    def _save(self, manifest: dict, durable: bool = False) -> None:
+        write_whole(self._folder / MANIFEST, sealed(manifest), durable=durable and self._durable)
+        self._manifest = manifest
+
+    def _part(self, file: dict) -> Path:
+        return self._folder / (file["name"] + ".part")
+
+
+def temporary_store(specs: Iterable[ArraySpec], count: int | None, *, budget_bytes: int | None = None) -> StoreWriter:
+    """Begin a store on disk that is removed when it is closed, forgotten, or the interpreter ends; see `begin`.
+
+    It lies in the system's temporary folder, which on some systems lies in memory. What earlier processes left there because
+    they were killed is removed first.
+    """
+    specs, parent = list(specs), Path(tempfile.gettempdir())
+    for path in parent.glob(f"{_TEMPORARY}*.lock"):
+        orphan = path.with_suffix("")
+        with contextlib.suppress(OSError):  # somebody else's, or its lock is not free
+            if read_manifest(orphan, _TEMPORARY) is not None and not orphan.is_symlink():
+                held = filelock.FileLock(path)
+                held.acquire(timeout=0)
+                _remove_temporary(orphan, held, os.getpid())
+    folder = parent / (_TEMPORARY + os.urandom(8).hex())
+    return FolderWriter(folder, new_manifest(_TEMPORARY, specs, count), specs, count, budget_bytes, temporary=True)
 
 
 def begin(
-    folder: str | os.PathLike,
-    *,
-    key: str,
-    specs: Specs,
-    count: int | None,
-    budget_bytes: int | None = None,
-    resume: bool = True,
+    folder, *, key: str, specs: Iterable[ArraySpec], count: int | None, budget_bytes=None, resume=True
 ) -> StoreWriter:
-    """Begin a store in a folder, or go on with one that was not finished.
+    """Begin a store in a folder, or go on with one that was not finished; hold its `lock` meanwhile.
 
-    What an earlier process appended is read and compared with its checksums first; from the first chunk on that is not
-    as it was written, it is written again. The folder stays locked until `finish` or `close`.
+    What an earlier process appended is compared with its checksums first; from the first shard on that is not as it was
+    written, it is written again. A store that is complete or damaged, or has other arrays or rows, is rebuilt.
 
     Args:
-        folder: new, empty, or of an unfinished store of the same key.
+        folder: new, empty, or of a store of the same key.
         key: says what the features are of; different features must have different keys.
         specs: the arrays.
         count: the rows, or `None` where nobody knows yet.
-        budget_bytes: how large the store may become.
+        budget_bytes: how large the store may become; checked before anything is written, as the disk is.
         resume: whether to go on with an unfinished store instead of starting over.
 
     Raises:
-        StoreError: no room on the disk or in the budget (checked before anything is written); the folder holds
-            something else, another version of the format, or a complete store of this key; it can't be written.
-        StoreMismatchError: the folder holds a store that was made for something else.
-        StoreDamagedError: it holds a complete store that is damaged.
-        StoreBusyError: another process works on it, or another writer of this one.
-        ArgumentError: specs, key or count that can't be.
+        StoreError: there is no room; the folder holds something else, or can't be written.
+        StoreMismatchError: it holds a store that was made for something else.
     """
-    specs, count = _check_arguments(specs, count, budget_bytes)
-    folder = _check_key_and_folder(key, folder)
-    handle = acquire(folder, wait=False, writing=True)
-    try:
-        record = _find_start(folder, Record(key, specs, count), resume)
-        if record.chunks == 0:
-            remove_files(folder)
-        if count != record.rows:
-            check_free_space(folder, ((count or record.rows) - record.rows) * bytes_per_row(specs))
-        arrays = DiskArrays(folder, record, lock=handle)
-    except BaseException:
-        handle.release()
-        raise
-    return StoreWriter(specs, count, arrays, budget_bytes=budget_bytes)
+    folder, specs = Path(folder).expanduser(), list(specs)
+    manifest, earlier = new_manifest(key, specs, count), None
+    with contextlib.suppress(StoreDamagedError):
+        earlier = read_manifest(folder, key)
+        if resume and earlier is not None and {**earlier, "shards": []} == manifest:
+            for shard in earlier["shards"]:
+                check_shard(folder, shard, specs, being_written=shard is earlier["shards"][-1])
+                manifest["shards"].append(shard)
+    return FolderWriter(folder, manifest, specs, count, budget_bytes)
 
 
-def open_store(folder: str | os.PathLike, *, key: str, verify: bool = True) -> Store | None:
-    """Open a complete store; nothing is written, and no lock is needed.
+def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
+    """Return the store in a folder, or `None` where there is nothing, or nothing complete, for this key.
 
-    Args:
-        folder: of the store.
-        key: what it must have been made for.
-        verify: whether every byte is compared with its checksum, which takes about a second per gigabyte. The sizes of
-            the files are compared anyway.
-
-    Returns:
-        The store, or `None` where there is nothing, or nothing complete, for this key.
+    Nothing is written, and no lock is needed. Checking every byte takes about a second a GB.
 
     Raises:
         StoreMismatchError: the store was made for something else.
-        StoreDamagedError: a file was changed, cut short or removed; the message names it.
-        StoreError: the folder holds something else, or another version of the format.
-    """
-    folder = _check_key_and_folder(key, folder)
-    check_folder(folder)
-    record = read_record(folder / MANIFEST)
-    if record is None:
-        with contextlib.suppress(StoreDamagedError):  # an unfinished store, which `begin` starts over
-            progress = read_record(folder / PROGRESS)
-            if progress is not None:
-                _check_key(folder, progress, key)
-        return None
-    _check_key(folder, record, key)
-    with report_unreadable(folder):
-        check_complete(folder, record, contents=verify)
-    return Store(record, lambda spec, chosen: read_rows(folder / spec.file_name, spec, chosen), folder=folder)
-
-
-def discard(folder: str | os.PathLike) -> None:
-    """Remove a store, complete or not, damaged or not, and its folder. Files of somebody else stay, and so the folder.
-
-    Raises:
-        StoreError: the folder holds something else than a store; nothing is removed.
-        StoreBusyError: another process works on it, or a writer of this one.
+        StoreDamagedError: a file was changed, cut short or removed, or comes from a release with another format.
+        StoreError: the folder holds something else, or can't be read.
     """
     folder = Path(folder).expanduser()
-    check_folder(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    held = is_held(folder)
-    handle = acquire(folder, wait=False, writing=True)
-    try:
-        remove_files(folder)
-        if not held:
-            with contextlib.suppress(OSError):  # Windows keeps an open file; files of somebody else keep the folder
-                (folder / LOCK).unlink()
-                folder.rmdir()
-    except OSError as error:
-        raise StoreError(f"The feature store {folder} can't be removed: {error}.") from error
-    finally:
-        handle.release()
+    manifest = read_manifest(folder, key)
+    if manifest is None or not manifest["complete"]:
+        return None
+    specs = {one["name"]: ArraySpec(one["name"], tuple(one["row_shape"]), one["dtype"]) for one in manifest["arrays"]}
+    for shard in manifest["shards"]:
+        check_shard(folder, shard, specs.values())
+    reader = Reader(folder, manifest)
+    return Store(specs, manifest["count"], manifest["details"], reader.read, reader.close)
 
 
-def temporary_store(
-    specs: Specs,
-    count: int | None,
-    *,
-    directory: str | os.PathLike | None = None,
-    budget_bytes: int | None = None,
-) -> StoreWriter:
-    """Begin a store on disk that is removed when it is closed, forgotten, or the interpreter ends.
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike, *, on_wait: Callable[[], None]):
+    """Hold a store's folder, by a file beside it; the system frees the lock when its process is gone, by `kill -9` even.
 
-    What earlier processes left behind in the same directory because they were killed is removed first.
-
-    Args:
-        specs: its arrays.
-        count: its rows, or `None` where nobody knows yet.
-        directory: where its folder is made; the system's temporary folder when nothing is said, which on some systems
-            lies in memory.
-        budget_bytes: how large it may become.
+    `on_wait` is called once, before waiting for another process or thread that holds it.
 
     Raises:
-        StoreError: no room on the disk or in the budget, or no folder can be made.
-        ArgumentError: specs or count that can't be.
+        StoreError: the file can't be made, or the disk has no locks.
     """
-    specs, count = _check_arguments(specs, count, budget_bytes)
-    parent = Path(directory or tempfile.gettempdir()).expanduser()
-    remove_orphans(parent)
-    check_free_space(parent, (count or 0) * bytes_per_row(specs))
-    owner = TemporaryFolder(parent)
-    arrays = DiskArrays(owner.path, Record(TEMPORARY_KEY, specs, count), sync=False)
-    return StoreWriter(specs, count, arrays, budget_bytes=budget_bytes, owner=owner)
-
-
-def _check_arguments(specs: Specs, count, budget_bytes) -> tuple[dict[str, ArraySpec], int | None]:
-    specs = check_specs(specs)
-    if budget_bytes is not None:
-        budget_bytes = check_count("budget_bytes", budget_bytes, smallest=0, unit="bytes")
-    if count is not None:
-        count = check_count("count", count, unit="rows")
-        check_budget(count * bytes_per_row(specs), budget_bytes)
-    return specs, count
-
-
-def _check_key_and_folder(key: str, folder: str | os.PathLike) -> Path:
-    if not isinstance(key, str) or not key:
-        raise ArgumentError(f"`key` must be a text that says what the features are of. {received(key=key)}")
-    return Path(folder).expanduser()
-
-
-def _check_key(folder: Path, record: Record, key: str) -> None:
-    if record.key == key:
-        return
-    raise StoreMismatchError(
-        f"The feature store {folder} was made for something else: another model, other data, or other settings. Name "
-        f"another folder, or discard this one. {received(key=key, stored_key=record.key)}"
-    )
-
-
-def _find_start(folder: Path, wanted: Record, resume: bool) -> Record:
-    """Return how far an unfinished store is, compared with what is wanted, or a record of nothing."""
-    manifest = read_record(folder / MANIFEST)
-    if manifest is not None:
-        _check_key(folder, manifest, wanted.key)
-        raise StoreError(f"The feature store {folder} is complete. Open it, or discard it before beginning anew.")
+    folder = Path(folder).expanduser()
+    held = filelock.FileLock(f"{folder}.lock")
     try:
-        record = read_record(folder / PROGRESS)
-    except StoreDamagedError:  # whatever it spoke of can't be trusted
-        return wanted
-    if record is None:
-        return wanted
-    _check_key(folder, record, wanted.key)
-    other_count = None not in (record.count, wanted.count) and record.count != wanted.count
-    if other_count or list(record.specs.values()) != list(wanted.specs.values()):
-        raise StoreMismatchError(
-            f"The unfinished feature store {folder} has other arrays or another number of rows, though its key is the "
-            "same. Name another folder, or discard this one. "
-            f"{received(count=wanted.count, stored_count=record.count, stored_arrays=list(record.specs.values()))}"
-        )
-    if not resume:
-        return wanted
-    with report_unreadable(folder):
-        return dataclasses.replace(find_intact(folder, record), count=wanted.count)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            on_wait()
+            held.acquire()
+    except OSError as error:
+        raise StoreError(
+            f"{folder} can't be locked ({error}), so two processes could spoil each other's features. Use a folder on "
+            f"another disk. {received(folder=str(folder))}"
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
-def _normalize(indices, count: int) -> slice | np.ndarray:
-    """Return a slice in steps of one, or row numbers from 0, and nothing outside of the rows."""
-    if isinstance(indices, slice):
-        start, stop, step = indices.indices(count)
-        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
-    chosen = np.asarray(indices)
-    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
-        raise ArgumentError(f"`indices` must be a slice or a list of whole numbers. {received(indices=indices)}")
-    if chosen.size and (chosen.max() >= count or chosen.min() < -count):
-        raise ArgumentError(
-            f"`indices` must name rows from 0 to {count - 1}. "
-            f"{received(smallest=chosen.min().item(), largest=chosen.max().item())}"
-        )
-    chosen = chosen.astype("int64")
-    return np.where(chosen < 0, chosen + count, chosen)
+def _remove_temporary(folder: Path, held: filelock.FileLock, process: int) -> None:
+    if os.getpid() != process:  # a forked child that ends: the folder is its parent's
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    held.release()
+    with contextlib.suppress(OSError):
+        os.unlink(held.lock_file)

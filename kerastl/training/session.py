@@ -7,7 +7,7 @@ import numpy as np
 
 from kerastl import backend
 from kerastl.features.cut import Cut, tensors_of
-from kerastl.features.extract import Trunk, extract
+from kerastl.features.extraction import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan
 from kerastl.features.reading import Rows
 from kerastl.models import compiling, several_outputs
@@ -32,9 +32,9 @@ class FeatureBatches(keras.utils.PyDataset):
         self._shuffle, self._views = shuffle, views
         self._random = np.random.default_rng(seed)
         self.count = store.count // views
-        self._labels = store.read("labels", slice(0, store.count, views))
+        self._labels = store.read("labels", slice(None))[::views]
         self._stored_weights = (
-            store.read("sample_weights", slice(0, store.count, views)) if "sample_weights" in store.specs else None
+            store.read("sample_weights", slice(None))[::views] if "sample_weights" in store.specs else None
         )
         self._weights, self._model = self._stored_weights, model
         self._order = np.arange(self.count)

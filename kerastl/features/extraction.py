@@ -51,23 +51,20 @@ class Trunk:
             self._engine = choose_engine(self.model, count, self.options.engine, self.verbose)
         return self._engine
 
-    def specs(self, dtype: str, labels: np.ndarray, weights) -> list:
+    def specs(self, dtype: str, labels: np.ndarray, weights) -> list[stores.ArraySpec]:
         """Return what the store holds: the features of every cut, labels, and sample weights."""
-        specs = [
-            stores.ArraySpec(f"features_{index}", tuple(tensor.shape[1:]), dtype)
-            for index, tensor in enumerate(self.model.outputs)
-        ]
-        specs.append(stores.ArraySpec("labels", tuple(labels.shape[1:]), str(labels.dtype)))
+        arrays = {f"features_{index}": (tensor, dtype) for index, tensor in enumerate(self.model.outputs)}
+        arrays["labels"] = (labels, str(labels.dtype))
         if weights is not None:
-            specs.append(stores.ArraySpec("sample_weights", tuple(weights.shape[1:]), "float32"))
-        return specs
+            arrays["sample_weights"] = (weights, "float32")
+        return [stores.ArraySpec(name, tuple(like.shape[1:]), kind) for name, (like, kind) in arrays.items()]
 
     def key(self, rows: Rows, views: int) -> str:
         """Return what features are made of: the trunk's graph and weights, precision, engine, views, and the data."""
         digest = hashlib.blake2b(digest_size=32)
         for model in (self.model, self.front):
-            for name, weight in _named_weights(model):
-                digest.update(name.encode())
+            for weight in model.weights if model is not None else ():
+                digest.update(weight.path.encode())
                 digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)))
             digest.update(_graph_text(model).encode())
         facts = {
@@ -81,10 +78,6 @@ class Trunk:
         }
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()
-
-
-def _named_weights(model):
-    return [] if model is None else [(weight.path, weight) for weight in model.weights]
 
 
 def _graph_text(model) -> str:
@@ -105,7 +98,7 @@ def _graph_text(model) -> str:
 def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int | None) -> stores.Store:
     """Run the trunk over all images, or find that it was done already.
 
-    Float16 gives way to float32 where a value doesn't fit: the pass begins anew then.
+    Float16 gives way to float32 where a value doesn't fit: the pass starts over then.
 
     Args:
         trunk: the frozen part.
@@ -122,9 +115,8 @@ def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int |
         DataError: no images, or labels that are no numbers.
     """
     trunk.engine(count_all)
-    dtype = trunk.plan.dtype
     try:
-        return _extract_as(trunk, rows, views, part, dtype)
+        return _extract_as(trunk, rows, views, part, trunk.plan.dtype)
     except FeatureOverflowError:
         if trunk.options.dtype == "float16":
             raise
@@ -137,24 +129,20 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
         raise DataError(f"There are no images to train on in the {part} data.")
     specs = trunk.specs(dtype, np.asarray(first[1]), first[2])
     count = None if rows.count is None else rows.count * views
-    if trunk.options.folder is None:
-        writer = _passing_store(trunk, specs, count)
-        with writer:
-            return writer.finish(_run(trunk, rows, views, writer, part))
-    return _kept_store(trunk, rows, views, part, specs, count)
-
-
-def _passing_store(trunk, specs, count):
-    """Return a writer to memory or, where the plan says so, to a temporary folder."""
+    if trunk.options.folder is not None:
+        return _kept_store(trunk, rows, views, part, specs, count)
     if trunk.plan.place == "memory":
-        return stores.memory_store(specs, count)
-    return stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
+        writer = stores.MemoryWriter(specs, count)
+    else:
+        writer = stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
+    with writer:
+        return writer.finish(_run(trunk, rows, views, writer, part))
 
 
 def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
     """Return the store in the user's folder: found, gone on with, or made; one process at a time."""
     _check_folder(trunk.options.folder)
-    key = trunk.key(rows, views)
+    key, budget = trunk.key(rows, views), disk_budget(trunk.options)
     folder = os.path.join(os.fspath(trunk.options.folder), f"{part}-{key[:12]}")
 
     def tell():
@@ -164,15 +152,8 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
         store = _found_store(folder, key, rows)
         if store is not None:
             return store
-        budget = disk_budget(trunk.options)
-        try:
-            with stores.begin(
-                folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips
-            ) as writer:
-                return writer.finish(_run(trunk, rows, views, writer, part))
-        except FeatureOverflowError:
-            stores.discard(folder)  # what is there is in the narrow type, and would be gone on with
-            raise
+        with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
+            return writer.finish(_run(trunk, rows, views, writer, part))
 
 
 def _check_folder(folder) -> None:
@@ -190,30 +171,24 @@ def _check_folder(folder) -> None:
 
 
 def _found_store(folder, key, rows):
-    """Return a complete store of this trunk and this data, or `None`; a damaged one is cleared away, with a word."""
+    """Return a complete store of this trunk and this data, or `None`; of one that can't be used, with a word."""
     try:
         store = stores.open_store(folder, key=key)
     except StoreDamagedError as error:
-        warnings.warn(f"{error} It is made anew.", KerastlWarning, stacklevel=2)
-        stores.discard(folder)
+        warnings.warn(f"{error} It is rebuilt.", KerastlWarning, stacklevel=2)
         return None
-    if store is None or _is_current(store, rows):
+    if store is None or rows.identity is not None:  # which is part of the key
+        return store
+    fingerprint = Fingerprint()
+    for batch in read_ahead(rows.batches(0, _BATCH)):
+        fingerprint.add(*batch)
+    if store.details.get("fingerprint") == fingerprint.hexdigest():
         return store
     store.close()
     raise StoreMismatchError(
         f"The features in {folder} were made of other images or labels than this dataset holds now. Remove the folder, or "
         "name another one."
     )
-
-
-def _is_current(store, rows) -> bool:
-    """Tell whether a store holds this data: by its key where the data has an identity, else by a pass over the images."""
-    if rows.identity is not None:
-        return True
-    fingerprint = Fingerprint()
-    for batch in read_ahead(rows.batches(0, _BATCH)):
-        fingerprint.add(*batch)
-    return store.details.get("fingerprint") == fingerprint.hexdigest()
 
 
 def _run(trunk, rows, views, writer, part) -> dict:
@@ -256,7 +231,7 @@ class _NotFinite:
 
     def look(self, features: dict, images: int) -> None:
         """Take in the features of so many images, all views of them."""
-        # any NaN or infinity shows in the sum, which is many times quicker than a look at each number
+        # any NaN or infinity shows in the sum, which is many times faster than a look at each number
         with np.errstate(invalid="ignore", over="ignore"):
             suspect = [one for one in features.values() if not np.isfinite(one.sum())]
         if suspect:
