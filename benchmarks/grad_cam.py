@@ -55,7 +55,7 @@ def hidden(images, masks) -> np.ndarray:
     return np.where(masks[..., None], images.mean(axis=(1, 2), keepdims=True), images).astype("float32")
 
 
-def answers(model, images) -> tuple[np.ndarray, np.ndarray]:
+def outputs_of(model, images) -> tuple[np.ndarray, np.ndarray]:
     """Return logits and probabilities, `(batch, classes)` each, of a classifier that ends in a softmax."""
     logits = kerastl.feature_maps(model, images, "predictions", before_activation=True)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -75,7 +75,7 @@ def compare(model, images, draws: int, seed: int) -> tuple[list[dict], dict]:
     heat = kerastl.grad_cam(model, images)
     assert heat.shape == images.shape[:3]
     assert 0 <= heat.min() <= heat.max() <= 1
-    logits, probabilities = answers(model, images)
+    logits, probabilities = outputs_of(model, images)
     classes = probabilities.argmax(axis=1)
     masks, random = np.stack([hottest(one) for one in heat]), np.random.default_rng(seed)
     ways = {
@@ -87,7 +87,7 @@ def compare(model, images, draws: int, seed: int) -> tuple[list[dict], dict]:
     }
     rows, changes, index = [], {}, np.arange(len(images))
     for way, all_masks in ways.items():
-        after = [answers(model, hidden(images, one)) for one in all_masks]
+        after = [outputs_of(model, hidden(images, one)) for one in all_masks]
         score = np.stack([new[index, classes] - logits[index, classes] for new, _ in after])
         chance = np.stack([new[index, classes] - probabilities[index, classes] for _, new in after])
         changes[way] = np.abs(score).mean(axis=0)
@@ -132,7 +132,7 @@ def main():
     print(f"Grad-CAM of {len(images)} images: {seconds:.1f} s")
     report("Grad-CAM on ELPV", rows, arguments.json, images=len(images), seconds=seconds, changes=changes)
     if arguments.picture:
-        panels = kerastl.plot_grad_cam(images, heat, answers(model, images)[1], names, labels=labels)
+        panels = kerastl.plot_grad_cam(images, heat, outputs_of(model, images)[1], names, labels=labels)
         panels[0, 0].figure.savefig(arguments.picture, dpi=150)
 
 

@@ -16,7 +16,7 @@ from kerastl.evaluation.explanation import as_maps, input_batches, operations_of
 from kerastl.lab.gradients import GradientNorms, gradient_norms, readable
 from kerastl.models.flatten import flatten_model
 from kerastl.models.graph import nodes_in_order
-from kerastl.models.outputs import count_classes, main_index, output_kind
+from kerastl.models.outputs import count_classes, main_index, output_kind, to_probabilities
 from kerastl.tables import Printed, Table
 
 VANISHING = "vanishing gradient"
@@ -52,7 +52,7 @@ class DepthDiagnosis(Printed):
         verdict: `"vanishing gradient"`, `"exploding gradient"`, `"no gradient"`, `"nothing to learn"` or `"healthy"`.
         reason: the evidence in sentences.
         loss: mean cross-entropy of the main output on the data, in nats.
-        label_entropy: entropy of the labels, in nats: the loss of always answering with the classes' frequencies.
+        label_entropy: entropy of the labels, in nats: the loss of always predicting the classes' frequencies.
         change_per_layer: by which factor the kernels' gradient norm changes from a layer to the one *before* it: below
             1 it falls on its way to the input. 1.0 where there are too few layers to tell.
         total_change: the same from the last layer to the first, by the fitted line.
@@ -134,52 +134,39 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
         "signal_p_value": p_value,
         "signal_layer": layer,
     }
-    verdict = _verdict(norms, evidence)
-    return DepthDiagnosis(verdict, _reason(verdict, norms, evidence), **evidence, norms=norms)
+    return DepthDiagnosis(*_judge(norms, evidence), **evidence, norms=norms)
 
 
-def _verdict(norms, evidence) -> str:
+def _judge(norms, evidence) -> tuple[str, str]:
+    """Return the verdict, and what it rests on in sentences."""
     gradients = [row.gradient_norm for row in norms]
-    if not np.isfinite([*gradients, evidence["loss"]]).all():
-        return EXPLODING
-    if not any(gradients):
-        return NO_GRADIENT
-    if evidence["straightness"] >= _STRAIGHT and not 1 / _RANGE < evidence["total_change"] < _RANGE:
-        return VANISHING if evidence["total_change"] < 1 else EXPLODING
-    has_learned = evidence["loss"] < _LEARNED * evidence["label_entropy"]
-    return HEALTHY if has_learned or evidence["signal_p_value"] <= _SIGNIFICANCE else NOTHING_TO_LEARN
-
-
-def _reason(verdict, norms, evidence) -> str:
     ends = (
-        f"The gradient's norm is {readable(norms[-1].gradient_norm)} in the last layer and "
-        f"{readable(norms[0].gradient_norm)} in the first"
+        f"The gradient's norm is {readable(gradients[-1])} in the last layer and {readable(gradients[0])} in the first"
     )
-    straight = f"geometrically (R² {evidence['straightness']:.2f})"
-    shuffled = f"than with shuffled ones (p = {evidence['signal_p_value']:.3f})"
     losses = f"The loss is {evidence['loss']:.3f}, the entropy of the labels {evidence['label_entropy']:.3f}"
-    if verdict == NO_GRADIENT:
-        return "The gradient is zero in every layer: see `dead_relu_fraction`, or a saturated last layer."
-    if verdict == VANISHING:
-        return (
-            f"{ends}; in between it falls {straight}. The first layers can't learn, whatever the data. Shortcuts, "
-            "normalization or ReLU in place of sigmoid and tanh cure it."
-        )
-    if verdict == EXPLODING and evidence["straightness"] < _STRAIGHT:
-        return f"{ends}; {losses.lower()}: not finite. A lower learning rate, or normalization, cures it."
-    if verdict == EXPLODING:
-        return f"{ends}; in between it grows {straight}. Normalization, smaller initial weights or clipping cure it."
+    if not np.isfinite([*gradients, evidence["loss"]]).all():
+        cure = "A lower learning rate, or normalization, cures it."
+        return EXPLODING, f"{ends}; {losses.lower()}: not finite. {cure}"
+    if not any(gradients):
+        return NO_GRADIENT, "The gradient is zero in every layer: see `dead_relu_fraction`, or a saturated last layer."
+    if evidence["straightness"] >= _STRAIGHT and not 1 / _RANGE < evidence["total_change"] < _RANGE:
+        straight = f"geometrically (R² {evidence['straightness']:.2f})"
+        if evidence["total_change"] > 1:
+            cure = "Normalization, smaller initial weights or clipping cure it."
+            return EXPLODING, f"{ends}; in between it grows {straight}. {cure}"
+        cure = "Shortcuts, normalization or ReLU in place of sigmoid and tanh cure it."
+        why = f"in between it falls {straight}. The first layers can't learn, whatever the data."
+        return VANISHING, f"{ends}; {why} {cure}"
     flat = f"{ends}, with no geometric fall: it reaches every layer. {losses}"
-    if verdict == NOTHING_TO_LEARN:
-        return (
-            f"{flat}: no better than knowing how frequent the classes are. The features of no layer go with the labels "
-            f"better {shuffled}. It is the data: labels that don't depend on the images, or too few images."
-        )
     if evidence["loss"] < _LEARNED * evidence["label_entropy"]:
-        return f"{flat}: it has learned."
-    return (
-        f"{flat}. What goes into {evidence['signal_layer']!r} goes with the labels better {shuffled}: there is "
-        "something to learn."
+        return HEALTHY, f"{flat}: it has learned."
+    shuffled = f"than with shuffled ones (p = {evidence['signal_p_value']:.3f})"
+    if evidence["signal_p_value"] <= _SIGNIFICANCE:
+        goes = f"What goes into {evidence['signal_layer']!r} goes with the labels better {shuffled}"
+        return HEALTHY, f"{flat}. {goes}: there is something to learn."
+    return NOTHING_TO_LEARN, (
+        f"{flat}: no better than knowing how frequent the classes are. The features of no layer go with the labels "
+        f"better {shuffled}. It is the data: labels that don't depend on the images, or too few images."
     )
 
 
@@ -295,13 +282,10 @@ def _flat(values) -> np.ndarray:
 
 def _cross_entropy(outputs, kind, labels) -> float:
     """Return the mean cross-entropy in nats of the main output: softmax, logits, or one unit of either kind."""
-    if outputs.shape[1] == 1:  # one unit p stands for the classes (1 - p, p), a logit z for (0, z)
-        others = np.zeros_like(outputs) if kind == "logits" else 1 - outputs
-        outputs = np.concatenate([others, outputs], axis=1)
-    if kind == "logits":
-        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        outputs = powers / powers.sum(axis=1, keepdims=True)
-    return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels], 1e-37)).mean())
+    if not np.isfinite(outputs).all():
+        return float("nan")
+    chosen = to_probabilities(outputs, kind)[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(chosen, 1e-37)).mean())
 
 
 def _class_indices(y, count: int, classes: int) -> np.ndarray:
