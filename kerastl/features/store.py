@@ -236,7 +236,7 @@ class FolderWriter(StoreWriter):
         with self._explained():
             if temporary:
                 held = filelock.FileLock(f"{folder}.lock", thread_local=False)  # nobody's orphan while it is held
-                held.acquire(timeout=0)
+                held.acquire()
                 self._release = weakref.finalize(self, _remove_temporary, folder, held, os.getpid())
             folder.mkdir(parents=True, exist_ok=True)
             self._save(manifest)
@@ -322,13 +322,11 @@ def temporary_store(specs: Iterable[ArraySpec], count: int | None, *, budget_byt
     they were killed is removed first.
     """
     specs, parent = list(specs), Path(tempfile.gettempdir())
-    for path in parent.glob(f"{_TEMPORARY}*.lock"):
-        orphan = path.with_suffix("")
-        with contextlib.suppress(OSError):  # somebody else's, or its lock is not free
-            if read_manifest(orphan, _TEMPORARY) is not None and not orphan.is_symlink():
-                held = filelock.FileLock(path)
-                held.acquire(timeout=0)
-                _remove_temporary(orphan, held, os.getpid())
+    for path in parent.glob(_TEMPORARY + "[0-9a-f]" * 16 + ".lock"):
+        held = filelock.FileLock(path)
+        with contextlib.suppress(OSError):  # not free, or somebody else's
+            held.acquire(timeout=0)
+            _remove_temporary(path.with_suffix(""), held, os.getpid())
     folder = parent / (_TEMPORARY + os.urandom(8).hex())
     return FolderWriter(folder, new_manifest(_TEMPORARY, specs, count), specs, count, budget_bytes, temporary=True)
 
