@@ -71,7 +71,7 @@ def test_a_cached_run_equals_an_uncached_one(build, choice, data):
     arguments = {"epochs": 3, "batch_size": 16, "shuffle": False, "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, **QUIET}
     arguments["validation_data"] = (data[0][:10], data[1][:10], np.linspace(0, 1, 10))
     weights = np.linspace(0.5, 1.5, 40).astype("float32")
-    first = training.fit(cached, *data, cache=EXACT, sample_weight=weights, **{**arguments, "class_weight": None})
+    first = session_module.fit(cached, *data, cache=EXACT, sample_weight=weights, **{**arguments, "class_weight": None})
     second = plain.fit(*data, sample_weight=weights, **{**arguments, "class_weight": None})
     assert first.history.keys() == second.history.keys()
     for name, values in second.history.items():
@@ -83,7 +83,7 @@ def test_a_cached_run_equals_an_uncached_one(build, choice, data):
 def test_class_weights_and_validation_split_mean_what_they_mean_in_fit(data):
     cached, plain = twins(last_blocks=1)
     arguments = {"epochs": 2, "validation_split": 0.25, "class_weight": {0: 3.0, 1: 1.0}, "shuffle": False, **QUIET}
-    first = training.fit(cached, *data, cache=EXACT, **arguments)
+    first = session_module.fit(cached, *data, cache=EXACT, **arguments)
     second = plain.fit(*data, **arguments)
     np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=1e-4)
     np.testing.assert_allclose(first.history["val_loss"], second.history["val_loss"], rtol=1e-4)
@@ -95,7 +95,7 @@ def test_one_hot_labels_and_a_second_fit_go_on_with_the_same_optimizer(data):
         model.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")
     labels = np.eye(3)[data[1]]
     for _ in range(2):
-        first = training.fit(cached, data[0], labels, cache=EXACT, shuffle=False, **QUIET)
+        first = session_module.fit(cached, data[0], labels, cache=EXACT, shuffle=False, **QUIET)
         second = plain.fit(data[0], labels, shuffle=False, **QUIET)
     np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=1e-3)
     assert int(cached.optimizer.iterations) == int(plain.optimizer.iterations) == 4
@@ -105,7 +105,7 @@ def test_cache_false_is_model_fit(data, monkeypatch):
     model = twins()[0]
     called = []
     monkeypatch.setattr(model, "fit", lambda **arguments: called.append(arguments) or "history")
-    assert training.fit(model, *data, cache=False, epochs=3) == "history"
+    assert session_module.fit(model, *data, cache=False, epochs=3) == "history"
     assert called[0]["epochs"] == 3
 
 
@@ -153,7 +153,7 @@ def test_callbacks_see_the_whole_model_and_can_stop_it(data, tmp_path):
 
     checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), monitor="val_loss", save_best_only=True)
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=100.0)
-    history = training.fit(
+    history = session_module.fit(
         model, *data, validation_split=0.2, epochs=9, cache=True, callbacks=[Look(), checkpoint, stopping], **QUIET
     )
     assert seen == {model}
@@ -168,7 +168,7 @@ def test_a_learning_rate_that_a_callback_sets_is_used(data):
     model = twins(last_blocks=1)[0]
     before = [weight.copy() for weight in model.get_weights()]
     zero = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.0)
-    training.fit(model, *data, cache=True, callbacks=[zero], **QUIET)
+    session_module.fit(model, *data, cache=True, callbacks=[zero], **QUIET)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -199,18 +199,18 @@ def test_auto_caches_only_data_with_an_identity(data, capsys):
     tf = pytest.importorskip("tensorflow")
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
     model = twins()[0]
-    training.fit(model, dataset, epochs=2, verbose=2)
+    session_module.fit(model, dataset, epochs=2, verbose=2)
     assert "pass cache=True" in capsys.readouterr().out
-    training.fit(model, dataset, epochs=2, cache=True, verbose=2)
+    session_module.fit(model, dataset, epochs=2, cache=True, verbose=2)
     assert "The frozen part runs once" in capsys.readouterr().out
 
 
 def test_augmentation_never_vanishes(data, capsys):
     model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
-    training.fit(model, *data, epochs=2, verbose=2)
+    session_module.fit(model, *data, epochs=2, verbose=2)
     assert "drawn only once" in capsys.readouterr().out
     with pytest.raises(ArgumentError, match="drawn only once"):
-        training.fit(model, *data, cache=True, **QUIET)
+        session_module.fit(model, *data, cache=True, **QUIET)
 
 
 def test_views_keep_several_augmented_versions_and_draw_one_an_epoch(data):
@@ -269,20 +269,20 @@ def test_drawn_views_are_repeatable_and_leave_the_random_state_alone(augmentatio
 def test_what_stands_in_the_way_is_said(build, arguments, message, data):
     model = models.compiled(freezing.freeze(build()))
     with pytest.raises(ArgumentError, match=message):
-        training.fit(model, *data, **arguments, **QUIET)
+        session_module.fit(model, *data, **arguments, **QUIET)
 
 
 def test_a_model_without_a_frozen_prefix_trains_plainly_and_says_why(data, capsys):
     model = models.compiled(models.nested())
-    training.fit(model, *data, verbose=2)
+    session_module.fit(model, *data, verbose=2)
     assert "nothing with weights is frozen" in capsys.readouterr().out
     with pytest.raises(ArgumentError, match="nothing with weights is frozen"):
-        training.fit(model, *data, cache=True, **QUIET)
+        session_module.fit(model, *data, cache=True, **QUIET)
 
 
 def test_a_generator_trains_plainly(data, capsys):
     model = twins()[0]
-    training.fit(model, (batch for batch in [data, data]), steps_per_epoch=1, shuffle=False, verbose=2)
+    session_module.fit(model, (batch for batch in [data, data]), steps_per_epoch=1, shuffle=False, verbose=2)
     assert "read only once" in capsys.readouterr().out
 
 
@@ -309,7 +309,7 @@ def test_a_budget_bounds_memory_and_disk(data):
     assert not plan.chosen
     assert "would take" in plan.reason
     with pytest.raises(ArgumentError, match="would take"):
-        training.fit(model, *data, cache=CacheOptions(budget="1kB"), **QUIET)
+        session_module.fit(model, *data, cache=CacheOptions(budget="1kB"), **QUIET)
 
 
 @pytest.mark.parametrize("text", ["2GB", "2 gb", "2000000000", "1.5GiB", 5])
@@ -326,11 +326,11 @@ def test_budgets_that_are_none_raise(budget):
 def test_a_folder_keeps_the_features_for_the_next_run(data, tmp_path, monkeypatch):
     model = twins()[0]
     folder = tmp_path / "features"
-    training.fit(model, *data, cache=folder, **QUIET)
+    session_module.fit(model, *data, cache=folder, **QUIET)
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     assert files
     monkeypatch.setattr("kerastl.features.extraction._run", lambda *arguments: pytest.fail("the trunk ran again"))
-    training.fit(model, *data, cache=folder, **QUIET)
+    session_module.fit(model, *data, cache=folder, **QUIET)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == files
 
 
@@ -338,7 +338,7 @@ def test_a_folder_keeps_the_features_for_the_next_run(data, tmp_path, monkeypatc
 def test_stored_features_are_never_stale(change, data, tmp_path, monkeypatch):
     build = lambda **options: models.compiled(freezing.freeze(models.nested(augmentation=True, **options)))  # noqa: E731
     model = build()
-    training.fit(model, *data, cache=tmp_path / "f", views=2, **QUIET)
+    session_module.fit(model, *data, cache=tmp_path / "f", views=2, **QUIET)
     images, labels, views = data[0].copy(), data[1].copy(), 2
     if change == "weights":
         variable = model.get_layer("tiny").get_layer("conv2_block1_1_bn").moving_mean
@@ -352,12 +352,12 @@ def test_stored_features_are_never_stale(change, data, tmp_path, monkeypatch):
     else:
         views = 1
         with pytest.raises(ArgumentError):
-            training.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
+            session_module.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
         return
     runs = []
     original = extraction._run
     monkeypatch.setattr(extraction, "_run", lambda *arguments: runs.append(1) or original(*arguments))
-    training.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
+    session_module.fit(model, images, labels, cache=tmp_path / "f", views=views, **QUIET)
     assert runs == [1]
 
 
@@ -368,29 +368,29 @@ def test_a_dataset_without_identity_is_compared_by_its_fingerprint(data, tmp_pat
         return tf.data.Dataset.from_tensor_slices((images, data[1])).shuffle(40).batch(8)
 
     model = twins()[0]
-    training.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
-    training.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
+    session_module.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
+    session_module.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
     with pytest.raises(StoreError, match="other images or labels"):
-        training.fit(model, dataset(data[0] + 1), cache=tmp_path / "f", **QUIET)
+        session_module.fit(model, dataset(data[0] + 1), cache=tmp_path / "f", **QUIET)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(data, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"not features")
     with pytest.raises(StoreError, match=r"holiday\.jpg"):
-        training.fit(twins()[0], *data, cache=tmp_path, **QUIET)
+        session_module.fit(twins()[0], *data, cache=tmp_path, **QUIET)
     assert os.listdir(tmp_path) == ["holiday.jpg"]
 
 
 def test_a_damaged_store_is_rebuilt_with_a_word(data, tmp_path):
     model = twins()[0]
-    training.fit(model, *data, cache=tmp_path / "f", **QUIET)
+    session_module.fit(model, *data, cache=tmp_path / "f", **QUIET)
     file = next((tmp_path / "f").rglob("features_0*.npy"))
     content = bytearray(file.read_bytes())
     content[300] ^= 1
     file.write_bytes(content)
     with pytest.warns(kerastl.KerastlWarning, match="rebuilt"):
-        training.fit(model, *data, cache=tmp_path / "f", **QUIET)
-    training.fit(model, *data, cache=tmp_path / "f", **QUIET)
+        session_module.fit(model, *data, cache=tmp_path / "f", **QUIET)
+    session_module.fit(model, *data, cache=tmp_path / "f", **QUIET)
 
 
 @pytest.mark.parametrize("place", ["memory", "folder"])
@@ -400,7 +400,7 @@ def test_features_that_overflow_float16_are_stored_in_float32(place, data, tmp_p
     model = models.compiled(freezing.freeze(keras.Model(inputs_, models.head_layers(x))))
     cache = CacheOptions(folder=None if place == "memory" else tmp_path / "f", engine="keras")
     for _ in range(2):
-        history = training.fit(model, *data, cache=cache, **QUIET)
+        history = session_module.fit(model, *data, cache=cache, **QUIET)
         assert np.isfinite(history.history["loss"][0])
     if place == "folder":
         text = next((tmp_path / "f").rglob("manifest.json")).read_text()
@@ -418,7 +418,7 @@ def test_data_whose_length_changes_between_passes_is_noticed(data):
             return data[0][index * 8 : index * 8 + 8], data[1][index * 8 : index * 8 + 7]
 
     with pytest.raises(DataError):
-        training.fit(twins()[0], Shrinking(), cache=True, **QUIET)
+        session_module.fit(twins()[0], Shrinking(), cache=True, **QUIET)
 
 
 def test_an_error_in_the_data_comes_out_where_it_belongs():
@@ -432,7 +432,7 @@ def test_an_error_in_the_data_comes_out_where_it_belongs():
             return np.full((8, 32, 32, 3), 9.0, "float32"), np.zeros(8, "int64")
 
     with pytest.raises(OSError, match="the disk went away"):
-        training.fit(twins()[0], Broken(), cache=True, **QUIET)
+        session_module.fit(twins()[0], Broken(), cache=True, **QUIET)
 
 
 CHILD = """
@@ -455,7 +455,7 @@ def append(self, rows):
     if count[0] == stop:
         os.kill(os.getpid(), signal.SIGKILL)
 store.StoreWriter.append = append
-training.fit(model, images, np.arange(200) % 3, verbose=0, cache=CacheOptions(folder=sys.argv[2], engine="keras"))
+session_module.fit(model, images, np.arange(200) % 3, verbose=0, cache=CacheOptions(folder=sys.argv[2], engine="keras"))
 print("appended", count[0])
 """
 
@@ -497,7 +497,7 @@ def test_training_on_features_keeps_freed_memory_and_gives_it_back(data, monkeyp
             name,
             lambda *given, name=name, original=original: (calls.append(name), original(*given))[1],
         )
-    training.fit(twins(last_blocks=1)[0], *data, cache=EXACT, validation_data=data, **QUIET)
+    session_module.fit(twins(last_blocks=1)[0], *data, cache=EXACT, validation_data=data, **QUIET)
     assert calls == ["keep_freed_memory", "keep_freed_memory", "batches_for_fit", "batches_for_fit", "give_memory_back"]
 
 
@@ -527,4 +527,4 @@ def test_images_whose_features_are_nan_are_told(data):
     images[[7, 35]] = np.nan
     model = twins()[0]
     with pytest.warns(KerastlWarning, match="for 2 of the train images, number 7 "):
-        training.fit(model, images, labels, cache=EXACT, epochs=1, **QUIET)
+        session_module.fit(model, images, labels, cache=EXACT, epochs=1, **QUIET)

@@ -6,8 +6,9 @@ import pytest
 
 import kerastl
 from kerastl import backend
-from kerastl.features import CacheOptions, engines
+from kerastl.features.plan import CacheOptions, engines
 from kerastl.training import recipe as training
+from kerastl.training.session import fit
 from tests import models
 from tests.test_features_fit import data, twins  # noqa: F401
 
@@ -47,7 +48,7 @@ def test_a_cached_run_equals_an_uncached_one(choice, data):  # noqa: F811
     cached, plain = twins(**choice)
     arguments = {"epochs": 3, "batch_size": 16, "shuffle": False, "verbose": 0}
     arguments["validation_data"] = (data[0][:10], data[1][:10])
-    first = training.fit(cached, *data, cache=EXACT, **arguments)
+    first = fit(cached, *data, cache=EXACT, **arguments)
     second = plain.fit(*data, **arguments)
     assert first.history.keys() == second.history.keys()
     answers = [keras.ops.convert_to_numpy(model(data[0], training=False)) for model in (cached, plain)]

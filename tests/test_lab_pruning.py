@@ -14,6 +14,7 @@ from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
 from kerastl.features.plan import CacheOptions
 from kerastl.models import freezing
 from kerastl.training import recipe as training
+from kerastl.training.session import fit
 from tests import models
 
 EXACT = CacheOptions(dtype="float32", engine="keras")
@@ -210,7 +211,7 @@ def train_by(way, model, pixels, callbacks, **arguments):
     if way == "model.fit":
         model.fit(*pixels, validation_data=validation, **arguments)
     elif way == "fit cached":
-        training.fit(model, *pixels, cache=EXACT, validation_data=validation, **arguments)
+        fit(model, *pixels, cache=EXACT, validation_data=validation, **arguments)
     elif way == "fine_tune":
         training.fine_tune(model, pixels, validation, learning_rate=0.01, cache=EXACT, **arguments)
     else:

@@ -1,3 +1,4 @@
+import time
 import warnings
 
 import keras
@@ -5,11 +6,16 @@ import numpy as np
 import pytest
 from keras import layers
 
+import kerastl
 from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, CompileError, DataError, KerastlWarning, ModelError
+from kerastl.features.plan import CacheOptions
 from kerastl.models import freezing
 from kerastl.training import recipe as training
+from kerastl.training import session as session_module
 from kerastl.training.callbacks import early_stopping
+from kerastl.training.rates import cosine_decay
+from kerastl.training.session import fit
 from tests import models
 
 QUIET = {"verbose": 0}
@@ -306,17 +312,17 @@ def test_pixels_that_are_scaled_already_warn(scale, pixels):
     images = {"/255": pixels[0] / 255, "preprocess_input": pixels[0] / 127.5 - 1, "negative": pixels[0] - 120}[scale]
     model = models.compiled(models.flat())
     with pytest.warns(KerastlWarning, match="look scaled already"):
-        training.fit(model, images, pixels[1], **QUIET)
+        fit(model, images, pixels[1], **QUIET)
 
 
 def test_pixels_as_they_should_be_do_not_warn(pixels):
-    training.fit(models.compiled(models.flat()), *pixels, **QUIET)
-    training.fit(models.compiled(models.flat()), pixels[0].astype("uint8"), pixels[1], **QUIET)
+    fit(models.compiled(models.flat()), *pixels, **QUIET)
+    fit(models.compiled(models.flat()), pixels[0].astype("uint8"), pixels[1], **QUIET)
 
 
 def test_images_of_another_size_are_an_error_that_says_both_sizes(pixels):
     with pytest.raises(DataError, match=r"48 × 48 × 3.*32 × 32 × 3"):
-        training.fit(models.compiled(models.flat(48)), *pixels, **QUIET)
+        fit(models.compiled(models.flat(48)), *pixels, **QUIET)
 
 
 def test_fit_is_model_fit_with_its_arguments(pixels):
@@ -333,17 +339,17 @@ def test_fit_is_model_fit_with_its_arguments(pixels):
         "class_weight": {0: 2.0},
         **QUIET,
     }
-    first, second = training.fit(ours, *pixels, **arguments), theirs.fit(*pixels, **arguments)
+    first, second = fit(ours, *pixels, **arguments), theirs.fit(*pixels, **arguments)
     assert first.history.keys() == second.history.keys()
     np.testing.assert_allclose(first.history["val_loss"], second.history["val_loss"], rtol=1e-4)
 
 
 def test_fit_refuses_what_keras_lets_pass(pixels):
     model = models.compiled(freezing.freeze(models.nested()))
-    training.fit(model, *pixels, **QUIET)
+    fit(model, *pixels, **QUIET)
     model.get_layer("tiny").trainable = True
     with pytest.raises(CompileError, match="recompile"):
-        training.fit(model, *pixels, **QUIET)
+        fit(model, *pixels, **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -367,3 +373,61 @@ def test_a_head_whose_loss_can_not_be_told_asks_for_a_compile(data):
     model = keras.Model(inputs_, layers.Dense(3, activation="tanh")(x))
     with pytest.raises(ModelError, match="Compile the model"):
         training.train_head(model, *data, **QUIET)
+
+
+def test_the_seconds_of_a_phase_hold_the_run_of_the_frozen_part(pixels, monkeypatch):
+    original = session_module.extract
+
+    def slow(*arguments, **options):
+        time.sleep(0.5)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(session_module, "extract", slow)
+    exact = CacheOptions(dtype="float32", engine="keras")
+    history = training.train_head(models.flat(), pixels, pixels, epochs=1, cache=exact, **QUIET)
+    assert history.seconds >= sum(history.epoch_seconds) + 2 * 0.5  # of training and of validation images
+
+
+def test_the_result_gives_the_head_alone_and_takes_it_back(data):
+    model = models.compiled(models.nested(), run_eagerly=True)
+    options = {"head_epochs": 2, "fine_tune_epochs": 1, "last_blocks": 1, "learning_rate": 1e-3, "cache": False}
+    result = training.transfer_learn(model, *data, **options, **QUIET)
+    if result.head.best_epoch:
+        assert result.head_accuracy == result.head.history["val_accuracy"][result.head.best_epoch - 1]
+    else:
+        assert result.head_accuracy is None
+    final = model.get_weights()
+    with result.head_alone():
+        alone = model.evaluate(*data[1], return_dict=True, **QUIET)
+    for now, before in zip(model.get_weights(), final, strict=True):
+        np.testing.assert_array_equal(now, before)
+    if result.head.best_epoch:
+        assert alone["loss"] == pytest.approx(result.head.best_value, rel=1e-4)
+    if result.best_phase == "fine_tune":
+        assert any((variable.numpy() != value).any() for variable, value in result.head_weights)
+
+
+@pytest.mark.parametrize("batches", [10, None])
+def test_the_cosine_decay_falls_to_nothing(batches):
+    rate, callbacks = cosine_decay(0.1, batches, 4)
+    if batches:
+        assert [float(rate(step)) for step in (0, 20, 40)] == pytest.approx([0.1, 0.05, 0.0], abs=1e-7)
+        assert callbacks == []
+    else:
+        (callback,) = callbacks
+        assert [callback.schedule(epoch, None) for epoch in (0, 2)] == pytest.approx([0.1, 0.05])
+
+
+@pytest.mark.parametrize("measured", [100.0, float("nan")])
+@pytest.mark.parametrize("ramp", [0.2, 0.9])
+def test_pruning_is_not_undone_for_the_start(data, measured, ramp):
+    class Worse(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_loss"] = measured
+
+    model = models.compiled(models.nested(blocks=1), 0.01, run_eagerly=True)
+    pruning = kerastl.gradual_pruning(0.7, layers=["predictions"], ramp=ramp)
+    options = {"epochs": 2, "learning_rate": 0.01, "last_blocks": 1, "batch_size": 4, "cache": False}
+    history = training.fine_tune(model, *data, callbacks=[pruning, Worse()], **options, **QUIET)
+    assert history.best_epoch == (1 if ramp == 0.2 else 2)
+    assert (model.get_layer("predictions").kernel.numpy() == 0).mean() == pytest.approx(0.7, abs=0.05)

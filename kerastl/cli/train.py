@@ -11,16 +11,15 @@ import time
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from kerastl.checks import check_count, check_fraction
 from kerastl.cli.quiet import import_quietly
 from kerastl.errors import DataError, OutputError
 from kerastl.evaluation import report
 from kerastl.models import backbones
-from kerastl.models.compiling import check_rate, falling_rate
+from kerastl.models.compiling import check_rate
 from kerastl.models.heads import build_classifier
-from kerastl.training.callbacks import changeable_weights
+from kerastl.training.rates import cosine_decay, lower
 from kerastl.training.recipe import TransferResult, transfer_learn
 
 _INTERRUPTED = 130
@@ -29,12 +28,11 @@ _OTHER_FILES_BYTES = 10_000_000
 
 
 class _Watch(keras.callbacks.Callback):
-    """Names the phases, counts finished epochs, and keeps what the head phase had reached when fine-tuning begins."""
+    """Names the phases and counts finished epochs."""
 
     def __init__(self):
         super().__init__()
         self.phases = self.epochs = 0
-        self.after_head = None
         self.interrupted = False
 
     def on_train_begin(self, logs=None):
@@ -42,8 +40,6 @@ class _Watch(keras.callbacks.Callback):
         epochs = self.params.get("epochs")
         name = "Training the head" if self.phases == 1 else "\nFine-tuning"
         print(f"{name}, {epochs} epoch{'s' if epochs != 1 else ''} at most", flush=True)
-        if self.phases == 2:
-            self.after_head = [(weight, np.array(weight)) for weight in changeable_weights(self.model)]
 
     def on_train_batch_begin(self, batch, logs=None):
         # Python drops a KeyboardInterrupt that is raised in a destructor or in a callback of C++ code
@@ -221,27 +217,22 @@ def _head_accuracy(job: _Job, result: TransferResult, part: str, evaluation) -> 
     """Return the accuracy with the best weights of the head phase alone; the model is left as it was."""
     if result.best_phase != "fine_tune":
         return evaluation.accuracy
-    final = [(weight, np.array(weight)) for weight, _ in job.watch.after_head]
-    try:
-        for weight, value in job.watch.after_head:
-            weight.assign(value)
+    with result.head_alone():
         return report.evaluate(job.model, getattr(job.splits, part), job.splits.class_names, mistakes=0).accuracy
-    finally:
-        for weight, value in final:
-            weight.assign(value)
 
 
 def _fine_tuning_rate(job: _Job):
-    """Return the second phase's rate: what was asked for, falling to 0 as the default does."""
+    """Return the second phase's rate: what was asked for, with the default's cosine decay."""
     arguments = job.arguments
     if arguments.learning_rate is None:
         return None
-    return falling_rate(arguments.learning_rate, int(job.splits.train.cardinality()), arguments.fine_tune_epochs)
+    batches = int(job.splits.train.cardinality())  # known: `load_images` made it
+    return cosine_decay(arguments.learning_rate, batches, arguments.fine_tune_epochs)[0]
 
 
 def _learning_rates(arguments) -> dict:
-    rate = arguments.head_learning_rate / 10 if arguments.learning_rate is None else arguments.learning_rate
-    return {"head": arguments.head_learning_rate, "fine_tune": rate, "fine_tune_schedule": "cosine, falling to 0"}
+    rate = lower(arguments.head_learning_rate) if arguments.learning_rate is None else arguments.learning_rate
+    return {"head": arguments.head_learning_rate, "fine_tune": rate, "fine_tune_schedule": "cosine decay to 0"}
 
 
 def _rescue(job: _Job, *, interrupted: bool) -> Path | None:

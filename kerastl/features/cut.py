@@ -1,8 +1,7 @@
 """Where a model can be cut in two: the trunk, which is frozen and runs once, and the tail, which trains.
 
 The cut is the latest tensor before which nothing trains and from which alone everything after it can be computed. In
-NASNet, whose cells pass on two tensors, it is two. Heads that hang at earlier blocks need a tensor there as well, each of
-them: what their pooling leaves of it, as a rule.
+NASNet, whose cells pass on two tensors, it is two.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ import keras
 
 from kerastl import costs, keras_internals
 from kerastl.errors import ModelError
-from kerastl.models import graph, outputs
+from kerastl.models import graph
 from kerastl.models.flatten import connect, flatten_model
 
 
@@ -23,7 +22,7 @@ class Cut:
     Attributes:
         flat: the model in one graph (`flatten_model`).
         start: the tensor where the trunk begins: the input, or the output of the augmentation in front.
-        tensors: the one tensor, or two, that the trunk hands to the tail; then what heads at earlier blocks take.
+        tensors: the one tensor, or two, that the trunk hands to the tail.
         layer_names: the layers that make them.
         trunk_macs: multiply-accumulates of the trunk for one image.
         model_macs: those of the whole model.
@@ -77,45 +76,31 @@ def find_cuts(model: keras.Model) -> list[Cut]:
         An empty list when nothing with weights is frozen before the first layer that trains.
 
     Raises:
-        ModelError: the model's graph can't be walked, or it has several inputs.
+        ModelError: the model's graph can't be walked, or it has several inputs or outputs.
     """
     flat = flatten_model(model)
-    if len(flat.inputs) != 1:
-        raise ModelError(f"The model {model.name!r} has {len(flat.inputs)} inputs; only models with one can be cut.")
-    positions = _positions(flat, flat.outputs[outputs.main_index(model)])
+    for kind, tensors in (("inputs", flat.inputs), ("outputs", flat.outputs)):
+        if len(tensors) != 1:
+            raise ModelError(f"The model {model.name!r} has {len(tensors)} {kind}; only models with one can be cut.")
+    positions = _positions(flat)
     if not positions:
         return []
     macs = _macs_of_layers(flat)
-    single = [_cut(flat, one, macs) for one in positions if one.width == 1]
-    double = [_cut(flat, one, macs) for one in positions if one.width == 2]
-    single, double = [[cut for cut in cuts if cut is not None] for cuts in (single, double)]
+    cuts = [cut for live, nodes in positions if (cut := _cut(flat, live, nodes, macs)) is not None]
+    single, double = [[cut for cut in cuts if len(cut.tensors) == width] for width in (1, 2)]
     reach = single[-1].trunk_macs if single else 0
     if double and double[-1].trunk_macs > 2 * reach:
         return double
     return single
 
 
-@dataclasses.dataclass(frozen=True)
-class _Position:
-    """A place between two nodes of the graph, and what is known there.
+def _positions(flat) -> list[tuple[list, list]]:
+    """Return the places up to which everything is frozen and something holds weights, and which need one tensor or two.
 
-    Of the tensors that are still needed, the first `width` are needed on the way to the main output.
-    """
-
-    live: list
-    nodes: list
-    width: int
-
-
-def _positions(flat, main) -> list[_Position]:
-    """Return the places up to which everything is frozen, something holds weights, and the main output needs two tensors.
-
-    Two at most, that is; other outputs may need more, one for each head that hangs at an earlier block.
+    Each is `(the tensors that are still needed there, the nodes before it)`.
     """
     found, nodes, weighted, pending_random = [], [], False, False
-    order = _in_order(flat, main)
-    last_use = _last_uses(order, main)
-    for index, (node, live) in enumerate(graph.live_tensors(flat, flat.outputs, order)):
+    for node, live in graph.live_tensors(flat):
         operation = node.operation
         if not is_frozen(operation):
             break
@@ -124,55 +109,10 @@ def _positions(flat, main) -> list[_Position]:
             weighted, pending_random = True, False
         elif isinstance(operation, keras.layers.Layer) and graph.is_random(operation):
             pending_random = weighted  # behind the last weights it belongs to the head, and must go on drawing
-        live = sorted(live, key=lambda tensor: last_use.get(id(tensor), -1) <= index)  # the main output's come first
-        width = sum(last_use.get(id(tensor), -1) > index for tensor in live)
-        if weighted and not pending_random and 1 <= width <= 2:
-            found.append(_Position(live, list(nodes), width))
+        if weighted and not pending_random and len(live) <= 2:
+            found.append((live, list(nodes)))
     # a random layer that weights follow lies inside the trunk; one that none follow ends it
     return found
-
-
-def _in_order(flat, main) -> list:
-    """Return the nodes in topological order: those of the main output first, and between them what shrinks for others.
-
-    The pooling of a head at an earlier block comes as soon as it can, so that its few numbers are needed later on instead
-    of a feature map.
-    """
-    nodes = graph.nodes_in_order(flat, flat.outputs)
-    on_the_way = graph.ancestors([main])
-    waiting = [node for node in nodes if id(node) not in on_the_way]
-    order, made = [], set()
-    for node in nodes:
-        if id(node) not in on_the_way:
-            continue
-        while node is not None:
-            order.append(node)
-            made.update(id(tensor) for tensor in node.outputs)
-            node = next((one for one in waiting if made.issuperset(map(id, one.input_tensors)) and _shrinks(one)), None)
-            waiting = [one for one in waiting if one is not node]
-    return order + waiting
-
-
-def _shrinks(node) -> bool:
-    """Tell whether a node does the same in every epoch, without weights, and makes no more numbers than it takes."""
-    if graph.has_weights(node.operation) or not is_frozen(node.operation):
-        return False
-    if isinstance(node.operation, keras.layers.Layer) and graph.is_random(node.operation):
-        return False
-    taken, made = (
-        sum(math.prod(side or 1 for side in tensor.shape[1:]) for tensor in tensors)
-        for tensors in (node.input_tensors, node.outputs)
-    )
-    return made <= taken
-
-
-def _last_uses(order, main) -> dict[int, int]:
-    """Return where each tensor is needed last on the way to the main output, by its id: an index into the order."""
-    on_the_way = graph.ancestors([main])
-    uses = {
-        id(tensor): index for index, node in enumerate(order) if id(node) in on_the_way for tensor in node.input_tensors
-    }
-    return {**uses, id(main): len(order)}
 
 
 def is_frozen(operation) -> bool:
@@ -184,13 +124,13 @@ def is_frozen(operation) -> bool:
     return not any(layer.trainable and layer.weights for layer in graph.batch_norm_layers(operation))
 
 
-def _cut(flat, position, macs) -> Cut | None:
-    start, inside = _start(flat, position.nodes)
-    if start is None or any(None in tensor.shape[1:] for tensor in position.live):
+def _cut(flat, live, nodes, macs) -> Cut | None:
+    start, inside = _start(flat, nodes)
+    if start is None or any(None in tensor.shape[1:] for tensor in live):
         return None
-    names = tuple(keras_internals.node_of(tensor).operation.name for tensor in position.live)
-    trunk_macs = sum({node.operation.name: macs.get(node.operation.name, 0) for node in position.nodes}.values())
-    return Cut(flat, start, tuple(position.live), names, trunk_macs, sum(macs.values()), inside)
+    names = tuple(keras_internals.node_of(tensor).operation.name for tensor in live)
+    trunk_macs = sum({node.operation.name: macs.get(node.operation.name, 0) for node in nodes}.values())
+    return Cut(flat, start, tuple(live), names, trunk_macs, sum(macs.values()), inside)
 
 
 def _start(flat, nodes):

@@ -16,7 +16,7 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.cut import Cut, find_cuts, tensors_of
 from kerastl.features.engines import ENGINES
 from kerastl.features.reading import rows_of
-from kerastl.features.views import Views
+from kerastl.features.views import flips_of
 from kerastl.models import graph
 from kerastl.tables import readable_bytes
 
@@ -215,7 +215,7 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
     if views > 1 and not cuts[0].augments:
         return f"views={views} needs random layers in front of the backbone, such as build_classifier(augmentation='flips')"
     if views > 1:
-        distinct = len(Views(cuts[0].front(), views)._flips)
+        distinct = len(flips_of(cuts[0].front()))
         if 0 < distinct < views:
             return f"flips make only {distinct} different views; pass views={distinct}, or another augmentation"
     if keras_internals.distribution_strategy(model) is not None:

@@ -30,7 +30,7 @@ class Views:
 
     def __init__(self, front: keras.Model | None, count: int, seed: int = 0):
         self._front, self.count, self._seed = front, count, seed
-        self._flips = _flips_of(front)
+        self._flips = flips_of(front)
         self._generators = [] if front is None else _seed_generators(front)
 
     def make(self, images: np.ndarray, batch: int, number: int) -> np.ndarray:
@@ -63,7 +63,7 @@ class Views:
         return all(isinstance(layer, keras.layers.Layer) and graph.is_random(layer) for layer in layers)
 
 
-def _flips_of(front) -> list:
+def flips_of(front) -> list:
     """Return the flips that a front of nothing but `RandomFlip` layers can make, the plain image first."""
     if front is None:
         return []

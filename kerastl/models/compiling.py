@@ -7,7 +7,8 @@ import keras
 
 from kerastl import keras_internals
 from kerastl.checks import received
-from kerastl.errors import ArgumentError, CompileError, KerastlWarning
+from kerastl.errors import ArgumentError, CompileError, KerastlWarning, ModelError
+from kerastl.models import outputs
 
 _SETTINGS = ("loss", "loss_weights", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile")
 
@@ -106,11 +107,6 @@ def learning_rate_setting(model):
     return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else last_learning_rate(model)
 
 
-def falling_rate(start: float, batches: int, epochs: int) -> keras.optimizers.schedules.CosineDecay:
-    """Return a cosine from `start` to 0 over `epochs` of `batches` steps: fine-tuning's default."""
-    return keras.optimizers.schedules.CosineDecay(start, decay_steps=max(batches * epochs, 1))
-
-
 def schedule_peak(schedule) -> float:
     """Return the highest of a schedule's value at its start and after its warm-up."""
     steps = {0, int(getattr(schedule, "warmup_steps", 0) or 0)}
@@ -176,3 +172,31 @@ def check_ready(model) -> None:
         f"({len(wanted - held)} new, {len(held - wanted)} gone): `trainable` was changed after `compile`, and `fit` would "
         "ignore that. Call `kerastl.recompile(model, learning_rate=...)`."
     )
+
+
+def usual_loss(model, label_kind: str | None) -> keras.losses.Loss:
+    """Return the cross-entropy that the activation of the main output and the labels call for.
+
+    Args:
+        model: a classifier.
+        label_kind: "one-hot"; anything else means integer labels.
+
+    Raises:
+        ModelError: an activation that is neither softmax, sigmoid nor linear, or several sigmoid units.
+    """
+    kind = outputs.output_kind(model)
+    if kind is None:
+        raise ModelError(
+            f"The last activation of {model.name!r} is neither softmax, sigmoid nor linear, so no loss can be chosen for it. "
+            "Compile the model with its loss first; it will be kept."
+        )
+    logits = kind == "logits"
+    if outputs.main_tensor(model).shape[-1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=logits)
+    if kind == "sigmoid":
+        raise ModelError(
+            "Several sigmoid units mean multi-label classification, which is out of scope. Use softmax for one label an image."
+        )
+    if label_kind == "one-hot":
+        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)

@@ -9,7 +9,6 @@ import numpy as np
 from kerastl import keras_internals
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError
-from kerastl.models import several_outputs
 
 _LARGER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "sensitivity", "specificity")
 
@@ -19,12 +18,11 @@ def early_stopping(
 ) -> keras.callbacks.EarlyStopping:
     """Return a fresh `EarlyStopping` that restores the best weights, its direction told from the monitored name.
 
-    Make a new one for every phase: in Keras 3.11 to 3.14 a reused one keeps the best value of the phase before. On a model
-    with several outputs it watches the main one, also in plain `model.fit`, where Keras's `val_loss` is the total.
+    Make a new one for every phase: in Keras 3.11 to 3.14 a reused one keeps the best value of the phase before.
 
     Args:
         patience: epochs without improvement after which training stops.
-        monitor: name in the training logs; with several outputs "val_loss" means "val_predictions_loss", say.
+        monitor: name in the training logs; of a model with several outputs "val_loss" is the total.
         min_delta: smallest change that counts as improvement.
 
     Raises:
@@ -32,25 +30,13 @@ def early_stopping(
     """
     if not (isinstance(min_delta, (int, float)) and min_delta >= 0 and math.isfinite(min_delta)):
         raise ArgumentError(f"`min_delta` must be a number of at least 0. {received(min_delta=min_delta)}")
-    return _MainEarlyStopping(
+    return keras.callbacks.EarlyStopping(
         monitor=monitor,
         patience=check_count("patience", patience, smallest=0),
         min_delta=min_delta,
         mode=direction(monitor),
         restore_best_weights=True,
     )
-
-
-class _MainEarlyStopping(keras.callbacks.EarlyStopping):
-    """Early stopping that watches the main output of a model that has several."""
-
-    def __init__(self, monitor, **options):
-        super().__init__(monitor, **options)
-        self._asked_for = monitor
-
-    def on_train_begin(self, logs=None):
-        self.monitor = several_outputs.main_log_name(self.model, self._asked_for)
-        super().on_train_begin(logs)
 
 
 def direction(monitor: str) -> str:
@@ -73,7 +59,7 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
 def fresh_callbacks(callbacks) -> list:
     """Return the callbacks for one more phase; early stopping and its like forget the phase before.
 
-    `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` remember a best value. Only early stopping has to start anew:
+    `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` remember a best value. Only early stopping has to start afresh:
     a checkpoint of the best model must remember across phases, and learning rates are reset by the recompile.
     """
     for callback in callbacks:
@@ -87,12 +73,18 @@ def fresh_callbacks(callbacks) -> list:
 class BestWeights(keras.callbacks.Callback):
     """Keep the weights of the best epoch, the state before training included, and put them back at the end.
 
-    With `judged=False` there is nothing to judge by, and the last weights with a finite loss count as the best.
     Only what training can change is copied: weights of layers that are trainable (BatchNorm statistics of those included).
     While another callback says by `settled = False` that it is still making another model of this one (gradual pruning),
-    nothing can be compared, and the last weights count as the best.
+    nothing can be compared, and the last weights count as the best; those of the start never do then.
+
+    Args:
+        monitor: name of the value in the logs.
+        starting_value: what it was before the training, if it was measured.
+        judged: `False` where there is nothing to judge by: the last weights with a finite loss count as the best.
+        others: the callbacks of the training.
 
     Attributes:
+        start: copies of the weights before the training, as `(variable, value)`.
         best_epoch: the best epoch, counted from 1; 0 while the starting state is the best.
         best_value: the monitored value there, or `None` when nothing was measured.
     """
@@ -104,14 +96,19 @@ class BestWeights(keras.callbacks.Callback):
         self.mode = direction(monitor)
         self.best_epoch = 0
         self.best_value = starting_value
-        self.best_weights = None
+        self.start = self.best_weights = ()
+        self._unsettled = False
 
     def on_train_begin(self, logs=None):
-        self.best_weights = self._copy()
+        self.start = self.best_weights = self._copy()
+        self._unsettled = not self._settled()
+        if self._unsettled:
+            self.best_value = None
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
-        if not all(getattr(one, "settled", True) for one in self.others):
+        if not self._settled():
+            self._unsettled = True
             self.best_value, self.best_epoch, self.best_weights = None, epoch + 1, self._copy()
             return
         if not self.judged:
@@ -120,17 +117,32 @@ class BestWeights(keras.callbacks.Callback):
                 self.best_epoch, self.best_weights = epoch + 1, self._copy()
             return
         value = logs.get(self.monitor)
-        if is_better(value, self.best_value, self.mode):
-            self.best_value, self.best_epoch = float(value), epoch + 1
+        first = self._unsettled and math.isfinite(logs.get("loss", math.nan))  # what was copied before is another model
+        self._unsettled = self._unsettled and not first
+        if first or is_better(value, self.best_value, self.mode):
+            self.best_value, self.best_epoch = None if value is None else float(value), epoch + 1
             self.best_weights = self._copy()
 
     def restore(self) -> None:
         """Put the best weights back, in place."""
-        for variable, value in self.best_weights or []:
-            variable.assign(value)
+        put_back(self.best_weights)
+
+    def _settled(self) -> bool:
+        return all(getattr(one, "settled", True) for one in self.others)
 
     def _copy(self) -> list:
-        return [(one, np.array(keras.ops.convert_to_numpy(one))) for one in changeable_weights(self.model)]
+        return copies(changeable_weights(self.model))
+
+
+def copies(variables) -> list:
+    """Return `(variable, value)` for each variable, the values copied."""
+    return [(one, np.array(keras.ops.convert_to_numpy(one))) for one in variables]
+
+
+def put_back(weights) -> None:
+    """Give variables the values of `copies`."""
+    for variable, value in weights:
+        variable.assign(value)
 
 
 def changeable_weights(model) -> list:

@@ -13,10 +13,9 @@ from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
 from kerastl.features.plan import make_plan, options_of
 from kerastl.features.reading import rows_of
-from kerastl.models import compiling, outputs, several_outputs
+from kerastl.models import compiling, outputs
 from kerastl.training import callbacks as callback_module
-from kerastl.training.fitting import check_first_batch
-from kerastl.training.session import Session
+from kerastl.training.session import Session, check_first_batch
 
 
 @dataclasses.dataclass
@@ -25,8 +24,7 @@ class Settings:
 
     Attributes:
         model: the whole model.
-        train, validation, batch_size, class_weight, monitor, verbose, cache, views: as in `train_head`; with several
-            outputs the monitored name becomes that of the main output.
+        train, validation, batch_size, class_weight, monitor, verbose, cache, views: as in `train_head`.
         num_classes: of the model's main output.
         label_kind: "integer" or "one-hot", or `None` where it can't be told.
     """
@@ -46,7 +44,12 @@ class Settings:
             check_count("batch_size", self.batch_size)
         self.options = options_of(self.cache)
         self.num_classes = outputs.count_classes(self.model)
-        self.monitor = several_outputs.main_log_name(self.model, self.monitor)
+        if len(getattr(self.model, "outputs", None) or []) > 1:
+            raise ModelError(
+                f"The phases train models with one output, and {self.model.name!r} has {len(self.model.outputs)}. Train it "
+                "with `model.fit`, labels for each output; of a model with auxiliary heads "
+                "`kerastl.lab.auxiliary_heads.auxiliary_training` says how."
+            )
         self.label_kind = self._check_data()
         self.class_weight = self._class_weights(self.class_weight)
 
@@ -79,8 +82,6 @@ class Settings:
     def rows(self) -> tuple:
         """Return the rows of the training and validation data; `None` for what can be read only once, or is not there."""
         train = rows_of(self.train, batch_size=self.batch_size)
-        if several_outputs.has_several(self.model) and not several_outputs.takes_one_label(self.model):
-            return None, None
         if self.validation is None:
             return train, None
         validation = rows_of(self.validation, batch_size=self.batch_size, shuffle=False)
@@ -116,26 +117,25 @@ class Phase:
         settings: of the run.
         epochs: at most so many.
         callbacks: of this phase.
+
+    Attributes:
+        history: the `History`, once it has run.
+        start: copies of the weights that it could change as they were before, as `(variable, value)`.
     """
 
     def __init__(self, settings: Settings, epochs: int, callbacks):
         self.settings, self.model = settings, settings.model
         self.epochs = check_count("epochs", epochs)
         self.callbacks = list(callbacks)
-        self.history = None
+        self.history, self.start = None, ()
 
     def compile(self, learning_rate) -> None:
         compiling.check_rate("learning_rate", learning_rate)
         if compiling.was_compiled(self.model):
             compiling.compile_again(self.model, learning_rate)
             return
-        loss = _loss_for(self.model, self.settings.label_kind)
-        settings = {"loss": loss, "metrics": ["accuracy"]}
-        if several_outputs.has_several(self.model):
-            weights = several_outputs.loss_weights(self.model)
-            settings = {name: dict.fromkeys(weights, value) for name, value in settings.items()}
-            settings["loss_weights"] = weights
-        self.model.compile(keras.optimizers.Adam(learning_rate), **settings)
+        loss = compiling.usual_loss(self.model, self.settings.label_kind)
+        self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
 
     def run(self, session=None, cut=None):
         """Train, on stored features where there is a session; whatever happens, the model ends with the best weights."""
@@ -148,6 +148,7 @@ class Phase:
             self.history = self._fit([watch, clock, *self.callbacks, best], session, cut)
         finally:
             best.restore()
+            self.start = best.start
         self._describe(best, watch, clock, time.perf_counter() - start)
         return self.history
 
@@ -159,7 +160,7 @@ class Phase:
         if session is not None:
             logs = session.evaluate(cut)
         else:
-            data = several_outputs.evaluate_arguments(self.model, settings.validation, settings.batch_size)
+            data = {**_as_arguments(settings.validation), "batch_size": settings.batch_size}
             logs = self.model.evaluate(**data, verbose=0, return_dict=True)
         return logs.get(settings.monitor.removeprefix("val_"))
 
@@ -173,7 +174,7 @@ class Phase:
         if inputs.is_tf_dataset(settings.train):
             data["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
         data = {**data, "validation_data": settings.validation, "batch_size": settings.batch_size, **common}
-        return self.model.fit(**several_outputs.fit_arguments(self.model, data))
+        return self.model.fit(**data)
 
     def _describe(self, best, watch, clock, seconds) -> None:
         history, monitor = self.history, self.settings.monitor
@@ -207,23 +208,3 @@ class Phase:
 
 def _as_arguments(data) -> dict:
     return dict(zip(("x", "y", "sample_weight"), inputs.split_pair(data) or (data,), strict=False))
-
-
-def _loss_for(model, label_kind):
-    """Return the loss that the head's last activation and the labels call for."""
-    kind = outputs.output_kind(model)
-    if kind is None:
-        raise ModelError(
-            f"The last activation of {model.name!r} is neither softmax, sigmoid nor linear, so no loss can be chosen for it. "
-            "Compile the model with its loss first; it will be kept."
-        )
-    logits = kind == "logits"
-    if outputs.main_tensor(model).shape[-1] == 1:
-        return keras.losses.BinaryCrossentropy(from_logits=logits)
-    if kind == "sigmoid":
-        raise ModelError(
-            "Several sigmoid units mean multi-label classification, which is out of scope. Use softmax for one label an image."
-        )
-    if label_kind == "one-hot":
-        return keras.losses.CategoricalCrossentropy(from_logits=logits)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)

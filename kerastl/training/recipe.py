@@ -1,12 +1,12 @@
-"""The recipe: train the head on a frozen backbone, thaw its end, train on at a low rate, keep the best weights.
+"""The recipe: train the head on a frozen backbone, unfreeze its end, train on at a low rate, keep the best weights.
 
 `train_head` and `fine_tune` are `freeze` or `unfreeze`, compile, `fit`, and restore the best weights, in that order and
 nothing else; `transfer_learn` is one after the other, with the best weights kept across both.
 """
 
+import contextlib
 import dataclasses
 import functools
-import math
 import time
 
 import keras
@@ -17,13 +17,15 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
-from kerastl.training.fitting import fit
 from kerastl.training.phases import Phase, Settings, frozen_part_once
+from kerastl.training.rates import fine_tuning_rate
 
-__all__ = ["TransferResult", "fine_tune", "fit", "train_head", "transfer_learn"]
+# A second phase whose trunk holds less than this of the work is trained as it is: its features would be large, and spare
+# little.
+_SMALLEST_SHARE = 0.25
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class TransferResult:
     """What `transfer_learn` did.
 
@@ -34,7 +36,11 @@ class TransferResult:
         best_epoch: the best epoch, counted from 1 within its phase; 0 for "start".
         best_value: the monitored value there, or `None` when nothing was measured.
         monitor: name of the monitored value.
-        seconds: wall-clock seconds of each phase.
+        seconds: wall-clock seconds of each phase, the run of the frozen part apart as "extraction".
+        head_accuracy: validation accuracy of the head phase's best epoch; `None` when it wasn't measured, or the start was
+            better than any.
+        head_weights: copies of the weights of that epoch that fine-tuning changed, as `(variable, value)`, kept in memory as
+            long as this result is; see `head_alone`.
     """
 
     head: keras.callbacks.History
@@ -44,6 +50,18 @@ class TransferResult:
     best_value: float | None
     monitor: str
     seconds: dict[str, float]
+    head_accuracy: float | None = None
+    head_weights: list = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def head_alone(self):
+        """Give the model the best weights of the head phase alone for the length of a `with`, to judge them, say."""
+        final = callback_module.copies(variable for variable, _ in self.head_weights)
+        try:
+            callback_module.put_back(self.head_weights)
+            yield
+        finally:
+            callback_module.put_back(final)
 
     def __str__(self) -> str:
         value = "nothing measured" if self.best_value is None else f"{self.monitor} {self.best_value:.4f}"
@@ -71,30 +89,27 @@ def train_head(
 ) -> keras.callbacks.History:
     """Freeze the backbone, train the head, and keep the best weights, in place.
 
-    A compile that the model has is kept, but for the learning rate; without one it is Adam and the loss that head and
-    labels call for (sparse or categorical cross-entropy, binary for one sigmoid unit), with accuracy.
+    A compile that the model has is kept, but for the learning rate; without one it is Adam and the cross-entropy that head
+    and labels call for, with accuracy.
 
     Args:
-        model: a classifier, flat or nested.
-        train: a `(x, y)` or `(x, y, sample_weight)` tuple, a `tf.data.Dataset`, or a `keras.utils.PyDataset`. Labels are
+        model: a classifier with one output, flat or nested.
+        train: a `(x, y)` or `(x, y, sample_weight)` tuple, a `tf.data.Dataset`, or a `keras.utils.PyDataset`; labels are
             integers or one-hot.
         validation: the same, or `None`: then the last weights are kept, as there is nothing to judge them by.
         epochs: at most so many passes over the data.
         learning_rate: a float or a Keras schedule; 1e-3 is Adam's default and that of the Keras guide.
         callbacks: Keras callbacks, such as `early_stopping()`.
         class_weight: `None`, a dictionary from class index to weight, or "balanced".
-        cache: run the frozen part once instead of in every epoch: "auto", `True`, `False`, a folder, or `CacheOptions`; see
-            `kerastl.fit`.
-        views: augmented versions kept of each training image; see `kerastl.fit`.
-        monitor: what decides which weights are the best. With auxiliary heads it is the main output's: "val_loss", which
-            Keras calls the total, means "val_predictions_loss".
-        batch_size: for arrays; 32 when nothing is said, as in `fit`.
-        verbose: as in `fit`.
+        cache, views: run the frozen part once, on so many augmented versions of each image; see `kerastl.fit`.
+        monitor: what decides which weights are the best.
+        batch_size, verbose: as in `fit`.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
 
     Returns:
-        The `History`, with `.epoch_seconds`, `.best_epoch` (from 1; 0: the starting state), `.best_value`, `.monitor` and
-        `.diverged` (`None`, or where the loss became NaN; training stops there).
+        The `History`, with `.seconds` (the frozen part's run included), `.epoch_seconds`, `.best_epoch` (from 1;
+        0: the starting state), `.best_value`, `.monitor` and `.diverged` (`None`, or where the loss became NaN; training
+        stops there).
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used.
@@ -127,22 +142,18 @@ def fine_tune(
     verbose="auto",
     backbone: str | None = None,
 ) -> keras.callbacks.History:
-    """Thaw the end of the backbone, train at a low rate, and keep the best weights, in place; never a worse model.
+    """Unfreeze the end of the backbone, train at a low rate, and keep the best weights, in place; never a worse model.
 
     BatchNorm layers stay frozen unless `batch_norm=True`; see `unfreeze`.
 
     Args:
         model: a classifier whose head is trained already.
-        train: as in `train_head`.
-        validation: as in `train_head`.
+        train, validation, callbacks, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
         epochs: at most so many passes over the data.
-        learning_rate: `None` for a tenth of the last rate, falling to 0 by a cosine (Loshchilov and Hutter, 2017); a
-            float or a Keras schedule is taken as it is.
-        callbacks: Keras callbacks, fresh ones.
-        class_weight: as in `train_head`.
+        learning_rate: `None` for a tenth of the last rate with cosine decay to 0 (Loshchilov and Hutter, 2017); a float or a
+            Keras schedule is taken as it is.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; at most one of the first four. With
-            none of them, what is thawed already is trained.
-        cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
+            none of them, what is unfrozen already is trained.
 
     Returns:
         The `History`, as `train_head` returns it.
@@ -154,8 +165,8 @@ def fine_tune(
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     phase = Phase(settings, epochs, callbacks)
-    _thaw(model, choice, batch_norm, backbone)
-    phase.compile(_fine_tuning_rate(phase, learning_rate))
+    _unfreeze(model, choice, batch_norm, backbone)
+    phase.compile(_rate(phase, learning_rate))
     return _run_alone(phase)
 
 
@@ -186,19 +197,17 @@ def transfer_learn(
 ) -> TransferResult:
     """Train the head, then fine-tune the end of the backbone, with early stopping; keep the best weights of both.
 
+    One pass over the images serves both phases.
+
     Args:
-        model: a classifier, flat or nested.
-        train: as in `train_head`.
-        validation: as in `train_head`.
+        model, train, validation, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
         head_epochs: at most so many epochs on the frozen backbone.
-        fine_tune_epochs: at most so many epochs with the end of the backbone thawed; 0 leaves the phase out.
+        fine_tune_epochs: at most so many epochs with the end of the backbone unfrozen; 0 leaves the phase out.
         head_learning_rate: rate of the first phase.
-        learning_rate: rate of the second; `None` for a tenth of the first, falling to 0 by a cosine.
+        learning_rate: rate of the second, as in `fine_tune`.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; `last_blocks=3` when none is given.
         patience: epochs without improvement after which a phase stops (3, as in the notes); `None` for never.
         callbacks: Keras callbacks, used in both phases.
-        class_weight, monitor, batch_size, verbose, backbone: as in `train_head`.
-        cache, views: as in `train_head`. One pass over the images serves both phases.
         seed: makes the run repeatable on CPU; `None` leaves the random state alone.
 
     Returns:
@@ -208,36 +217,46 @@ def transfer_learn(
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
     """
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
-    if not any(value is not None for value in choice.values()):
-        choice["last_blocks"] = min(3, len(freezing.list_blocks(model, backbone=backbone)))
-    check_count("head_epochs", head_epochs)
-    check_count("fine_tune_epochs", fine_tune_epochs, smallest=0)
-    for rate in (head_learning_rate, learning_rate):
-        if rate is not None:
-            compiling.check_rate("learning_rate", rate)
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
-    stopping = None if patience is None or validation is None else check_count("patience", patience)
+    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), (head_learning_rate, learning_rate), patience)
+    fresh = _fresh_callbacks(settings, patience, callbacks)
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
+    if not any(value is not None for value in choice.values()):
+        choice["last_blocks"] = min(3, len(freezing.list_blocks(model, backbone=backbone)))
+    freeze = functools.partial(freezing.freeze, model, backbone=backbone)
+    unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
+    unfreeze()  # what can't be used raises now
+    return _run_both(*phases, freeze, unfreeze, (head_learning_rate, learning_rate), fresh)
 
-    def phase(epochs):
-        return Phase(settings, epochs, ()) if epochs else None
+
+def _checked_phases(settings, epochs, rates, patience) -> tuple:
+    """Return the head's phase, and the second one or `None`; raise for arguments that can't be used."""
+    check_count("head_epochs", epochs[0])
+    check_count("fine_tune_epochs", epochs[1], smallest=0)
+    if patience is not None:
+        check_count("patience", patience)
+    for rate in rates:
+        if rate is not None:
+            compiling.check_rate("learning_rate", rate)
+    return Phase(settings, epochs[0], ()), Phase(settings, epochs[1], ()) if epochs[1] else None
+
+
+def _fresh_callbacks(settings, patience, callbacks):
+    """Return a function that makes the callbacks of one more phase."""
 
     def fresh():
-        own = [callback_module.early_stopping(stopping, monitor=settings.monitor)] if stopping else []
+        stops = patience is not None and settings.validation is not None
+        own = [callback_module.early_stopping(patience, monitor=settings.monitor)] if stops else []
         return [*callback_module.fresh_callbacks(callbacks), *own]
 
-    freeze = functools.partial(freezing.freeze, model, backbone=backbone)
-    thaw = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
-    thaw()  # what can't be used raises now
-    rates = (head_learning_rate, learning_rate)
-    return _run_both(phase(head_epochs), phase(fine_tune_epochs), freeze, thaw, rates, fresh)
+    return fresh
 
 
-def _run_both(head, second, freeze, thaw, rates, fresh_callbacks) -> TransferResult:
+def _run_both(head, second, freeze, unfreeze, rates, fresh_callbacks) -> TransferResult:
     """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
     settings = head.settings
-    cuts = _cuts_of_both(settings, thaw if second else None, freeze)
+    cuts = _cuts_of_both(settings, unfreeze if second else None, freeze)
     both_cut = len(cuts or ()) == 2
     head.compile(rates[0])
     start = time.perf_counter()
@@ -246,25 +265,23 @@ def _run_both(head, second, freeze, thaw, rates, fresh_callbacks) -> TransferRes
         head.callbacks = fresh_callbacks()
         head.run(session, cuts[-1] if session else None)
         if second is None or head.history.diverged is not None:
-            return _result(head.history, None, settings.monitor, seconds)
-        thaw()
+            return _result(head, None, seconds)
+        unfreeze()
         second.callbacks = fresh_callbacks()
-        second.compile(_fine_tuning_rate(second, rates[1]))
+        second.compile(_rate(second, rates[1]))
         second.run(*((session, cuts[0]) if session and both_cut else (None, None)))
-    return _result(head.history, second.history, settings.monitor, seconds)
+    return _result(head, second, seconds)
 
 
 def _run_alone(phase: Phase):
+    start = time.perf_counter()
     with frozen_part_once(phase.settings, None, [phase.epochs]) as session:
-        return phase.run(session, None if session is None else session.cuts[0])
+        history = phase.run(session, None if session is None else session.cuts[0])
+    history.seconds = time.perf_counter() - start
+    return history
 
 
-# A second phase whose trunk holds less than this of the work is trained as it is: its features would be large, and spare
-# little.
-_SMALLEST_SHARE = 0.25
-
-
-def _cuts_of_both(settings, thaw, freeze):
+def _cuts_of_both(settings, unfreeze, freeze):
     """Return the cuts of both phases, earliest first, leaving the model frozen; `None` where there are none to plan with.
 
     Only the head's is returned where the second phase has none that is worth it.
@@ -273,12 +290,11 @@ def _cuts_of_both(settings, thaw, freeze):
         freeze()
         return None
     train, validation = settings.rows()
-    later = ()
+    choose = functools.partial(choose_cuts, settings.model, train, validation, settings.views, settings.options)
     try:
-        if thaw is not None:
-            later = choose_cuts(settings.model, train, validation, settings.views, settings.options)
+        later = () if unfreeze is None else choose()
         freeze()
-        first = choose_cuts(settings.model, train, validation, settings.views, settings.options)
+        first = choose()
     except ModelError:
         freeze()
         return None  # the plan meets the same error, and says so
@@ -287,18 +303,33 @@ def _cuts_of_both(settings, thaw, freeze):
     return first or None
 
 
-def _result(head, second, monitor, seconds) -> TransferResult:
-    seconds = {**seconds, "head": head.seconds}
-    if second is not None:
-        seconds["fine_tune"] = second.seconds
-    if second is not None and second.best_epoch:
-        best, phase = second, "fine_tune"
-    else:
-        best, phase = head, "head" if head.best_epoch else "start"
-    return TransferResult(head, second, phase, best.best_epoch, best.best_value, monitor, seconds)
+def _result(head: Phase, second: Phase | None, seconds: dict) -> TransferResult:
+    histories = {"head": head.history, "fine_tune": second and second.history}
+    seconds = {**seconds, **{name: one.seconds for name, one in histories.items() if one is not None}}
+    phase = (
+        "fine_tune"
+        if second is not None and second.history.best_epoch
+        else "head"
+        if head.history.best_epoch
+        else "start"
+    )
+    best = histories["fine_tune" if phase == "fine_tune" else "head"]
+    accuracies = head.history.history.get("val_accuracy", [])
+    return TransferResult(
+        **histories,
+        best_phase=phase,
+        best_epoch=best.best_epoch,
+        best_value=best.best_value,
+        monitor=head.settings.monitor,
+        seconds=seconds,
+        head_accuracy=float(accuracies[head.history.best_epoch - 1])
+        if head.history.best_epoch and accuracies
+        else None,
+        head_weights=second.start if phase == "fine_tune" else [],
+    )
 
 
-def _thaw(model, choice, batch_norm, backbone) -> None:
+def _unfreeze(model, choice, batch_norm, backbone) -> None:
     if any(value is not None for value in choice.values()):
         freezing.unfreeze(model, **choice, batch_norm=batch_norm, backbone=backbone)
         return
@@ -306,23 +337,14 @@ def _thaw(model, choice, batch_norm, backbone) -> None:
     trainable = {id(variable) for variable in model.trainable_variables}
     if not any(id(weight) in trainable for layer in found.layers for weight in layer.weights):
         raise ArgumentError(
-            f"Nothing of the backbone {found.name!r} is trainable, so there is nothing to fine-tune. Say what to thaw: "
+            f"Nothing of the backbone {found.name!r} is trainable, so there is nothing to fine-tune. Say what to unfreeze: "
             "`last_blocks=3`, `last_layers=`, `from_layer=` or `fraction=`."
         )
 
 
-def _fine_tuning_rate(phase, learning_rate):
-    """Return the rate as given, or a cosine from a tenth of the last rate to 0 over the phase."""
-    if learning_rate is not None:
-        return learning_rate
-    start = compiling.last_learning_rate(phase.model) / 10 if compiling.was_compiled(phase.model) else 1e-4
+def _rate(phase: Phase, learning_rate):
+    """Return fine-tuning's learning rate, and give the phase the callbacks that it needs."""
     batches = inputs.count_batches(phase.settings.train, phase.settings.batch_size)
-    if batches is None:
-        phase.callbacks.append(_cosine_by_epoch(start, phase.epochs))
-        return start
-    return compiling.falling_rate(start, batches, phase.epochs)
-
-
-def _cosine_by_epoch(start: float, epochs: int) -> keras.callbacks.LearningRateScheduler:
-    """Return the cosine in steps of an epoch, for data whose number of batches isn't known."""
-    return keras.callbacks.LearningRateScheduler(lambda epoch, _: start * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+    rate, callbacks = fine_tuning_rate(phase.model, learning_rate, batches, phase.epochs)
+    phase.callbacks += callbacks
+    return rate

@@ -1,4 +1,4 @@
-"""Train the tail on stored features as if `fit` trained the model: same losses, metrics, callbacks, history."""
+"""`fit`: what `model.fit` does, with the frozen part run once and the tail trained on its stored outputs."""
 
 import contextlib
 
@@ -6,11 +6,109 @@ import keras
 import numpy as np
 
 from kerastl import backend
+from kerastl.data import batches as inputs
+from kerastl.errors import ArgumentError
 from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extraction import Trunk, extract
-from kerastl.features.plan import CacheOptions, CachePlan
-from kerastl.features.reading import Rows
-from kerastl.models import compiling, several_outputs
+from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
+from kerastl.features.reading import Rows, rows_of
+from kerastl.models import compiling
+
+
+def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **fit_arguments):
+    """Train as `model.fit` does, with the frozen part of the model run once instead of in every epoch.
+
+    On any compiled Functional or Sequential model. What is frozen before the first layer that trains runs over the images
+    once; its outputs are kept, and only the rest of the model sees them in every epoch. Losses, metrics, class and sample
+    weights, callbacks (`self.model` is the whole model) and the `History` are those of `model.fit`.
+
+    A model with several outputs trains as in `model.fit`, which it is handed to.
+
+    Args:
+        model: a compiled model.
+        x: what `model.fit` takes.
+        y: what `model.fit` takes.
+        cache: "auto" does so where it is worth it and safe (arrays, and datasets of `load_images`; not where random layers
+            in front of the backbone would be drawn only once), and prints in one line what it does; `True` insists; `False`
+            is `model.fit` itself; a folder keeps the features for the next run; `CacheOptions` say more.
+        views: augmented versions kept of each training image, the first one plain; one is drawn per image and epoch. They
+            are made by the random layers in front of the backbone.
+        **fit_arguments: all other arguments of `model.fit`.
+
+    Returns:
+        The `History` of `model.fit`.
+
+    Raises:
+        CompileError: the model is not compiled, or its optimizer doesn't hold exactly the trainable variables.
+        ArgumentError: nothing is trainable; `cache=True` or a folder where something stands in the way (it says what).
+        DataError: images of another size than the model takes.
+        StoreError: the folder holds something else, or there is no room.
+    """
+    compiling.check_ready(model)
+    options = options_of(cache)
+    if len(getattr(model, "outputs", None) or []) > 1:
+        if views > 1 or (options is not None and options.insist):
+            raise ArgumentError(
+                f"The model has {len(model.outputs)} outputs, and only models with one can be cut. Pass `cache=False`."
+            )
+        return model.fit(x, y, **fit_arguments)
+    check_first_batch(model, x, y)
+    if inputs.is_tf_dataset(x):
+        fit_arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
+    plain = {"x": x, "y": y, **fit_arguments}
+    if options is None and views == 1:
+        return model.fit(**plain)
+    arguments = dict(fit_arguments)
+    train, validation = _rows_for_fit(x, y, arguments)
+    obstacle = next((name for name in _STEP_ARGUMENTS if arguments.get(name) is not None), None)
+    if obstacle and options is not None and options.insist:
+        raise ArgumentError(f"`{obstacle}` uses a part of the data, which caching can't follow. Pass `cache=False`.")
+    epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
+    plan = make_plan(
+        model, None if obstacle else train, validation, epochs=[max(epochs, 1)], options=options, views=views
+    )
+    if arguments.get("verbose", "auto") != 0:
+        print(plan)
+    if not plan.chosen:
+        return model.fit(**plain)
+    with Session(model, plan, train, validation, options, arguments.get("verbose", "auto") != 0) as session:
+        return session.fit(
+            plan.cuts[0], **{key: value for key, value in arguments.items() if key not in _DATA_ARGUMENTS}
+        )
+
+
+# Arguments of `fit` that say what the data is; the features' batches say it themselves.
+_DATA_ARGUMENTS = (
+    *("validation_data", "validation_split", "sample_weight", "batch_size", "validation_batch_size", "shuffle"),
+    *("steps_per_epoch", "validation_steps"),
+)
+_STEP_ARGUMENTS = ("steps_per_epoch", "validation_steps")
+
+
+def _rows_for_fit(x, y, arguments):
+    """Return the rows to train and to validate on, as `fit` would read its arguments; `None` for what can't be re-read."""
+    validation, split = arguments.get("validation_data"), arguments.get("validation_split", 0.0)
+    data = x if y is None else (x, y, arguments.get("sample_weight"))
+    if y is not None and split and validation is None:
+        data, validation = inputs.split_validation(data, split)
+    batch_size = arguments.get("batch_size")
+    train = rows_of(data, batch_size=batch_size, shuffle=arguments.get("shuffle"))
+    if validation is None:
+        return train, None
+    held = rows_of(validation, batch_size=arguments.get("validation_batch_size") or batch_size, shuffle=False)
+    return (None if held is None else train), held
+
+
+def check_first_batch(model, x, y=None):
+    """Check a first batch of images against the model; return it, or `None` where looking would use data up.
+
+    Raises:
+        DataError: images of another size than the model takes.
+    """
+    batch = inputs.first_batch(x, y)
+    if batch is not None and batch[0].ndim == 4:
+        inputs.check_images(model, batch[0])
+    return batch
 
 
 class FeatureBatches(keras.utils.PyDataset):
@@ -23,10 +121,9 @@ class FeatureBatches(keras.utils.PyDataset):
         shuffle: draw a new order in every epoch.
         views: rows of one image in the store.
         seed: of orders and views.
-        model: the tail where it has several outputs, each of which is given the labels; else `None`.
     """
 
-    def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0, model=None):
+    def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
         super().__init__()
         self._store, self._names, self.batch_size = store, list(names), batch_size
         self._shuffle, self._views = shuffle, views
@@ -36,7 +133,7 @@ class FeatureBatches(keras.utils.PyDataset):
         self._stored_weights = (
             store.read("sample_weights", slice(None))[::views] if "sample_weights" in store.specs else None
         )
-        self._weights, self._model = self._stored_weights, model
+        self._weights = self._stored_weights
         self._order = np.arange(self.count)
         self._view = np.zeros(self.count, "int64")
         self._draw()
@@ -48,10 +145,7 @@ class FeatureBatches(keras.utils.PyDataset):
         images = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         rows = images * self._views + self._view[images]
         features = tuple(self._store.read(name, rows) for name in self._names)  # the tail casts them, many times faster
-        labels = self._labels[images]
-        if self._model is not None:
-            labels = several_outputs.for_every_output(self._model, labels)
-        batch = (features[0] if len(features) == 1 else features, labels)
+        batch = (features[0] if len(features) == 1 else features, self._labels[images])
         return batch if self._weights is None else (*batch, self._weights[images])
 
     @property
@@ -60,9 +154,19 @@ class FeatureBatches(keras.utils.PyDataset):
         return self._stored_weights is not None
 
     def weigh(self, class_weight: dict | None) -> None:
-        """Multiply the sample weights by those of the classes: Keras takes these neither with several outputs nor, from a
-        `tf.data.Dataset`, with classes left out."""
-        self._weights = several_outputs.sample_weights(self._labels, class_weight, self._stored_weights)
+        """Multiply the sample weights by those of the classes; a class that is left out weighs 1.
+
+        Keras takes no class weights from a `tf.data.Dataset` with classes left out.
+        """
+        self._weights = self._stored_weights
+        if class_weight is None:
+            return
+        labels = self._labels
+        classes = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+        weights = np.array([class_weight.get(int(one), 1.0) for one in classes], "float32")
+        if self._stored_weights is not None:
+            weights = self._stored_weights * weights.reshape(-1, *[1] * (self._stored_weights.ndim - 1))
+        self._weights = weights
 
     def on_epoch_end(self):
         self._draw()
@@ -167,7 +271,7 @@ class Session:
         compiling.check_ready(self._model)
         tail = self._compiled_tail(cut)
         train = self._batches_of(cut, "train")
-        if several_outputs.has_several(tail) or not train.weighted:  # Keras itself refuses both, of a single output
+        if not train.weighted:  # Keras itself refuses both
             train.weigh(arguments.pop("class_weight", None))
         verbose = 1 if verbose == "auto" else verbose
         inner = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else None
@@ -205,22 +309,15 @@ class Session:
         return None if data is None else self._compiled_tail(cut).evaluate(data, verbose=0, return_dict=True)
 
     def _compiled_tail(self, cut):
-        """Return the tail, compiled with the model's own optimizer, losses and metrics; anew after a recompile."""
+        """Return the tail, compiled with the model's own optimizer, losses and metrics; again after a recompile."""
         model = self._model
         if id(cut) not in self._tails:
-            self._tails[id(cut)] = (self._new_tail(cut), None)
+            self._tails[id(cut)] = (cut.tail(), None)
         tail, optimizer = self._tails[id(cut)]
         if optimizer is not model.optimizer:
             model.optimizer.build(model.trainable_variables)
             tail.compile(optimizer=model.optimizer, auto_scale_loss=False, **compiling.compile_settings(model))
             self._tails[id(cut)] = (tail, model.optimizer)
-        return tail
-
-    def _new_tail(self, cut):
-        tail = cut.tail()
-        if several_outputs.has_several(tail):
-            # losses and metrics are known by them; a nested model's outputs are called by other names than its layers
-            tail.output_names = several_outputs.output_names(self._model)
         return tail
 
     def _data(self, cut, part):
@@ -233,18 +330,14 @@ class Session:
         if store is None:
             return None
         if (id(cut), part) not in self._batches:
-            is_train, tail = part == "train", self._compiled_tail(cut)
-            batch_size = self._train_rows.batch_size if is_train else rows.batch_size
-            if not is_train and several_outputs.has_several(tail):
-                batch_size = several_outputs.even_batch_size(store.count, batch_size)
+            is_train = part == "train"
             self._batches[id(cut), part] = FeatureBatches(
                 store,
                 self._names(cut),
-                batch_size=batch_size,
+                batch_size=rows.batch_size,
                 shuffle=rows.shuffles and is_train,
                 views=self._plan.views if is_train else 1,
                 seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
-                model=tail if several_outputs.has_several(tail) else None,
             )
         return self._batches[id(cut), part]
 

@@ -5,9 +5,9 @@ import numpy as np
 from kerastl.checks import received
 from kerastl.errors import ArgumentError
 from kerastl.evaluation.plots.drawing import QUIET, new_figure, round_ticks
-from kerastl.models.several_outputs import AUXILIARY
 from kerastl.tables import readable_seconds
 
+_AUXILIARY = "auxiliary_"  # what the outputs of auxiliary heads are called begins so
 _TRAINING, _VALIDATION, _BEST = "#8b98a5", "#1565c0", "#d9480f"
 _PHASE_TITLES = {"head": "head", "fine_tune": "fine-tuning", "training": ""}
 
@@ -72,7 +72,7 @@ def _phases_of(history) -> list[dict]:
 
 def _panel_metrics(phases) -> list[str]:
     keys = [key for key in phases[0]["values"] if not key.startswith("val_") and key not in ("loss", "learning_rate")]
-    main = [key for key in keys if not key.startswith(AUXILIARY)]
+    main = [key for key in keys if not key.startswith(_AUXILIARY)]
     # beside auxiliary heads the main output logs under its own name, and "loss" is the total
     loss = next((key for key in main if key.endswith("_loss") and len(main) < len(keys)), "loss")
     keys = [key for key in main if key != loss]

@@ -20,7 +20,6 @@ from kerastl.evaluation.report.evaluation import Evaluation
 from kerastl.evaluation.report.text import markdown_report
 from kerastl.files import new_folder
 from kerastl.models import outputs
-from kerastl.models.several_outputs import AUXILIARY
 from kerastl.models.weights import describe_weights
 
 RUN_FILES = (
@@ -237,26 +236,12 @@ def _describe_training(result) -> dict:
             seconds = result.seconds.get(name, 0.0)
             epochs = len(history.history.get("loss", ()))
             phases[name] = {"epochs": epochs, "seconds": seconds, "diverged": getattr(history, "diverged", None)}
-    described = {
+    return {
         "phases": phases,
         "best_phase": result.best_phase,
         "best_epoch": result.best_epoch,
         "best_value": result.best_value,
         "monitor": result.monitor,
-    }
-    auxiliary = _auxiliary_accuracies(result)
-    return described | ({"auxiliary_accuracies": auxiliary} if auxiliary else {})
-
-
-def _auxiliary_accuracies(result) -> dict[str, float]:
-    """Return the validation accuracy of each auxiliary head in the best epoch, by the name of the block it hangs at."""
-    best = {"head": result.head, "fine_tune": result.fine_tune}.get(result.best_phase)
-    logs = {} if best is None else best.history
-    start, end = f"val_{AUXILIARY}", "_accuracy"
-    return {
-        name.removeprefix(start).removesuffix(end): float(values[result.best_epoch - 1])
-        for name, values in logs.items()
-        if name.startswith(start) and name.endswith(end) and len(values) >= result.best_epoch
     }
 
 
