@@ -440,7 +440,7 @@ import os, signal, sys
 import numpy as np, keras
 sys.path.insert(0, sys.argv[1])
 from kerastl.models import freezing
-from kerastl.training import recipe as training
+from kerastl.training import session as session_module
 from kerastl.features import store
 from kerastl.features.plan import CacheOptions
 from tests import models
