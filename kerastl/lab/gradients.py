@@ -105,7 +105,7 @@ def gradient_norms(model: keras.Model, x, y) -> GradientNorms:
         BackendError: a backend other than TensorFlow and JAX.
         ModelError: nothing is trainable, or it isn't compiled and no loss can be told.
     """
-    layers = {path: one for path, one in leaves(model).items() if getattr(one, "trainable_variables", None)}
+    layers = {path: one for path, one in _leaves(model).items() if getattr(one, "trainable_variables", None)}
     if not layers:
         raise ModelError("Nothing is trainable: every layer is frozen. `kerastl.unfreeze` some, then measure.")
     variables = list({id(one): one for layer in layers.values() for one in layer.trainable_variables}.values())
@@ -151,14 +151,14 @@ def dead_relu_fraction(model: keras.Model, x, *, batch_size: int = 32) -> DeadRe
 
     for known in input_batches(flat, x, batch_size):
         run(flat, known, flat.outputs, watch)
-    rows, paths = [], {one: path for path, one in leaves(model).items()}
+    rows, paths = [], {one: path for path, one in _leaves(model).items()}
     for operation, (alive, zeros, count) in seen.items():
         dead, kind = int((~alive).sum()), type(operation).__name__
         rows.append(DeadRelus(paths[operation], kind, len(alive), dead, dead / len(alive), float(zeros / count)))
     return DeadReluFractions(rows)
 
 
-def leaves(model: keras.Model) -> dict[str, keras.Operation]:
+def _leaves(model: keras.Model) -> dict[str, keras.Operation]:
     """Return `{path: layer or operation}` of all that is below a model and no model itself, each once, in graph order."""
     found = {}
     for path, one in operations_of(model).items():

@@ -41,8 +41,8 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
     Args:
         model: a built model, flat, nested or Sequential, compiled or not.
         sparsity: part of the chosen kernels' weights that will be zero, in [0, 1).
-        layers: which kernels: a name of a layer or block (`list_blocks` shows those), a layer class, or a list of both;
-            default: all convolutions that are not depthwise, and all dense layers, the head's included.
+        layers: a name of a layer or block (of `list_blocks`), a layer class, or a list of both; default: all convolutions
+            that are not depthwise, and all dense layers, the head's included.
         scope: `"layer"`: each kernel by itself reaches `sparsity` (as in Zhu and Gupta, 2017). `"global"`: the smallest of
             all kernels together, so that some layers lose more and others less.
 
@@ -61,7 +61,7 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
     kernels = _chosen_kernels(model, layers)
     masks = _masks(kernels, sparsity, scope)
     _apply(kernels, masks)
-    emptied = [kernel.name for kernel, mask in zip(kernels, masks, strict=True) if not mask.any()]
+    emptied = [kernel.layer.name for kernel, mask in zip(kernels, masks, strict=True) if not mask.any()]
     if emptied:
         warnings.warn(
             f'Nothing is left of {", ".join(map(repr, emptied))}. Take a lower sparsity, `scope="layer"`, or other `layers`.',
@@ -91,14 +91,13 @@ def gradual_pruning(
 ) -> keras.callbacks.Callback:
     """Return a callback that prunes while the model trains: more and more weights, then recovery at the full sparsity.
 
-    The sparsity rises from what it is at the start, quickly first and slowly at the end, by
-    s(p) = s_final + (s_start - s_final) · (1 - p)³, p going from 0 to 1 over the ramp (Zhu and Gupta, "To prune, or not to
-    prune: exploring the efficacy of pruning for model compression", 2017, equation 1). A weight that was pruned stays zero.
+    The sparsity rises quickly first and slowly at the end, by s(p) = s_final + (s_start - s_final) · (1 - p)³, p going from
+    0 to 1 over the ramp (Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
+    compression", 2017, equation 1). A weight that was pruned stays zero.
 
     Only what the training changes is pruned, so that features stored of the frozen part stay true; use `prune` for the
-    rest. With `kerastl.fine_tune` the best weights are looked for among the epochs at the full sparsity. In `kerastl.fit`
-    and `model.fit` put it last among the callbacks, and use neither early stopping nor checkpoints of a best model, which
-    would prefer the epochs before.
+    rest. With `kerastl.fine_tune` the best weights are those of an epoch at the full sparsity. In `kerastl.fit` and
+    `model.fit` put it last, without early stopping and checkpoints of a best model, which would prefer the epochs before.
 
     Args:
         sparsity: the part of the chosen kernels' weights that is zero in the end, in [0, 1).
@@ -188,7 +187,7 @@ def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
     rows = []
     for kernel in _chosen_kernels(model, layers):
         values = kernel.array()
-        rows.append(SparsityRow(kernel.name, type(kernel.layer).__name__, values.size, int((values == 0).sum())))
+        rows.append(SparsityRow(kernel.layer.name, type(kernel.layer).__name__, values.size, int((values == 0).sum())))
     return SparsityReport(tuple(rows), model.count_params())
 
 
@@ -218,10 +217,6 @@ class _Kernel:
 
     layer: keras.layers.Layer
     variable: keras.Variable
-
-    @property
-    def name(self) -> str:
-        return self.layer.name
 
     def array(self) -> np.ndarray:
         return keras.ops.convert_to_numpy(self.variable)
@@ -299,8 +294,8 @@ def _matching(model, found, choice, layers) -> set[int]:
         with contextlib.suppress(ModelError):  # no backbone, no blocks
             blocks = graph.find_blocks(graph.find_backbone(model))
             names |= {name for block in blocks if block.name == choice for name in block.layer_names}
-        matches = {id(kernel.variable) for kernel in found if kernel.name in names}
-        name, known = choice, {kernel.name for kernel in found}
+        matches = {id(kernel.variable) for kernel in found if kernel.layer.name in names}
+        name, known = choice, {kernel.layer.name for kernel in found}
     else:
         raise ArgumentError(f"`layers` must hold names and layer classes. {received(layers=layers)}")
     if matches:
@@ -390,7 +385,7 @@ class _Pruning(keras.callbacks.Callback):
     def _trained_kernels(self) -> list[_Kernel]:
         chosen = _chosen_kernels(self.model, self.layers)
         trainable = {id(variable) for variable in self.model.trainable_variables}
-        frozen = [kernel.name for kernel in chosen if id(kernel.variable) not in trainable]
+        frozen = [kernel.layer.name for kernel in chosen if id(kernel.variable) not in trainable]
         if frozen and self.sparsity is not None and self.layers is not None:
             raise ArgumentError(
                 f"Frozen layers can't be pruned in training: {', '.join(map(repr, frozen[:5]))}. Use `kerastl.prune` "
