@@ -5,6 +5,9 @@ Every error that a user can cause derives from `KerastlError`, and from the buil
 else is a bug and keeps its traceback.
 """
 
+import sys
+import warnings
+
 
 class KerastlError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -73,3 +76,14 @@ class BundleError(KerastlError, ValueError):
 
 class KerastlWarning(UserWarning):
     """Base of every warning that this package gives."""
+
+
+_PASSED_OVER = ("kerastl", "keras", "contextlib")  # callbacks are called by Keras, `with` blocks end in contextlib
+
+
+def warn(message: str) -> None:
+    """Give a `KerastlWarning` that names the user's line: the nearest one that is neither this package's nor Keras's."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, KerastlWarning, stacklevel=level)

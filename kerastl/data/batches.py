@@ -7,14 +7,13 @@ has an identity, so that stored features can be told apart. It hangs on the data
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_fraction, received
-from kerastl.errors import ArgumentError, DataError, KerastlWarning
+from kerastl.errors import ArgumentError, DataError, warn
 
 _SOURCE_ATTRIBUTE = "_kerastl_source"
 
@@ -241,10 +240,10 @@ def check_images(model, images: np.ndarray) -> None:
             f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
         )
     if wanted is not None and len(wanted) == 3:
-        warn_if_scaled(images, stacklevel=5)
+        warn_if_scaled(images)
 
 
-def warn_if_scaled(images: np.ndarray, stacklevel: int = 3) -> None:
+def warn_if_scaled(images: np.ndarray) -> None:
     """Warn of pixels that look scaled already: floats within ±1.5, or negative ones."""
     if images.size == 0 or images.dtype.kind != "f":
         return
@@ -253,11 +252,9 @@ def warn_if_scaled(images: np.ndarray, stacklevel: int = 3) -> None:
         return
     if not np.isfinite([low, high]).all():  # another fault; features or the loss will tell
         return
-    warnings.warn(
+    warn(
         f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
-        "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data.",
-        KerastlWarning,
-        stacklevel=stacklevel,
+        "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
     )
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import html
 import os
-import warnings
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from kerastl.data.batches import ImageSource, attach_source, find_source
 from kerastl.data.catalogues import TEST, TRAIN, VALIDATION, Catalogue, catalogue_folder
 from kerastl.data.images import RESIZES, check_image_size, read_image
 from kerastl.data.splitting import split_indices
-from kerastl.errors import ArgumentError, DataError, KerastlWarning
+from kerastl.errors import ArgumentError, DataError, warn
 from kerastl.tables import html_table, text_table
 
 FEW_IMAGES = 10
@@ -271,7 +270,7 @@ def _warn(catalogue: Catalogue) -> None:
             " Accuracies on so few say little; add images."
         )
     for notice in notices:
-        warnings.warn(notice, KerastlWarning, stacklevel=3)
+        warn(notice)
 
 
 def _notices_of_copies(catalogue: Catalogue) -> list[str]:

@@ -293,7 +293,7 @@ def _load(item, size, resize) -> np.ndarray:
 def _warn_if_scaled(item, size) -> None:
     """Warn of float pixels that were scaled before; files and integers can't have been."""
     if isinstance(item, np.ndarray) and item.dtype.kind == "f":
-        inputs.warn_if_scaled(_load(item, size, "squash")[None], stacklevel=5)
+        inputs.warn_if_scaled(_load(item, size, "squash")[None])
 
 
 def _percent(probability: float) -> str:

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import sys
-import warnings
 
 import keras
 import numpy as np
@@ -17,10 +16,10 @@ from kerastl import keras_internals
 from kerastl.errors import (
     DataError,
     FeatureOverflowError,
-    KerastlWarning,
     StoreDamagedError,
     StoreError,
     StoreMismatchError,
+    warn,
 )
 from kerastl.features import store as stores
 from kerastl.features.engines import choose_engine
@@ -175,7 +174,7 @@ def _found_store(folder, key, rows):
     try:
         store = stores.open_store(folder, key=key)
     except StoreDamagedError as error:
-        warnings.warn(f"{error} It is rebuilt.", KerastlWarning, stacklevel=2)
+        warn(f"{error} It is rebuilt.")
         return None
     if store is None or rows.identity is not None:  # which is part of the key
         return store
@@ -245,11 +244,9 @@ class _NotFinite:
 
     def warn(self) -> None:
         if self._count:
-            warnings.warn(
+            warn(
                 f"The frozen part gives NaN or infinity for {self._count} of the {self._part} images, number {self._first} "
-                "(counted from 0) the first of them. Look for NaN in these images and in the model's weights.",
-                KerastlWarning,
-                stacklevel=2,
+                "(counted from 0) the first of them. Look for NaN in these images and in the model's weights."
             )
 
 

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import time
-import warnings
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data import batches as inputs
-from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
+from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.features.plan import make_plan, options_of
 from kerastl.features.reading import rows_of
 from kerastl.models import compiling, outputs
@@ -189,20 +188,16 @@ class Phase:
         monitor = self.settings.monitor
         if watch.diverged:
             kept = f"epoch {best.best_epoch}" if best.best_epoch else "the start"
-            warnings.warn(
+            warn(
                 f"The loss became NaN or infinite in {watch.diverged}; training stopped there, and the weights of {kept} "
-                "are kept. Take a lower learning rate, or look for NaN in the images.",
-                KerastlWarning,
-                stacklevel=5,
+                "are kept. Take a lower learning rate, or look for NaN in the images."
             )
             return
         values = self.history.history.get(monitor, [])
         if best.best_epoch == 0 and len(values) and not np.isfinite(values).any():
-            warnings.warn(
+            warn(
                 f"{monitor!r} was NaN or infinite in every epoch, so there is nothing to choose an epoch by, and the weights "
-                "of the start are kept. Look for NaN in the validation images.",
-                KerastlWarning,
-                stacklevel=5,
+                "of the start are kept. Look for NaN in the validation images."
             )
 
 
