@@ -86,7 +86,7 @@ def test_the_loss_of_an_uncompiled_model_is_told_by_its_last_activation():
     binary = keras.Model(features, layers.Dense(1, activation="sigmoid", kernel_initializer="zeros")(pooled))
     assert gradient_norms(binary, x, y % 2).loss == pytest.approx(np.log(2), rel=1e-5)
     unknown = keras.Model(features, layers.Dense(2, activation="tanh")(pooled))
-    with pytest.raises(ModelError, match="Compile it first"):
+    with pytest.raises(ModelError, match="Compile the model"):
         gradient_norms(unknown, x, y % 2)
 
 

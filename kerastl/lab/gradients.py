@@ -9,8 +9,9 @@ from kerastl.backend import gradients_of
 from kerastl.checks import check_count
 from kerastl.errors import ModelError
 from kerastl.evaluation.explanation import input_batches, operations_of, run
+from kerastl.models.compiling import usual_loss
 from kerastl.models.flatten import flatten_model
-from kerastl.models.outputs import count_classes, main_index, main_tensor, output_kind
+from kerastl.models.outputs import main_index
 from kerastl.tables import NamedRows, Table
 
 _RELU_FUNCTIONS = {"relu", "relu6"}
@@ -174,20 +175,9 @@ def _loss_function(model, x, y):
     has_several = len(getattr(model, "outputs", None) or [None]) > 1
     if model.compiled and (not has_several or isinstance(y, (dict, list, tuple))):
         return compiled
-    loss, main = _usual_loss(model, y), main_index(model)
+    one_hot = np.ndim(y) == 2 and np.shape(y)[1] > 1
+    loss, main = usual_loss(model, "one-hot" if one_hot else "integer"), main_index(model)
     return lambda: keras.ops.mean(loss(y, keras.tree.flatten(model(x, training=True))[main]))
-
-
-def _usual_loss(model, y):
-    kind = output_kind(model)
-    if kind is None:
-        raise ModelError("The model is not compiled, and which loss it takes can't be told. Compile it first.")
-    from_logits = kind == "logits"
-    if kind == "sigmoid" or (count_classes(model) == 2 and main_tensor(model).shape[-1] == 1):
-        return keras.losses.BinaryCrossentropy(from_logits=from_logits)
-    if np.ndim(y) == 2 and np.shape(y)[1] > 1:
-        return keras.losses.CategoricalCrossentropy(from_logits=from_logits)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
 
 
 def _norm(arrays) -> float:
