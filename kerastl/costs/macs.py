@@ -27,7 +27,7 @@ def register_layer_cost(layer_class: type, macs) -> None:
     """Tell `layer_costs` how many MACs a layer class of your own does.
 
     Args:
-        layer_class: a subclass of `keras.layers.Layer`. A class that is known already is told anew.
+        layer_class: a subclass of `keras.layers.Layer`. A class that is known already is told again.
         macs: `macs(layer, input_shapes, output_shapes) -> int`, where both are lists of shapes with batch 1, one for
             each tensor: `[(1, height, width, channels)]`. Or a number, such as 0 for a layer that sums up no products.
 
@@ -186,24 +186,6 @@ def _dot(layer, inputs, outputs):
     return elements(outputs[0]) * inputs[0][axes[0]]
 
 
-def _recurrent(gates):
-    def formula(layer, inputs, outputs):
-        return inputs[0][1] * gates * layer.units * (inputs[0][2] + layer.units)
-
-    return formula
-
-
-def _bidirectional(layer, inputs, outputs):
-    return layer_macs(layer.forward_layer, inputs, outputs) + layer_macs(layer.backward_layer, inputs, outputs)
-
-
-def _time_distributed(layer, inputs, outputs):
-    def one_step(shapes):
-        return [(shape[0], *shape[2:]) for shape in shapes]
-
-    return inputs[0][1] * layer_macs(layer.layer, one_step(inputs), one_step(outputs))
-
-
 def _nothing(layer, inputs, outputs):
     return 0
 
@@ -218,11 +200,6 @@ _LAYER_FORMULAS = {
     _multi_head_attention: ("MultiHeadAttention",),
     _attention: ("Attention", "AdditiveAttention"),
     _dot: ("Dot",),
-    _recurrent(1): ("SimpleRNN",),
-    _recurrent(3): ("GRU",),
-    _recurrent(4): ("LSTM",),
-    _bidirectional: ("Bidirectional",),
-    _time_distributed: ("TimeDistributed",),
 }
 
 # Layers that sum up no products, or whose products fold into the convolution before them (BatchNorm)

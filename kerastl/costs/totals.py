@@ -9,12 +9,12 @@ import warnings
 
 import keras
 
-from kerastl.checks import check_choice, check_count, nearest, received
+from kerastl.checks import check_choice, check_count, received
 from kerastl.costs.calls import elements, itemsize, spec_bytes, trace
 from kerastl.costs.macs import call_macs
 from kerastl.costs.memory import peak_activation_bytes, training_activation_bytes
 from kerastl.errors import ArgumentError, KerastlWarning
-from kerastl.tables import html_table, readable_bytes, text_table
+from kerastl.tables import NamedRows, Printed, Table, readable_bytes
 
 CONV_KINDS = ("standard", "pointwise", "depthwise", "separable")
 
@@ -49,8 +49,8 @@ class LayerCost:
     runs: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelCost:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModelCost(Printed):
     """What a model costs: totals over its layers; activations of one image.
 
     Attributes:
@@ -75,14 +75,8 @@ class ModelCost:
         """Return the totals as a list of one dictionary, for `pandas.DataFrame`."""
         return [dataclasses.asdict(self)]
 
-    def __str__(self) -> str:
-        return text_table(("", "whole model"), self._cells(), right={1}, title=self.name)
-
-    def _repr_html_(self) -> str:
-        return html_table(("", "whole model"), self._cells(), right={1}, title=self.name)
-
-    def _cells(self) -> list[tuple[str, str]]:
-        return [
+    def _tables(self):
+        cells = [
             ("parameters", f"{self.parameters:,}"),
             ("trainable parameters", f"{self.trainable_parameters:,}"),
             ("MACs", f"{self.macs:,}"),
@@ -90,40 +84,20 @@ class ModelCost:
             ("peak of the activations", readable_bytes(self.peak_activation_bytes)),
             ("activations kept in training", readable_bytes(self.training_activation_bytes)),
         ]
+        return [Table(("", "whole model"), cells, right={1}, title=self.name)]
 
 
-class LayerCosts(tuple):
-    """The rows of `layer_costs`: a tuple of `LayerCost` that prints as a table. A row is had by index or by name."""
+class LayerCosts(NamedRows):
+    """The rows of `layer_costs`: a tuple of `LayerCost` that prints as a table. A row is found by index or by name."""
 
-    def __getitem__(self, key):
-        if isinstance(key, slice):
-            return LayerCosts(super().__getitem__(key))
-        if not isinstance(key, str):
-            return super().__getitem__(key)
-        for row in self:
-            if row.name == key:
-                return row
-        raise KeyError(f"No layer of that name.{nearest(key, [row.name for row in self])} {received(name=key)}")
-
-    def to_rows(self) -> list[dict]:
-        """Return the rows as dictionaries, for `pandas.DataFrame`."""
-        return [dataclasses.asdict(row) for row in self]
-
-    def __str__(self) -> str:
-        return text_table(_HEADER, self._cells(), right=_NUMBERS, total=True)
-
-    def _repr_html_(self) -> str:
-        return html_table(_HEADER, self._cells(), right=_NUMBERS)
-
-    def _cells(self) -> list[tuple[str, ...]]:
-        rows = [_cells(row) for row in self]
+    def _tables(self):
         sums = [f"{sum(getattr(row, name) for row in self):,}" for name in _SUMMED]
-        return [*rows, ("total", "", "", *sums, "")]
+        rows = [*map(_cells, self), ("total", "", "", *sums, "")]
+        return [Table(_HEADER, rows, right={3, 4, 5, 6}, total=True)]
 
 
 _SUMMED = ("parameters", "trainable_parameters", "macs", "activation_bytes")
 _HEADER = ("layer", "kind", "output shape", "parameters", "trainable", "MACs", "activation bytes", "dtype")
-_NUMBERS = {3, 4, 5, 6}
 
 
 def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:

@@ -15,7 +15,7 @@ from kerastl.checks import check_count, check_exactly_one, check_fraction, neare
 from kerastl.errors import ArgumentError
 from kerastl.models import graph
 from kerastl.models.graph import Block
-from kerastl.tables import html_table, text_table
+from kerastl.tables import Printed, Table
 
 
 def freeze(model: keras.Model, *, backbone: str | None = None) -> keras.Model:
@@ -160,7 +160,7 @@ def _set_state(found: graph.Backbone, trainable, batch_norm: bool = False) -> No
             is_batch_norm = isinstance(part, keras.layers.BatchNormalization)
             part.trainable = id(leaf) in chosen and (batch_norm or not is_batch_norm)
     if not chosen and len(found.path) > 1:
-        found.path[-1].trainable = False  # so that the familiar `backbone.trainable = True` thaws it again
+        found.path[-1].trainable = False  # so that the familiar `backbone.trainable = True` unfreezes it again
 
 
 def _leaves(layer) -> list:
@@ -197,8 +197,8 @@ class SummaryRow:
         return "trainable" if self.trainable_parameters == self.parameters else "partly trainable"
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainableSummary:
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainableSummary(Printed):
     """What of a model is trainable, block by block; prints as a table, and renders as one in a notebook.
 
     Attributes:
@@ -217,35 +217,23 @@ class TrainableSummary:
         """Return the rows as dictionaries, for pandas."""
         return [{**dataclasses.asdict(row), "state": row.state} for row in self.rows]
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        header = ["block", "layers", "state", "BatchNorm", "parameters", "trainable"]
+    def _tables(self):
         body = [
-            [
+            (
                 row.name,
                 str(row.layers),
                 row.state,
                 row.batch_norm,
                 f"{row.parameters:,}",
                 f"{row.trainable_parameters:,}",
-            ]
+            )
             for row in self.rows
         ]
-        layers = sum(row.layers for row in self.rows)
-        body.append(["total", str(layers), "", "", f"{self.parameters:,}", f"{self.trainable_parameters:,}"])
-        return header, body
-
-    def __str__(self) -> str:
-        header, body = self._cells()
-        return text_table(header, body, right={1, 4, 5}, title=self._title(), total=True)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        header, body = self._cells()
-        return html_table(header, body, right={1, 4, 5}, title=self._title())
-
-    def _title(self) -> str:
-        return f"{self.model_name} (backbone: {self.backbone_name})"
+        layers = str(sum(row.layers for row in self.rows))
+        body.append(("total", layers, "", "", f"{self.parameters:,}", f"{self.trainable_parameters:,}"))
+        header = ("block", "layers", "state", "BatchNorm", "parameters", "trainable")
+        title = f"{self.model_name} (backbone: {self.backbone_name})"
+        return [Table(header, body, right={1, 4, 5}, title=title, total=True)]
 
 
 def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> TrainableSummary:
