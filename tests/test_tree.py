@@ -82,6 +82,24 @@ def test_there_are_few_parts_and_few_arrows_between_them():
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_one_file_reads_private_names_of_keras(path):
+    if name_of(path) == "keras_internals":
+        return
+    private = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+    own = {
+        node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    assert private - own <= {"_repr_png_", "_getframe"}  # of notebooks, of Python
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_tensorflow_is_imported_only_where_it_is_at_home(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,0 +1,139 @@
+"""One test for each private name of Keras that the package uses: after an upgrade, the failing one says which name broke."""
+
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kerastl import keras_internals as internals
+from tests import models
+
+
+def test_flatten_layers_lists_what_is_below_at_any_depth():
+    model = models.nested()
+    everything = internals.flatten_layers(model)
+    assert everything[0] is model
+    assert model.get_layer("tiny").layers[1] in everything
+    assert model not in internals.flatten_layers(model, include_self=False)
+
+
+def test_child_layers_lists_one_level():
+    model = models.nested()
+    children = internals.child_layers(model)
+    assert model.get_layer("tiny") in children
+    assert model.get_layer("tiny").layers[1] not in children
+
+
+def test_functional_inside_finds_the_graph():
+    model = models.flat()
+    assert internals.functional_inside(model) is model
+    sequential = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    assert len(internals.functional_inside(sequential).inputs) == 1
+    assert internals.functional_inside(keras.Sequential([layers.Dense(2)])) is None
+    assert internals.functional_inside(layers.Dense(2)) is None
+
+
+def test_nodes_in_order_runs_inputs_first_and_outputs_last():
+    inputs = keras.Input((4,))
+    first, second = layers.Dense(3), layers.Dense(2)
+    nodes = internals.nodes_in_order(keras.Model(inputs, second(first(inputs))))
+    assert [node.operation for node in nodes[1:]] == [first, second]
+    assert nodes[0].is_input
+
+
+def test_history_leads_to_the_node_that_made_a_tensor():
+    inputs, layer = keras.Input((4,)), layers.Dense(2)
+    first, second = layer(inputs), layer(keras.Input((4,)))
+    assert internals.has_history(first)
+    assert not internals.has_history(np.zeros(3))
+    assert internals.node_of(first).outputs[0] is first
+    assert internals.node_of(second).outputs[0] is second
+    halves = keras.ops.split(inputs, 2, axis=1)
+    assert [internals.tensor_index(half) for half in halves] == [0, 1]
+
+
+def test_calls_of_lists_every_call_and_forget_calls_takes_new_ones_back():
+    layer = layers.Dense(2)
+    layer(keras.Input((4,)))
+    assert len(internals.calls_of(layer)) == 1
+    put_back = internals.forget_calls([layer])
+    layer(keras.Input((4,)))
+    assert len(internals.calls_of(layer)) == 2
+    put_back()
+    assert len(internals.calls_of(layer)) == 1
+    assert tuple(layer.output.shape) == (None, 2)
+
+
+def test_functional_call_is_the_call_of_every_functional_model():
+    assert type(models.flat()).call is internals.functional_call()
+
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    assert Own.call is not internals.functional_call()
+
+
+def test_compile_arguments_are_the_live_ones_also_when_the_model_is_un_compiled():
+    model, loss = models.flat(), keras.losses.SparseCategoricalCrossentropy()
+    assert internals.compile_arguments(model) is None
+    model.compile("sgd", loss, metrics=["accuracy"])
+    model.compiled = False
+    arguments = internals.compile_arguments(model)
+    assert arguments["loss"] is loss
+    assert {"loss_weights", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile"} <= {
+        *arguments
+    }
+
+
+def test_rate_setting_gives_a_schedule_itself():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    assert internals.rate_setting(keras.optimizers.SGD(schedule)) is schedule
+
+
+def test_optimized_variables_are_what_the_optimizer_was_built_with():
+    model, optimizer = models.flat(), keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    assert list(map(id, internals.optimized_variables(optimizer))) == list(map(id, model.trainable_variables))
+
+
+def test_weight_decay_exclusions_are_carried_over():
+    optimizer = keras.optimizers.AdamW(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    fresh = keras.optimizers.AdamW(weight_decay=0.1)
+    internals.copy_weight_decay_exclusions(optimizer, fresh)
+    model = models.flat()
+    fresh.build(model.trainable_variables)
+    bias, kernel = model.get_layer("predictions").bias, model.get_layer("predictions").kernel
+    assert [fresh._use_weight_decay(one) for one in (kernel, bias)] == [True, False]
+
+
+def test_seed_generators_are_those_of_random_layers():
+    (generator,) = internals.seed_generators(layers.RandomFlip(seed=3))
+    assert isinstance(generator, keras.random.SeedGenerator)
+    assert internals.seed_generators(layers.Dense(2)) == []
+
+
+def test_distribution_strategy_is_none_outside_of_one():
+    assert internals.distribution_strategy(models.flat()) is None
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
+def test_distribution_strategy_finds_that_of_tensorflow():
+    import tensorflow as tf
+
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    with strategy.scope():
+        assert internals.distribution_strategy(models.flat()) is strategy
+
+
+def test_every_function_is_tried_here():
+    functions = {
+        name for name, one in inspect.getmembers(internals, inspect.isfunction) if one.__module__ == internals.__name__
+    }
+    functions |= {"functional_call"}
+    text = pathlib.Path(__file__).read_text()
+    assert {name for name in functions if f"internals.{name}" not in text} == set()
