@@ -467,6 +467,27 @@ def test_dying_at_any_call_equals_uninterrupted(tmp_path, monkeypatch, count):
     assert 40 < call < 999
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="asks Linux for names")
+def test_everything_is_flushed_to_the_disk_before_the_manifest_speaks_of_it(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(descriptor):
+        calls.append(("flush", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).split(".json")[0]))
+        fsync(descriptor)
+
+    def rename(old, new):
+        calls.append(("rename", os.path.basename(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    make_store(tmp_path / "store")
+    for name in ("features_0-00002.npy", "labels-00002.npy"):
+        assert calls.index(("flush", name + ".part")) + 1 == calls.index(("rename", name))
+    assert calls[-3:] == [("flush", "store"), ("flush", ".manifest"), ("rename", "manifest.json")]
+
+
 def unfinished(folder):
     with begin_in(folder) as writer:
         for first in range(0, 40, CHUNK):
@@ -483,7 +504,7 @@ def test_what_was_damaged_meanwhile_is_written_again(tmp_path, name, rows_left, 
     make_store(tmp_path / "whole")
     path = unfinished(tmp_path / "store") / name
     if damage == "flip":
-        flip(path, -5)
+        flip(path, 30 if name == "labels-00000.npy" else -5)  # in the header, which a finished shard has
     elif damage == "cut":
         path.write_bytes(b"" if name == "manifest.json" else path.read_bytes()[:-1])
     elif name == "manifest.json":  # without it, a folder is somebody else's

@@ -246,7 +246,6 @@ class FolderWriter(StoreWriter):
             for file in manifest["shards"][-1]["files"] if listed else ():
                 if (folder / file["name"]).exists():
                     os.replace(folder / file["name"], self._part(file))
-                os.truncate(self._part(file), file["bytes"])
 
     def close(self):
         if self._open:
