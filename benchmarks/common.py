@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import keras
 import numpy as np
 
-from kerastl.features.engines import usable_cores
+from kerastl.features.litert import usable_cores
 from kerastl.tables import text_table
 
 

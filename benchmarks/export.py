@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 import kerastl
+from kerastl.export.conversion import measure_latency
 from kerastl.features import litert
 
 QUANTIZATIONS = {"float32": None, "float16": "float16", "dynamic": "dynamic", "int8": "int8"}
@@ -59,7 +60,7 @@ def exported(model, data, folder, name, arguments):
 def add_latencies(rows, contents, arguments):
     for threads in arguments.threads:
         runners = [litert.LiteRTModel(content, threads) for content in contents]
-        seconds = litert.measure_latency(runners, repeats=arguments.repeats, rounds=10)
+        seconds = measure_latency(runners, repeats=arguments.repeats, rounds=10)
         for row, values in zip(rows, seconds, strict=True):
             low, middle, high = 1e3 * np.quantile(values, (0.25, 0.5, 0.75))
             row[f"ms, {threads} thread{'s' if threads > 1 else ''}"] = float(middle)

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 import kerastl
-from kerastl.features.engines import KerasEngine, LiteRTEngine, litert_available
 from kerastl.features.extraction import Trunk, extract
+from kerastl.features.litert import KerasEngine, LiteRTEngine, litert_available
 from kerastl.features.plan import CacheOptions, make_plan
 from kerastl.features.reading import SourceRows, rows_of
 

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 import kerastl
+from kerastl.export import conversion
 from kerastl.features import litert
 from kerastl.models import graph
 from kerastl.models.outputs import class_probabilities
@@ -66,7 +67,7 @@ def one_seed(arguments, seed: int, convert: bool) -> tuple[list[dict], dict]:
         row["of all weights"] = kerastl.sparsity_report(model).model_sparsity
         row["test accuracy"] = accuracy(model, *test)
         if convert:
-            contents[what, sparsity] = content = litert.convert(model, batch_size=1)
+            contents[what, sparsity] = content = conversion.convert(model, batch_size=1)
             row["MB"], row["zipped MB"] = len(content) / 1e6, zipped(content) / 1e6
         print(row, f"{time.process_time():.0f} s of processor time so far", flush=True)
         rows.append(row)
@@ -110,7 +111,7 @@ def zipped(content: bytes) -> int:
 
 def add_latencies(rows, contents, seed, repeats) -> None:
     models = [litert.LiteRTModel(content, 1) for content in contents.values()]
-    seconds = litert.measure_latency(models, repeats=repeats)
+    seconds = conversion.measure_latency(models, repeats=repeats)
     for (what, sparsity), values in zip(contents, seconds, strict=True):
         for row in rows:
             if (row["seed"], row["pruned"], row["sparsity"]) == (seed, what, sparsity):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kerastl import backend
-from kerastl.features import engines
+from kerastl.features import litert
 from tests import models
 
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="about TensorFlow alone")
@@ -47,7 +47,7 @@ def test_a_compiled_forward_answers_as_the_model_whatever_the_number_of_images(c
 
 @on_tensorflow
 def test_fewer_images_run_at_once_where_activations_are_large():
-    sizes = [engines.cpu_batch(models.tiny_backbone(size)) for size in (32, 512, 4096)]
+    sizes = [litert.cpu_batch(models.tiny_backbone(size)) for size in (32, 512, 4096)]
     assert sizes == [32, 8, 1]  # (size / 2)² pixels of 8 channels, 4 bytes each, in 32 MB: 4096, 16 and 0.25
 
 

@@ -19,8 +19,9 @@ from kerastl.errors import (
     ModelError,
     OutputError,
 )
-from kerastl.export import formats, gate, inference_model
+from kerastl.export import conversion, formats, gate
 from kerastl.export.gate import Comparison, Limits, judge
+from kerastl.export.inference import inference_model
 from kerastl.features import litert
 from kerastl.models import outputs
 from tests import models
@@ -71,7 +72,7 @@ def _conversions():
 @pytest.fixture
 def convert_once(_conversions, monkeypatch):
     """Let tests of what comes after the conversion share those of the trained model, which take seconds each."""
-    convert = litert.convert
+    convert = conversion.convert
 
     def remembered(model, **options):
         key = (options["quantize"], model.inputs[0].dtype)
@@ -79,7 +80,7 @@ def convert_once(_conversions, monkeypatch):
             _conversions[key] = convert(model, **options)
         return _conversions[key]
 
-    monkeypatch.setattr(litert, "convert", remembered)
+    monkeypatch.setattr(conversion, "convert", remembered)
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def broken(monkeypatch, change):
         run = load(name, path)
         return lambda pixels: change(run(pixels).copy())
 
-    monkeypatch.setattr("kerastl.export.writing.load", load_and_spoil)
+    monkeypatch.setattr("kerastl.export.exporting.writing.load", load_and_spoil)
 
 
 def rolled(answers):
@@ -359,7 +360,7 @@ def test_datasets_in_batches_serve_as_well_as_arrays(model, data, folder):
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_written(model, folder, monkeypatch, options, error, words):
-    monkeypatch.setattr("kerastl.export.writing.write", lambda *_: pytest.fail("the slow work had begun"))
+    monkeypatch.setattr("kerastl.export.exporting.writing.write", lambda *_: pytest.fail("the slow work had begun"))
     with pytest.raises(error, match=words):
         kerastl.export_model(model, folder, verbose=0, **options)
     assert left_behind(folder) == []
@@ -398,7 +399,7 @@ def test_an_interrupted_export_leaves_nothing(model, folder, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kerastl.export.writing.load", interrupt)
+    monkeypatch.setattr("kerastl.export.exporting.writing.load", interrupt)
     with pytest.raises(KeyboardInterrupt):
         kerastl.export_model(model, folder, verbose=0)
     assert left_behind(folder) == []

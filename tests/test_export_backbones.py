@@ -9,7 +9,8 @@ import pytest
 
 from kerastl.data.images import resize_image
 from kerastl.errors import GateError
-from kerastl.export import export_model
+from kerastl.export import conversion
+from kerastl.export.exporting import export_model
 from kerastl.features import litert
 from kerastl.models import backbones, graph
 from kerastl.models.heads import build_classifier
@@ -74,7 +75,7 @@ def test_features_of_random_and_real_images_agree_within_a_thousandth(name, phot
     pixels = pixels_for(row, size, photographs)
     fit_statistics(model, pixels)
     expected = keras.ops.convert_to_numpy(model(pixels[:4], training=False))
-    given = litert.LiteRTModel(litert.convert(model), threads=1)(pixels[:4])[0]
+    given = litert.LiteRTModel(conversion.convert(model), threads=1)(pixels[:4])[0]
     assert all(one.std() > 0 for one in expected)
     nearby = pixels[:4] * np.random.default_rng(0).uniform(1 - 1e-6, 1 + 1e-6, pixels[:4].shape).astype("float32")
     assert largest_differences(expected, model(nearby, training=False)).max() <= 1e-4, "too chaotic to be compared"

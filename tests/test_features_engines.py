@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from kerastl.errors import BackendError
-from kerastl.features import engines
+from kerastl.features import litert
 from tests import models
 
-pytestmark = pytest.mark.skipif(not engines.litert_available(), reason="LiteRT is not here, or not on this backend")
+pytestmark = pytest.mark.skipif(not litert.litert_available(), reason="LiteRT is not here, or not on this backend")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def trunk():
 
 def test_litert_answers_as_keras_does_each_output_in_its_place(trunk):
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype("uint8")
-    expected = engines.KerasEngine(trunk)(images)
-    given = engines.LiteRTEngine(trunk)(images)
+    expected = litert.KerasEngine(trunk)(images)
+    given = litert.LiteRTEngine(trunk)(images)
     assert len(given) == len(expected) == 3
     for ours, theirs in zip(given, expected, strict=True):
         assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
@@ -34,9 +34,9 @@ def test_litert_answers_as_keras_does_each_output_in_its_place(trunk):
 
 
 def test_the_engine_is_chosen_by_the_number_of_images(trunk):
-    assert isinstance(engines.choose_engine(trunk, 10), engines.KerasEngine)
-    assert isinstance(engines.choose_engine(trunk, None), engines.KerasEngine)
-    assert isinstance(engines.choose_engine(trunk, 10**6), engines.LiteRTEngine)
+    assert isinstance(litert.choose_engine(trunk, 10), litert.KerasEngine)
+    assert isinstance(litert.choose_engine(trunk, None), litert.KerasEngine)
+    assert isinstance(litert.choose_engine(trunk, 10**6), litert.LiteRTEngine)
 
 
 def test_what_litert_cannot_run_keras_runs(capsys):
@@ -44,8 +44,8 @@ def test_what_litert_cannot_run_keras_runs(capsys):
     x = keras.layers.Conv2D(4, 1)(inputs)
     model = keras.Model(inputs, keras.ops.det(keras.ops.transpose(x, (0, 3, 1, 2))))
     with pytest.raises(BackendError, match="MatrixDeterminant"):
-        engines.choose_engine(model, 10, "litert")
-    assert isinstance(engines.choose_engine(model, 10**9, verbose=1), engines.KerasEngine)
+        litert.choose_engine(model, 10, "litert")
+    assert isinstance(litert.choose_engine(model, 10**9, verbose=1), litert.KerasEngine)
     assert "so Keras does" in capsys.readouterr().out
 
 
@@ -55,4 +55,4 @@ def test_a_mixed_policy_is_left_to_keras():
         model = models.tiny_backbone()
     finally:
         keras.config.set_dtype_policy("float32")
-    assert isinstance(engines.choose_engine(model, 10**9), engines.KerasEngine)
+    assert isinstance(litert.choose_engine(model, 10**9), litert.KerasEngine)

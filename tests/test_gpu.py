@@ -6,7 +6,8 @@ import pytest
 
 import kerastl
 from kerastl import backend
-from kerastl.features.plan import CacheOptions, engines
+from kerastl.features import litert
+from kerastl.features.plan import CacheOptions
 from kerastl.training import recipe as training
 from kerastl.training.session import fit
 from tests import models
@@ -31,7 +32,7 @@ def policy(request):
 def test_the_engine_answers_as_the_model_does(policy, kind):
     trunk = kerastl.load_backbone("mobilenet_v2", weights=None, input_shape=96)
     images = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3)).astype(kind)
-    given = engines.choose_engine(trunk, 10**9)(images)
+    given = litert.choose_engine(trunk, 10**9)(images)
     assert given[0].dtype == np.float32
     expected = keras.ops.convert_to_numpy(keras.ops.cast(trunk(images.astype("float32"), training=False), "float32"))
     allowed = 1e-3 if policy == "float32" else 2e-2  # of one half-precision program fused otherwise than the other
@@ -40,7 +41,7 @@ def test_the_engine_answers_as_the_model_does(policy, kind):
 
 def test_the_frozen_part_stays_on_the_gpu():
     trunk = models.tiny_backbone()
-    assert isinstance(engines.choose_engine(trunk, 10**9), engines.KerasEngine)
+    assert isinstance(litert.choose_engine(trunk, 10**9), litert.KerasEngine)
 
 
 @pytest.mark.parametrize("choice", [{}, {"last_blocks": 1}])

@@ -1,6 +1,5 @@
 """Models keep their answers on their way to LiteRT, and what can't go there is told so."""
 
-import itertools
 import logging
 import os
 
@@ -10,6 +9,7 @@ import pytest
 
 from kerastl import backend
 from kerastl.errors import ArgumentError, BackendError, ModelError
+from kerastl.export import conversion
 from kerastl.features import litert
 from tests import models
 
@@ -32,7 +32,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def converted(model):
-    return litert.convert(model)
+    return conversion.convert(model)
 
 
 def answers_of(model, images):
@@ -49,18 +49,18 @@ def test_a_converted_model_answers_as_keras_does_at_any_batch_size(model, images
 
 
 def test_a_fixed_batch_size_is_fed_piece_by_piece(model, images):
-    runner = litert.LiteRTModel(litert.convert(model, batch_size=1))
+    runner = litert.LiteRTModel(conversion.convert(model, batch_size=1))
     assert runner.input_shape == (1, 32, 32, 3)
     np.testing.assert_allclose(runner(images)[0], answers_of(model, images), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("convert", [litert.convert, litert.convert_to_run])
+@pytest.mark.parametrize("convert", [conversion.convert, litert.convert_to_run])
 def test_a_network_too_large_for_constants_answers_the_same(convert, model, images, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were made constants")
 
-    monkeypatch.setattr(litert, "_CONSTANTS_TO_EXPORT", 0)
-    monkeypatch.setattr(litert, "_CONSTANTS_TO_RUN", 0)
+    monkeypatch.setattr(conversion, "_LARGEST_CONSTANTS", 0)
+    monkeypatch.setattr(litert, "_LARGEST_CONSTANTS", 0)
     monkeypatch.setattr(keras, "StatelessScope", refuse)  # what constants are put in the variables' place with
     np.testing.assert_allclose(
         litert.LiteRTModel(convert(model))(images)[0], answers_of(model, images), rtol=1e-4, atol=1e-6
@@ -74,7 +74,7 @@ def test_what_layers_hold_besides_weights_is_converted_too(images):
         keras.layers.Normalization(mean=[90.0, 100, 110], variance=[9.0, 16, 25])(inputs)
     )
     model = keras.Model(inputs, outputs)
-    for convert in (litert.convert, litert.convert_to_run):
+    for convert in (conversion.convert, litert.convert_to_run):
         given = litert.LiteRTModel(convert(model))(images)[0]
         np.testing.assert_allclose(given, answers_of(model, images), rtol=1e-4, atol=1e-4)
 
@@ -82,8 +82,8 @@ def test_what_layers_hold_besides_weights_is_converted_too(images):
 @pytest.mark.parametrize(("quantize", "share", "tolerance"), [("float16", 0.75, 0.01), ("int8", 0.6, 0.1)])
 def test_quantized_models_are_smaller_and_answer_nearly_the_same(quantize, share, tolerance, images):
     model = models.flat(32, width=32)
-    whole = litert.convert(model)
-    small = litert.convert(model, quantize=quantize, images=images)
+    whole = conversion.convert(model)
+    small = conversion.convert(model, quantize=quantize, images=images)
     runner = litert.LiteRTModel(small)
     assert runner.input_type == "float32"
     assert len(small) < share * len(whole)
@@ -109,38 +109,18 @@ def test_a_start_that_int8_would_spoil_stays_float32(images):
     keras.utils.set_random_seed(0)
     model = uneven_start()
     expected = answers_of(model, images)
-    contents = [litert.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
+    contents = [conversion.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
     errors = [np.abs(litert.LiteRTModel(one)(images)[0] - expected).mean() for one in contents]
     assert errors[1] < 0.5 * errors[0]
     assert len(contents[1]) < 1.2 * len(contents[0])
 
 
-def test_the_start_that_may_stay_float32_is_a_small_part_of_the_work(images):
-    calibrated = litert.convert(uneven_start())
-    starts = litert._possible_starts(calibrated)
-    work = [32 * 32 * weights for weights in (9 * 3 * 8, 8, 9 * 8 * 32, 9 * 32 * 32, 9 * 32 * 32)]
-    assert sum(work[:3]) / sum(work) < 0.15 < sum(work[:4]) / sum(work)
-    assert len(starts) == 4
-    assert starts[0] == set()
-    assert all(one < other for one, other in itertools.pairwise(starts))
-
-
-def test_where_tensorflow_hides_its_quantizer_all_is_int8(images, monkeypatch):
-    monkeypatch.setattr(litert, "_find_quantizer", lambda: None)
-    model = uneven_start()
-    contents = [litert.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
-    assert len(contents[0]) == len(contents[1])
-
-
-def test_a_quantized_file_writes_equal_vectors_once(images, monkeypatch):
-    keras.utils.set_random_seed(0)
-    model = uneven_start()
-    small = litert.convert(model, quantize="int8", images=images)
-    monkeypatch.setattr(litert, "_find_schema", lambda: None)
-    plain = litert.convert(model, quantize="int8", images=images)
-    assert len(small) < len(plain) - 8 * 2 * (32 + 32 + 8)
-    answers = [litert.LiteRTModel(one)(images)[0] for one in (small, plain)]
-    np.testing.assert_array_equal(*answers)
+def test_a_start_that_is_most_of_the_work_goes_into_int8(images):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    contents = [conversion.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
+    np.testing.assert_array_equal(*[litert.LiteRTModel(one)(images)[0] for one in contents])
 
 
 def test_loggers_are_quiet_meanwhile_and_speak_again(capfd):
@@ -160,7 +140,9 @@ def test_loggers_are_quiet_meanwhile_and_speak_again(capfd):
 
 
 def test_latencies_of_several_models_come_from_one_run(converted):
-    seconds = litert.measure_latency([litert.LiteRTModel(converted, threads=n) for n in (1, 2)], repeats=7, rounds=3)
+    seconds = conversion.measure_latency(
+        [litert.LiteRTModel(converted, threads=n) for n in (1, 2)], repeats=7, rounds=3
+    )
     assert [len(one) for one in seconds] == [7, 7]
     assert all((one > 0).all() for one in seconds)
 
@@ -172,18 +154,18 @@ def test_what_cannot_be_converted_is_refused_with_the_operation(images):
 
     inputs = keras.Input((32, 32, 3))
     with pytest.raises(ModelError, match="MatrixDeterminant"):
-        litert.convert(keras.Model(inputs, Determinant()(inputs)))
+        conversion.convert(keras.Model(inputs, Determinant()(inputs)))
 
 
 @pytest.mark.parametrize("images", [None, np.zeros((0, 32, 32, 3))])
 def test_int8_needs_images(model, images):
     with pytest.raises(ArgumentError, match="representative images"):
-        litert.convert(model, quantize="int8", images=images)
+        conversion.convert(model, quantize="int8", images=images)
 
 
 def test_an_unknown_quantization_is_refused(model):
     with pytest.raises(ArgumentError, match="'int8'"):
-        litert.convert(model, quantize="int4")
+        conversion.convert(model, quantize="int4")
 
 
 def test_what_is_no_litert_model_is_refused(converted):

@@ -32,6 +32,7 @@ TENSORFLOW_AT_HOME = {
     "data/folders",
     "data/elpv",
     "data/tfds_catalogue",
+    "export/conversion",
     "export/formats",
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]

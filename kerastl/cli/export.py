@@ -16,7 +16,7 @@ def run(arguments) -> int:
     """Export, print what came of it, and return the exit status."""
     import_quietly("tensorflow", verbose=arguments.verbose)
     from kerastl.evaluation.report import check_output_folder
-    from kerastl.export import BUNDLE_FILES, export_model
+    from kerastl.export.exporting import BUNDLE_FILES, export_model
 
     file = find_model(arguments.model)
     quantize = None if arguments.quantize == "none" else arguments.quantize

@@ -18,11 +18,11 @@ from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation import report
 from kerastl.export import bundle, gate
 from kerastl.export import formats as writing
+from kerastl.export.conversion import QUANTIZATIONS
 from kerastl.export.formats import FORMATS
 from kerastl.export.gate import Comparison, Limits, comparison_table
 from kerastl.export.images import GateImages, gate_images, representative_images
 from kerastl.export.inference import PIXEL_TYPES, inference_model
-from kerastl.features import litert
 from kerastl.files import check_output_folder, new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
@@ -163,7 +163,7 @@ def _check_formats(formats, quantize) -> dict[str, str | None]:
         raise ArgumentError(f"`formats` must name one format or several, each once. {received(formats=formats)}")
     for name in formats:
         check_choice("formats", name, FORMATS)
-    check_choice("quantize", quantize, litert.QUANTIZATIONS)
+    check_choice("quantize", quantize, QUANTIZATIONS)
     if quantize is not None and not any(quantize in FORMATS[name].quantizes for name in formats):
         fitting = [name for name, one in FORMATS.items() if quantize in one.quantizes]
         raise ArgumentError(

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 
 from kerastl import backend
-from kerastl.errors import BackendError, ModelError
+from kerastl.errors import BackendError
+from kerastl.export import conversion
 from kerastl.features import litert
 
 _COREML_SYSTEM = "darwin"
@@ -66,21 +67,14 @@ def write(name: str, model: keras.Model, path: Path, quantize: str | None, image
         name: of `FORMATS`.
         model: of `inference_model`.
         path: of the file or folder.
-        quantize: see `kerastl.features.litert.QUANTIZATIONS`.
+        quantize: see `kerastl.export.conversion.QUANTIZATIONS`.
         images: representative ones for `"int8"`, as the model takes them.
 
     Raises:
         ModelError: it can't be done.
     """
-    try:
-        with backend.quiet_output(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            FORMATS[name].write(model, path, quantize, images)
-    except (ModelError, BackendError, OSError):
-        raise
-    except Exception as error:  # exporters raise whatever they meet
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{model.name!r} can't be written as {name}: {lines[0][:300]}") from error
+    with litert.converting(model, name):
+        FORMATS[name].write(model, path, quantize, images)
 
 
 def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -91,7 +85,7 @@ def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _write_litert(model, path, quantize, images) -> None:
-    content = litert.convert(model, quantize=quantize, images=images, batch_size=1, float_start=True)
+    content = conversion.convert(model, quantize=quantize, images=images, batch_size=1, float_start=True)
     path.write_bytes(content)
 
 

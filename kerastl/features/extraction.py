@@ -22,7 +22,7 @@ from kerastl.errors import (
     warn,
 )
 from kerastl.features import store as stores
-from kerastl.features.engines import choose_engine
+from kerastl.features.litert import choose_engine
 from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
 from kerastl.features.reading import Fingerprint, Rows, read_ahead
 from kerastl.features.views import Views

@@ -14,7 +14,7 @@ from kerastl import keras_internals
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.cut import Cut, find_cuts, tensors_of
-from kerastl.features.engines import ENGINES
+from kerastl.features.litert import ENGINES
 from kerastl.features.reading import rows_of
 from kerastl.features.views import flips_of
 from kerastl.models import graph

@@ -14,6 +14,7 @@ import numpy as np
 from kerastl import costs
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, BackendError, KerastlWarning, ModelError
+from kerastl.export import conversion
 from kerastl.features import litert
 from kerastl.lab.published import TOP1, Top1
 from kerastl.models import backbones
@@ -203,7 +204,7 @@ def compare_backbones(
         runners.update({(name, *key): model for key, model in models.items()})
     if verbose and runners:
         print(f"Timing {len(runners)} models, {repeats} runs each", flush=True)
-    seconds = litert.measure_latency(list(runners.values()), repeats=repeats) if runners else []
+    seconds = conversion.measure_latency(list(runners.values()), repeats=repeats) if runners else []
     for (name, *key), values in zip(runners, seconds, strict=True):
         next(row for row in rows if row.name == name).latency[tuple(key)] = Latency.of(values)
     return BackboneComparison(tuple(rows), shape, num_classes, tuple(threads))
@@ -241,7 +242,7 @@ def _prepared(name, shape, num_classes, threads) -> tuple[ComparedBackbone, dict
     sizes, models, problems = {}, {}, []
     for precision in PRECISIONS:
         try:
-            content = litert.convert(model, batch_size=1, **options[precision])
+            content = conversion.convert(model, batch_size=1, **options[precision])
             sizes[precision] = len(content)
             for count in threads:
                 runner = litert.LiteRTModel(content, count)
