@@ -10,6 +10,7 @@ takes stands apart, as it is paid once.
 
 import argparse
 import time
+import types
 
 from common import photographs, report  # isort: skip
 
@@ -17,10 +18,10 @@ import keras
 import numpy as np
 
 import kerastl
+from kerastl.data.batches import adapt, attach_source, rows_of
 from kerastl.features.extraction import Trunk, extract
 from kerastl.features.litert import KerasEngine, LiteRTEngine, litert_available
 from kerastl.features.plan import CacheOptions, make_plan
-from kerastl.features.reading import SourceRows, rows_of
 
 
 def rate(function, count) -> float:
@@ -76,7 +77,7 @@ def main():
         from kerastl.data.batches import find_source
 
         source = _first(find_source(splits.train), arguments.count)
-        rows_by_place["files"] = SourceRows(source)
+        rows_by_place["files"] = adapt(attach_source(types.SimpleNamespace(), source))
     trunks, prepared = {}, {}
     for name in arguments.engines or (("keras", "litert") if litert_available() else ("keras",)):
         options = CacheOptions(engine=name)

@@ -12,11 +12,10 @@ from keras import layers
 
 import kerastl
 from kerastl import backend
-from kerastl.data import batches as inputs
+from kerastl.data.batches import rows_of, split_validation
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, StoreError
 from kerastl.features import extraction
 from kerastl.features.plan import CacheOptions, make_plan, parse_bytes
-from kerastl.features.reading import rows_of
 from kerastl.models import freezing
 from kerastl.training import recipe as training
 from kerastl.training import session as session_module
@@ -481,10 +480,10 @@ def test_extraction_that_is_killed_goes_on_where_it_stopped(tmp_path):
 
 def test_split_validation_is_keras_own():
     pair = (np.arange(11), np.arange(11), None)
-    train, held = inputs.split_validation(pair, 0.3)
+    train, held = split_validation(pair, 0.3)
     assert (len(train[0]), len(held[0]), held[2]) == (7, 4, None)
     with pytest.raises(ArgumentError):
-        inputs.split_validation(pair, 1.0)
+        split_validation(pair, 1.0)
 
 
 def test_training_on_features_keeps_freed_memory_and_gives_it_back(data, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 import kerastl
-from kerastl.data import batches as inputs
+from kerastl.data.labels import balanced_class_weight
 from kerastl.errors import ArgumentError, CompileError, DataError, KerastlWarning, ModelError
 from kerastl.features.plan import CacheOptions
 from kerastl.models import freezing
@@ -203,7 +203,7 @@ def test_datasets_of_every_kind_train(kind, data):
 
 
 def test_balanced_class_weights_are_count_over_classes_times_count():
-    weights = inputs.balanced_class_weight(np.array([0] * 6 + [1] * 3 + [2]), 3)
+    weights = balanced_class_weight(np.array([0] * 6 + [1] * 3 + [2]), 3)
     assert weights == pytest.approx({0: 10 / 18, 1: 10 / 9, 2: 10 / 3})
 
 

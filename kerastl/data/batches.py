@@ -1,21 +1,33 @@
-"""What `fit` accepts, seen from outside: arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, and images with an identity.
+"""The one adapter: whatever `fit` takes, as batches of `(images, labels, sample_weights)`.
+
+Arrays, tuples of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, `DataLoader`, results of `load_images` and generators
+are told apart here and nowhere else.
 
 An `ImageSource` is the list of images behind a dataset of `load_images`: it can be read by index, in a fixed order, and
 has an identity, so that stored features can be told apart. It hangs on the dataset object itself: a dataset derived with
 `.map` or `.filter` is another object, holds other data, and rightly has none.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import math
+import queue
+import threading
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_fraction, received
-from kerastl.errors import ArgumentError, DataError, warn
+from kerastl.data.labels import class_indices
+from kerastl.errors import ArgumentError, DataError
 
 _SOURCE_ATTRIBUTE = "_kerastl_source"
+_FIRST = 8  # images that are enough to judge the data by
+_AHEAD = 3  # batches read ahead of the one in work: enough to overlap, few enough to stay small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,217 +65,259 @@ def find_source(dataset) -> ImageSource | None:
     return getattr(dataset, _SOURCE_ATTRIBUTE, None)
 
 
-def split_pair(data) -> tuple | None:
-    """Return `(x, y)` or `(x, y, sample_weight)` where the data is such a tuple of arrays, else `None`."""
-    if isinstance(data, tuple) and len(data) in (2, 3):
-        return tuple(data)
-    return None
-
-
 def is_tf_dataset(data) -> bool:
     """Tell whether the data is a `tf.data.Dataset`, without importing TensorFlow."""
     return hasattr(data, "as_numpy_iterator") and hasattr(data, "element_spec")
 
 
-def first_batch(data, y=None) -> tuple | None:
-    """Return `(images, labels)` of a first few samples as NumPy arrays, without using anything up.
+def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, shuffle: bool | None = None) -> "Rows":
+    """Return the `Rows` of whatever `fit` takes; nothing of a generator is used up.
 
     Args:
-        data: a `(x, y)` pair, arrays, a dataset, a `PyDataset`, or a `DataLoader`.
+        data: images `(count, height, width, 3)`, a `(x, y)` or `(x, y, sample_weight)` tuple, a dataset of batches, a
+            `DataLoader`, a generator.
         y: labels, where `data` holds the images only.
-
-    Returns:
-        The two arrays, or `None` where looking would consume data (a generator) or the batch has another form.
-    """
-    source = find_source(data)
-    if source is not None and len(source):
-        count = min(8, len(source))
-        return np.stack([source.read(index) for index in range(count)]), source.labels[:count]
-    pair = split_pair(data) if y is None else (data, y)
-    if pair is not None:
-        is_one_label = hasattr(pair[0], "__getitem__") and hasattr(pair[1], "shape")  # rather than one for each output
-        return _as_arrays(pair[0][:8], pair[1][:8]) if is_one_label else None
-    if isinstance(data, keras.utils.PyDataset):
-        return _as_arrays(*data[0][:2]) if len(data) else None
-    if is_tf_dataset(data):
-        batch = next(iter(data.take(1).as_numpy_iterator()), None)
-    elif hasattr(data, "__iter__") and not hasattr(data, "__next__"):
-        batch = next(iter(data), None)
-    else:
-        return None
-    return _as_arrays(*batch[:2]) if isinstance(batch, (tuple, list)) and len(batch) >= 2 else None
-
-
-def _as_arrays(x, y) -> tuple | None:
-    if isinstance(x, (dict, list, tuple)) or isinstance(y, (dict, list, tuple)):
-        return None
-    return keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y)
-
-
-def all_labels(data) -> np.ndarray | None:
-    """Return every label of the data, reading a dataset once where nothing else tells; `None` for a generator."""
-    source = find_source(data)
-    if source is not None:
-        return source.labels
-    pair = split_pair(data)
-    if pair is not None:
-        return keras.ops.convert_to_numpy(pair[1])
-    if isinstance(data, keras.utils.PyDataset):
-        batches = [data[index][1] for index in range(len(data))]
-    elif is_tf_dataset(data):
-        batches = list(data.map(lambda *batch: batch[1]).as_numpy_iterator())
-    elif hasattr(data, "__iter__") and not hasattr(data, "__next__"):
-        batches = [batch[1] for batch in data]
-    else:
-        return None
-    return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches]) if batches else None
-
-
-def batches_of(data):
-    """Return an iterable over the batches of what `fit` takes, with labels; of a pair of arrays 32 images at a time.
+        sample_weight: of each image, beside `y`.
+        batch_size: for arrays; 32 by default.
+        shuffle: what `fit` was told; `None` for what the data itself does.
 
     Raises:
-        DataError: anything else.
+        DataError: anything else, or arrays of different lengths.
     """
-    pair = split_pair(data)
-    if pair is not None:
-        images, labels = pair[:2]
-        return ((images[start : start + 32], labels[start : start + 32]) for start in range(0, len(images), 32))
-    if isinstance(data, keras.utils.PyDataset):
-        return (data[index] for index in range(len(data)))
-    if hasattr(data, "__iter__"):
-        return data
+    source = find_source(data)
+    if source is not None:
+        return _SourceRows(source, shuffle)
+    if y is not None:
+        return _ArrayRows((data, y, sample_weight), batch_size, shuffle)
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return _ArrayRows((*data, None)[:3], batch_size, shuffle)
+    if hasattr(data, "shape") and hasattr(data, "__getitem__"):
+        return _ArrayRows((data, None, None), batch_size, shuffle)
+    if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
+        return _DatasetRows(data, shuffle)
     raise DataError(
         "Expected a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a pair of arrays. "
         f"{received(data=type(data).__name__)}"
     )
 
 
-def labelled_batches(data, num_classes: int):
-    """Yield `(images, labels)`: arrays `(batch, height, width, 3)` and integers `(batch,)`.
+def rows_of(data, y=None, sample_weight=None, **options) -> "Rows | None":
+    """Return what `adapt` does, or `None` for what can't be read again, or isn't one array of images and one of labels."""
+    rows = adapt(data, y, sample_weight, **options)
+    return None if rows.first is None else rows
 
-    Args:
-        data: a `tf.data.Dataset` of batches, a `keras.utils.PyDataset`, a pair of arrays. Labels are integers or one-hot.
-        num_classes: number of classes that the model tells apart.
 
-    Raises:
-        DataError: batches without labels, or labels that don't fit the model.
+class Rows:
+    """Images with labels, in an order that is the same at every pass (except for datasets that shuffle themselves).
+
+    Attributes:
+        count: number of images, or `None` where only a pass can tell.
+        batch_count: number of batches in one epoch, or `None` where only a pass can tell.
+        batch_size: images in a training batch.
+        identity: a digest that tells this data from any other, or `None` where it has none.
+        skips: whether reading can start anywhere.
+        shuffles: whether training should draw a new order in every epoch.
+        first: the `(images, labels)` of a few samples as arrays, or `None` where looking would use data up (a generator)
+            or images and labels are not one array each.
     """
-    for batch in batches_of(data):
+
+    count: int | None = None
+    batch_count: int | None = None
+    batch_size = 32
+    identity: str | None = None
+    skips = False
+    shuffles = False
+    first: tuple | None = None
+
+    def all_labels(self) -> np.ndarray | None:
+        """Return every label, reading a dataset once where nothing else tells; `None` for a generator."""
+        raise TypeError(f"{type(self).__name__} doesn't say what its labels are")
+
+    def images_at(self, indices) -> list[np.ndarray]:
+        """Return single images by index, where reading can start anywhere."""
+        raise TypeError(f"{type(self).__name__} can't be read by index")
+
+    def batches(self, start: int = 0, size: int | None = None):
+        """Yield `(images, labels, sample_weights)`, what is missing as `None`, from image `start` on.
+
+        `size` images at a time; by default `batch_size`, of datasets the batches as they come.
+        """
+        raise TypeError(f"{type(self).__name__} doesn't say how it is read")
+
+    def labelled_batches(self, num_classes: int):
+        """Yield `(images, class indices)`, empty batches left out.
+
+        Raises:
+            DataError: batches without labels, or labels that don't fit the number of classes.
+        """
+        for images, labels, _ in self.batches():
+            if labels is None:
+                raise DataError(
+                    "Expected batches of (images, labels), a `tf.data.Dataset` or a pair of arrays. "
+                    f"{received(batch=type(images).__name__)}"
+                )
+            if len(images):
+                yield images, class_indices(labels, num_classes)
+
+
+class _ArrayRows(Rows):
+    """Arrays in memory, or memory-mapped; lists of arrays and dictionaries are for `fit` itself."""
+
+    def __init__(self, arrays: tuple, batch_size: int | None, shuffle: bool | None):
+        self._arrays = arrays
+        self.batch_size, self.shuffles = batch_size or 32, shuffle is None or bool(shuffle)
+        self.skips = all(one is None or hasattr(one, "shape") for one in arrays)
+        lengths = [len(one) if hasattr(one, "__len__") else None for one in arrays]
+        self.count = lengths[0]
+        self.batch_count = None if self.count is None else math.ceil(self.count / self.batch_size)
+        if self.skips and set(lengths) - {None, self.count}:
+            raise DataError(
+                f"Images, labels and sample weights must be of one length. Received: {lengths[0]} images, {lengths[1]} labels"
+                f"{'' if lengths[2] is None else f', {lengths[2]} sample weights'}"
+            )
+
+    @functools.cached_property
+    def first(self):
+        images, labels, _ = self._arrays
+        return (_numpy(images[:_FIRST]), _numpy(labels[:_FIRST])) if self.skips and labels is not None else None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        digest = hashlib.blake2b(digest_size=32)
+        for array in self._arrays:
+            digest.update(b"none" if array is None else f"{array.shape}{array.dtype}".encode())
+            for start in range(0, 0 if array is None else len(array), 256):
+                digest.update(np.ascontiguousarray(_numpy(array[start : start + 256])))
+        return digest.hexdigest()
+
+    def all_labels(self):
+        return _numpy(self._arrays[1])
+
+    def images_at(self, indices):
+        return [_numpy(self._arrays[0][index]) for index in indices]
+
+    def batches(self, start=0, size=None):
+        size = size or self.batch_size
+        for begin in range(start, self.count, size):
+            yield tuple(None if one is None else _numpy(one[begin : begin + size]) for one in self._arrays)
+
+
+class _SourceRows(Rows):
+    """Images that `load_images` found, read by several threads."""
+
+    skips = True
+
+    def __init__(self, source: ImageSource, shuffle: bool | None):
+        self._source = source
+        self.count, self.identity, self.batch_size = len(source), source.identity, source.batch_size
+        self.batch_count = math.ceil(self.count / self.batch_size)
+        self.shuffles = source.shuffle if shuffle is None else shuffle
+
+    @functools.cached_property
+    def first(self):
+        indices = range(min(_FIRST, self.count))
+        return np.stack(self.images_at(indices)), self._source.labels[: len(indices)]
+
+    def all_labels(self):
+        return self._source.labels
+
+    def images_at(self, indices):
+        return [self._source.read(index) for index in indices]
+
+    def batches(self, start=0, size=None):
+        source, size = self._source, size or self.batch_size
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="read") as pool:
+            waiting = []
+            begins = iter(range(start, self.count, size))
+            while True:
+                while len(waiting) < 2 and (begin := next(begins, None)) is not None:
+                    indices = slice(begin, min(begin + size, self.count))
+                    waiting.append(
+                        (indices, [pool.submit(source.read, index) for index in range(indices.start, indices.stop)])
+                    )
+                if not waiting:
+                    return
+                indices, futures = waiting.pop(0)
+                yield np.stack([future.result() for future in futures]), source.labels[indices], None
+
+
+class _DatasetRows(Rows):
+    """A `tf.data.Dataset`, `PyDataset`, `DataLoader`, list of batches or generator: its batches as they come."""
+
+    def __init__(self, dataset, shuffle: bool | None):
+        self._dataset, self.shuffles = dataset, bool(shuffle)
+        self._once = hasattr(dataset, "__next__")
+        if hasattr(dataset, "cardinality"):
+            count = int(dataset.cardinality())  # negative for unknown and for infinite
+            self.batch_count = count if count > 0 else None
+        elif hasattr(dataset, "__len__"):
+            self.batch_count = len(dataset)
+
+    @functools.cached_property
+    def first(self):
+        if self._once:
+            return None
+        batch = next(iter(self._dataset.take(1) if is_tf_dataset(self._dataset) else self._passes()), None)
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise DataError(
-                "Expected batches of (images, labels), a `tf.data.Dataset` or a pair of arrays. "
-                f"{received(batch=type(batch).__name__)}"
-            )
-        images, labels = (keras.ops.convert_to_numpy(part) for part in batch[:2])
-        if not len(images):
-            continue
-        if label_kind(labels, num_classes) == "one-hot":
-            labels = labels.argmax(axis=1)
-        yield images, labels.reshape(-1).astype(np.int64)
+            return None
+        if any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
+            return None
+        return _numpy(batch[0]), _numpy(batch[1])
+
+    @property
+    def batch_size(self) -> int:
+        return 32 if self.first is None else len(self.first[0])
+
+    def all_labels(self):
+        if self._once:
+            return None
+        labels = [_numpy(batch[1]) for batch in self._passes()]
+        return np.concatenate(labels) if labels else None
+
+    def batches(self, start=0, size=None):
+        kept, rows = [], 0
+        for batch in self._passes():
+            arrays = _three_of(batch)
+            if size is None:
+                yield arrays
+                continue
+            kept.append(arrays)
+            rows += len(arrays[0])
+            while rows >= size:
+                whole, kept, rows = _take(kept, size)
+                yield whole
+        if rows:
+            yield _take(kept, rows)[0]
+
+    def _passes(self):
+        if isinstance(self._dataset, keras.utils.PyDataset):
+            return (self._dataset[index] for index in range(len(self._dataset)))
+        return iter(self._dataset)
 
 
-def count_batches(data, batch_size: int | None = None) -> int | None:
-    """Return the number of batches in one epoch, or `None` where it can't be told beforehand."""
-    pair = split_pair(data)
-    if pair is not None:
-        return math.ceil(len(pair[0]) / (batch_size or 32))
-    if hasattr(data, "cardinality"):
-        count = int(data.cardinality())
-        return count if count > 0 else None
-    return len(data) if hasattr(data, "__len__") else None
+def _three_of(batch) -> tuple:
+    """Return images, labels and sample weights of a batch as arrays, what is missing as `None`."""
+    parts = tuple(batch[:3]) if isinstance(batch, (tuple, list)) else (batch,)
+    arrays = tuple(_numpy(part) for part in (*parts, None, None)[:3])
+    if len(lengths := [len(array) for array in arrays if array is not None]) and len(set(lengths)) != 1:
+        raise DataError(f"A batch must hold as many labels as images. Received: lengths {', '.join(map(str, lengths))}")
+    return arrays
 
 
-def label_kind(labels: np.ndarray, num_classes: int) -> str:
-    """Tell integer labels from one-hot ones and check them against the number of classes.
-
-    Args:
-        labels: `(count,)` or `(count, 1)` integers in 0…num_classes − 1, or `(count, num_classes)` one-hot (or smoothed:
-            rows of non-negative numbers that add up to 1).
-        num_classes: number of classes that the model tells apart.
-
-    Returns:
-        "integer" or "one-hot".
-
-    Raises:
-        DataError: labels of another form, out of range, or no finite numbers.
-    """
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iufb":
-        raise DataError(f"Labels must be numbers: class indices or one-hot rows. {received(dtype=str(labels.dtype))}")
-    if not np.isfinite(labels).all():
-        raise DataError("Labels must be finite numbers; some are NaN or infinite. Look where they come from.")
-    if labels.ndim == 2 and labels.shape[1] == num_classes and num_classes > 1:
-        if (labels < 0).any() or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
-            raise DataError(
-                "One-hot labels must be rows that add up to 1 (multi-label classification is out of scope). "
-                f"{received(first_row=labels[0].tolist())}"
-            )
-        return "one-hot"
-    if labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] != 1):
-        raise DataError(
-            f"Labels must be integers `(count,)`, or one-hot `(count, {num_classes})`, as the model has {num_classes} "
-            f"classes. {received(shape=labels.shape)}"
-        )
-    if (labels != np.floor(labels)).any() or labels.min(initial=0) < 0 or labels.max(initial=0) >= num_classes:
-        raise DataError(
-            f"Labels must be whole numbers from 0 to {num_classes - 1}, as the model has {num_classes} classes. "
-            f"{received(smallest=labels.min().item(), largest=labels.max().item())}"
-        )
-    return "integer"
+def _take(batches, size: int):
+    """Return the first `size` rows of a list of batches, what is left of them, and how many rows that is."""
+    joined = [
+        None if any(batch[part] is None for batch in batches) else np.concatenate([batch[part] for batch in batches])
+        for part in range(3)
+    ]
+    whole = tuple(None if one is None else one[:size] for one in joined)
+    rest = tuple(None if one is None else one[size:] for one in joined)
+    count = len(rest[0])
+    return whole, [rest] if count else [], count
 
 
-def balanced_class_weight(labels: np.ndarray, num_classes: int) -> dict[int, float]:
-    """Return weights that give every class the same say: `count / (classes present × count of the class)`.
-
-    The formula is scikit-learn's `class_weight="balanced"` (King and Zeng, 2001).
-    """
-    labels = np.asarray(labels)
-    if label_kind(labels, num_classes) == "one-hot":
-        labels = labels.argmax(axis=1)
-    counts = np.bincount(labels.reshape(-1).astype("int64"), minlength=num_classes)
-    present = int((counts > 0).sum())
-    return {index: float(counts.sum() / (present * count)) for index, count in enumerate(counts) if count}
-
-
-def check_images(model, images: np.ndarray) -> None:
-    """Check a first batch of images against a model: its size, and whether the pixels look scaled already.
-
-    Raises:
-        DataError: images of another size or number of channels than the model takes.
-    """
-    wanted = tuple(model.inputs[0].shape[1:]) if getattr(model, "inputs", None) else None
-    given = images.shape[1:]
-    if wanted is not None and len(wanted) == 3 and _clash(wanted, given):
-        raise DataError(
-            f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
-            f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
-        )
-    if wanted is not None and len(wanted) == 3:
-        warn_if_scaled(images)
-
-
-def warn_if_scaled(images: np.ndarray) -> None:
-    """Warn of pixels that look scaled already: floats within ±1.5, or negative ones."""
-    if images.size == 0 or images.dtype.kind != "f":
-        return
-    low, high = float(images.min()), float(images.max())
-    if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
-        return
-    if not np.isfinite([low, high]).all():  # another fault; features or the loss will tell
-        return
-    warn(
-        f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
-        "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
-    )
-
-
-def _clash(wanted, given) -> bool:
-    return len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True))
-
-
-def _size(shape) -> str:
-    return " × ".join("any" if side is None else str(side) for side in shape)
+def _numpy(array) -> np.ndarray | None:
+    return array if array is None or isinstance(array, np.ndarray) else np.asarray(keras.ops.convert_to_numpy(array))
 
 
 def split_validation(pair: tuple, fraction: float) -> tuple[tuple, tuple]:
@@ -280,3 +334,60 @@ def split_validation(pair: tuple, fraction: float) -> tuple[tuple, tuple]:
         )
     parts = [(None, None) if one is None else (one[:edge], one[edge:]) for one in pair]
     return tuple(part[0] for part in parts), tuple(part[1] for part in parts)
+
+
+def read_ahead(batches):
+    """Yield the items of an iterator that a thread of its own keeps ahead; errors come out where they belong."""
+    ready, stop = queue.Queue(maxsize=_AHEAD), threading.Event()
+
+    def put(item) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def work():
+        try:
+            for item in batches:
+                if not put((item, None)):
+                    return
+            put((None, None))
+        except BaseException as error:  # handed over to the thread that waits for the data
+            put((None, error))
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class Fingerprint:
+    """A digest of images and labels that doesn't depend on their order, for datasets without an identity."""
+
+    def __init__(self):
+        self._total, self._count = 0, 0
+
+    def add(self, images, labels, weights=None) -> None:
+        for index in range(len(images)):
+            digest = hashlib.blake2b(np.ascontiguousarray(images[index]), digest_size=16)
+            digest.update(np.ascontiguousarray(labels[index]).astype("float64").tobytes())
+            if weights is not None:
+                digest.update(np.float64(weights[index]).tobytes())
+            self._total = (self._total + int.from_bytes(digest.digest(), "little")) % 2**128
+        self._count += len(images)
+
+    def hexdigest(self) -> str:
+        return f"{self._total:032x}-{self._count}"

@@ -174,8 +174,8 @@ def load_images(
 def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
     datasets = {}
     for split, chosen in indices.items():
-        source = _image_source(catalogue, chosen, image_size, resize, shuffle and split == TRAIN)
-        datasets[split] = _dataset(source, batch_size, seed)
+        source = _image_source(catalogue, chosen, image_size, resize, batch_size, shuffle and split == TRAIN)
+        datasets[split] = _dataset(source, seed)
     counts = np.bincount(catalogue.labels, minlength=len(catalogue.class_names))
     return ImageSplits(
         train=datasets[TRAIN],
@@ -296,7 +296,9 @@ def _listing(items: list[str]) -> str:
     return ", ".join([*items[:_NAMES_SHOWN], *more])
 
 
-def _image_source(catalogue: Catalogue, indices: np.ndarray, image_size, resize: str, shuffle: bool) -> ImageSource:
+def _image_source(
+    catalogue: Catalogue, indices: np.ndarray, image_size, resize: str, batch_size, shuffle
+) -> ImageSource:
     labels = np.array([catalogue.labels[index] for index in indices], dtype=np.int32)
 
     def read(index: int) -> np.ndarray:
@@ -315,6 +317,7 @@ def _image_source(catalogue: Catalogue, indices: np.ndarray, image_size, resize:
         identity=_identity(catalogue, indices, labels, image_size, resize),
         shuffle=shuffle,
         read=read,
+        batch_size=batch_size,
     )
 
 
@@ -329,7 +332,7 @@ def _identity(catalogue: Catalogue, indices, labels, image_size, resize: str) ->
     return combined.hexdigest()
 
 
-def _dataset(source: ImageSource, batch_size: int, seed: int):
+def _dataset(source: ImageSource, seed: int):
     """Return the `tf.data.Dataset` of a source: decoded in parallel, static shapes, cardinality known."""
     import tensorflow as tf
 
@@ -347,4 +350,4 @@ def _dataset(source: ImageSource, batch_size: int, seed: int):
         # Numbers are shuffled, not images, so that the buffer can hold them all.
         indices = indices.shuffle(len(source), seed=seed, reshuffle_each_iteration=True)
     images = indices.map(load, num_parallel_calls=_READERS, deterministic=True)
-    return attach_source(without_autotuning(images.batch(batch_size).prefetch(2)), source)
+    return attach_source(without_autotuning(images.batch(source.batch_size).prefetch(2)), source)

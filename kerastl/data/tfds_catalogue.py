@@ -29,7 +29,7 @@ def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
         return str(Path(data_dir).expanduser())
     if os.environ.get("TFDS_DATA_DIR"):
         return None
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "setup.cfg").is_file() and (checkout / "data").is_dir():
         return str(checkout / "data")
     return None

@@ -13,7 +13,6 @@ import numpy as np
 from kerastl import keras_internals
 from kerastl.backend import check_gradients, gradients_of
 from kerastl.checks import check_count, nearest, received
-from kerastl.data.batches import check_images
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models import graph, outputs
 from kerastl.models.flatten import flatten_model
@@ -240,7 +239,9 @@ def image_batch(model: keras.Model, flat: keras.Model, images) -> np.ndarray:
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.dtype.kind not in "buif" or not len(array):
         raise DataError(f"{expected} {received(shape=array.shape, dtype=str(array.dtype))}")
-    check_images(model, array[:0])  # of an empty batch it checks the size alone: models of others scale differently
+    outputs.check_images(
+        model, array[:0]
+    )  # of an empty batch it checks the size alone: models of others scale differently
     return array
 
 

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
-from kerastl.data import batches as inputs
 from kerastl.data import images as image_files
 from kerastl.errors import ArgumentError, DataError
 from kerastl.models import outputs
@@ -293,7 +292,7 @@ def _load(item, size, resize) -> np.ndarray:
 def _warn_if_scaled(item, size) -> None:
     """Warn of float pixels that were scaled before; files and integers can't have been."""
     if isinstance(item, np.ndarray) and item.dtype.kind == "f":
-        inputs.warn_if_scaled(_load(item, size, "squash")[None])
+        outputs.warn_if_scaled(_load(item, size, "squash")[None])
 
 
 def _percent(probability: float) -> str:

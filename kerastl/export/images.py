@@ -9,8 +9,10 @@ import keras
 import numpy as np
 
 from kerastl.checks import received
-from kerastl.data import batches as inputs
+from kerastl.data.batches import adapt, find_source
+from kerastl.data.labels import class_indices
 from kerastl.errors import DataError
+from kerastl.models import outputs
 
 REPRESENTATIVE = 200
 """How many images set the ranges: TensorFlow's guide advises 100 to 500."""
@@ -70,13 +72,9 @@ def representative_images(data, model: keras.Model, count: int = REPRESENTATIVE)
     Raises:
         DataError: no images, or images that the model can't take.
     """
-    source = inputs.find_source(data)
-    array = data[0] if inputs.split_pair(data) is not None else data
-    if source is not None:
-        images = [source.read(index) for index in _spread(len(source), count)]
-    elif isinstance(array, np.ndarray) or keras.ops.is_tensor(array):
-        array = keras.ops.convert_to_numpy(array)
-        images = [array[index] for index in _spread(len(array), count)]
+    rows = adapt(data)
+    if rows.skips:
+        images = rows.images_at(_spread(rows.count, count))
     else:
         images = list(itertools.islice((image for batch, _ in _batches(data, None) for image in batch), count))
     if not images:
@@ -109,27 +107,18 @@ def gate_images(held_out, representative: np.ndarray | None, model: keras.Model,
     if first is None:
         raise DataError(f"There are no held-out images. {received(held_out=held_out)}")
     _check(model, first[0])
-    source = inputs.find_source(held_out)
-    total = inputs.count_batches(held_out) if inputs.split_pair(held_out) or hasattr(held_out, "cardinality") else None
+    source = find_source(held_out)
     identity = None if source is None else source.identity
-    return GateImages("held-out", itertools.chain([first], batches), total, known_identity=identity)
+    return GateImages(
+        "held-out", itertools.chain([first], batches), adapt(held_out).batch_count, known_identity=identity
+    )
 
 
 def _batches(data, num_classes: int | None):
     """Yield `(images, labels)`, labels `None` where there are none or no number of classes to check them against."""
-    if isinstance(data, np.ndarray) or keras.ops.is_tensor(data):
-        yield from _array_batches(keras.ops.convert_to_numpy(data))
-        return
-    has_labels = None
-    for batch in inputs.batches_of(data):
-        is_pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
-        has_labels = is_pair if has_labels is None else has_labels
-        if is_pair and num_classes is not None:
-            yield from inputs.labelled_batches([batch], num_classes)
-            continue
-        images = keras.ops.convert_to_numpy(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    for images, labels, _ in adapt(data).batches():
         if len(images):
-            yield images, None
+            yield images, None if labels is None or num_classes is None else class_indices(labels, num_classes)
 
 
 def _array_batches(images):
@@ -145,4 +134,4 @@ def _check(model, images) -> None:
         raise DataError(f"Expected images (batch, height, width, 3) in 0-255. {received(shape=images.shape)}")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise DataError("Expected pixels 0-255. Received images that hold NaN or infinity")
-    inputs.check_images(model, images)
+    outputs.check_images(model, images)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kerastl import keras_internals
+from kerastl.data.batches import Rows, read_ahead
 from kerastl.errors import (
     DataError,
     FeatureOverflowError,
@@ -24,7 +25,6 @@ from kerastl.errors import (
 from kerastl.features import store as stores
 from kerastl.features.litert import choose_engine
 from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
-from kerastl.features.reading import Fingerprint, Rows, read_ahead
 from kerastl.features.views import Views
 
 # Images in one run of the trunk: enough to fill the cores, few enough that activations stay in a few hundred MB.
@@ -178,7 +178,7 @@ def _found_store(folder, key, rows):
         return None
     if store is None or rows.identity is not None:  # which is part of the key
         return store
-    fingerprint = Fingerprint()
+    fingerprint = _Fingerprint()
     for batch in read_ahead(rows.batches(0, _BATCH)):
         fingerprint.add(*batch)
     if store.details.get("fingerprint") == fingerprint.hexdigest():
@@ -194,7 +194,7 @@ def _run(trunk, rows, views, writer, part) -> dict:
     """Append the features of all images that are not there yet; return what the manifest should say besides."""
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
     done = writer.rows_done // views
-    fingerprint = Fingerprint() if rows.identity is None else None
+    fingerprint = _Fingerprint() if rows.identity is None else None
     bar, lost = _Bar(rows.count, done, part, trunk.verbose), _NotFinite(done, part)
 
     def prepared():
@@ -220,6 +220,25 @@ def _run(trunk, rows, views, writer, part) -> dict:
     bar.close()
     lost.warn()
     return {"engine": engine.name, "views": views, "fingerprint": fingerprint.hexdigest() if fingerprint else None}
+
+
+class _Fingerprint:
+    """A digest of images and labels that doesn't depend on their order, for datasets without an identity."""
+
+    def __init__(self):
+        self._total, self._count = 0, 0
+
+    def add(self, images, labels, weights=None) -> None:
+        for index in range(len(images)):
+            digest = hashlib.blake2b(np.ascontiguousarray(images[index]), digest_size=16)
+            digest.update(np.ascontiguousarray(labels[index]).astype("float64").tobytes())
+            if weights is not None:
+                digest.update(np.float64(weights[index]).tobytes())
+            self._total = (self._total + int.from_bytes(digest.digest(), "little")) % 2**128
+        self._count += len(images)
+
+    def hexdigest(self) -> str:
+        return f"{self._total:032x}-{self._count}"
 
 
 class _NotFinite:

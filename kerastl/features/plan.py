@@ -12,10 +12,10 @@ import keras
 
 from kerastl import keras_internals
 from kerastl.checks import check_choice, check_count, received
+from kerastl.data.batches import rows_of
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.cut import Cut, find_cuts, tensors_of
 from kerastl.features.litert import ENGINES
-from kerastl.features.reading import rows_of
 from kerastl.features.views import flips_of
 from kerastl.models import graph
 from kerastl.tables import readable_bytes
@@ -334,7 +334,7 @@ def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: i
     Raises:
         ArgumentError: arguments that can't be used, or `cache=True` where it can't be done.
     """
-    train = rows_of(x if y is None else (x, y))
+    train = rows_of(x, y)
     validation = None if validation_data is None else rows_of(validation_data, shuffle=False)
     return make_plan(
         model, train, validation, epochs=[check_count("epochs", epochs)], options=options_of(cache), views=views

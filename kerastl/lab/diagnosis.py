@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_count, received
-from kerastl.data.batches import label_kind
+from kerastl.data.labels import label_kind
 from kerastl.errors import DataError
 from kerastl.evaluation.explanation import as_maps, input_batches, operations_of, run
 from kerastl.lab.gradients import GradientNorms, gradient_norms, readable

@@ -11,7 +11,7 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import check_choice, received
-from kerastl.errors import DataError, ModelError
+from kerastl.errors import DataError, ModelError, warn
 from kerastl.models import graph
 
 VIEWS = (1, 2, 4)
@@ -228,3 +228,43 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
+
+
+def check_images(model, images: np.ndarray) -> None:
+    """Check a first batch of images against a model: its size, and whether the pixels look scaled already.
+
+    Raises:
+        DataError: images of another size or number of channels than the model takes.
+    """
+    wanted = tuple(model.inputs[0].shape[1:]) if getattr(model, "inputs", None) else None
+    given = images.shape[1:]
+    if wanted is not None and len(wanted) == 3 and _clash(wanted, given):
+        raise DataError(
+            f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
+            f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
+        )
+    if wanted is not None and len(wanted) == 3:
+        warn_if_scaled(images)
+
+
+def warn_if_scaled(images: np.ndarray) -> None:
+    """Warn of pixels that look scaled already: floats within ±1.5, or negative ones."""
+    if images.size == 0 or images.dtype.kind != "f":
+        return
+    low, high = float(images.min()), float(images.max())
+    if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
+        return
+    if not np.isfinite([low, high]).all():  # another fault; features or the loss will tell
+        return
+    warn(
+        f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
+        "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
+    )
+
+
+def _clash(wanted, given) -> bool:
+    return len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True))
+
+
+def _size(shape) -> str:
+    return " × ".join("any" if side is None else str(side) for side in shape)

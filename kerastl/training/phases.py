@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
-from kerastl.data import batches as inputs
+from kerastl.data.batches import adapt, is_tf_dataset
+from kerastl.data.labels import balanced_class_weight, label_kind
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.features.plan import make_plan, options_of
-from kerastl.features.reading import rows_of
 from kerastl.models import compiling, outputs
 from kerastl.training import callbacks as callback_module
 from kerastl.training.session import Session, check_first_batch
@@ -53,16 +53,21 @@ class Settings:
         self.class_weight = self._class_weights(self.class_weight)
 
     def _check_data(self) -> str | None:
+        if self.train is None:
+            raise DataError(f"`train` must hold images and labels. {received(train=self.train)}")
+        self.train_rows = adapt(self.train, batch_size=self.batch_size)
+        self.validation_rows = None
+        if self.validation is not None:
+            self.validation_rows = adapt(self.validation, batch_size=self.batch_size, shuffle=False)
         kinds = {}
-        for name, data in (("train", self.train), ("validation", self.validation)):
-            if data is None and name == "train":
-                raise DataError(f"`train` must hold images and labels. {received(train=data)}")
-            if data is None:
+        for name, rows in (("train", self.train_rows), ("validation", self.validation_rows)):
+            if rows is None:
                 continue
-            batch = check_first_batch(self.model, data)
-            pair = inputs.split_pair(data)
-            labels = pair[1] if pair and hasattr(pair[1], "shape") else batch[1] if batch else None
-            kinds[name] = None if labels is None else inputs.label_kind(labels, self.num_classes)
+            check_first_batch(self.model, rows)
+            kinds[name] = None
+            if rows.first is not None:
+                labels = rows.all_labels() if rows.skips else rows.first[1]
+                kinds[name] = label_kind(labels, self.num_classes)
         if len(set(kinds.values()) - {None}) > 1:
             raise DataError(f"The labels of `train` and `validation` must be of one kind. {received(**kinds)}")
         return kinds["train"]
@@ -71,20 +76,19 @@ class Settings:
         if class_weight is None or isinstance(class_weight, dict):
             return class_weight
         check_choice("class_weight", class_weight, ["balanced"])
-        labels = inputs.all_labels(self.train)
+        labels = self.train_rows.all_labels()
         if labels is None:
             raise DataError(
                 "`class_weight='balanced'` needs labels that can be counted; a generator's can't. Pass a dict."
             )
-        return inputs.balanced_class_weight(labels, self.num_classes)
+        return balanced_class_weight(labels, self.num_classes)
 
     def rows(self) -> tuple:
         """Return the rows of the training and validation data; `None` for what can be read only once, or is not there."""
-        train = rows_of(self.train, batch_size=self.batch_size)
-        if self.validation is None:
-            return train, None
-        validation = rows_of(self.validation, batch_size=self.batch_size, shuffle=False)
-        return (None if validation is None else train), validation
+        parts = [rows for rows in (self.train_rows, self.validation_rows) if rows is not None]
+        if any(rows.first is None for rows in parts):
+            return None, None
+        return self.train_rows, self.validation_rows
 
 
 @contextlib.contextmanager
@@ -170,7 +174,7 @@ class Phase:
         if session is not None:
             return session.fit(cut, **common)
         data = _as_arguments(settings.train)
-        if inputs.is_tf_dataset(settings.train):
+        if is_tf_dataset(settings.train):
             data["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
         data = {**data, "validation_data": settings.validation, "batch_size": settings.batch_size, **common}
         return self.model.fit(**data)
@@ -202,4 +206,4 @@ class Phase:
 
 
 def _as_arguments(data) -> dict:
-    return dict(zip(("x", "y", "sample_weight"), inputs.split_pair(data) or (data,), strict=False))
+    return dict(zip(("x", "y", "sample_weight"), data if isinstance(data, tuple) else (data,), strict=False))

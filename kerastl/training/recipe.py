@@ -12,7 +12,6 @@ import time
 import keras
 
 from kerastl.checks import check_count
-from kerastl.data import batches as inputs
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import choose_cuts
 from kerastl.models import compiling, freezing, graph
@@ -344,7 +343,7 @@ def _unfreeze(model, choice, batch_norm, backbone) -> None:
 
 def _rate(phase: Phase, learning_rate):
     """Return fine-tuning's learning rate, and give the phase the callbacks that it needs."""
-    batches = inputs.count_batches(phase.settings.train, phase.settings.batch_size)
+    batches = phase.settings.train_rows.batch_count
     rate, callbacks = fine_tuning_rate(phase.model, learning_rate, batches, phase.epochs)
     phase.callbacks += callbacks
     return rate

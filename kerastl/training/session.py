@@ -6,13 +6,12 @@ import keras
 import numpy as np
 
 from kerastl import backend
-from kerastl.data import batches as inputs
+from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
 from kerastl.errors import ArgumentError
 from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extraction import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
-from kerastl.features.reading import Rows, rows_of
-from kerastl.models import compiling
+from kerastl.models import compiling, outputs
 
 
 def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **fit_arguments):
@@ -52,8 +51,8 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
                 f"The model has {len(model.outputs)} outputs, and only models with one can be cut. Pass `cache=False`."
             )
         return model.fit(x, y, **fit_arguments)
-    check_first_batch(model, x, y)
-    if inputs.is_tf_dataset(x):
+    check_first_batch(model, adapt(x, y))
+    if is_tf_dataset(x):
         fit_arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
     plain = {"x": x, "y": y, **fit_arguments}
     if options is None and views == 1:
@@ -90,7 +89,7 @@ def _rows_for_fit(x, y, arguments):
     validation, split = arguments.get("validation_data"), arguments.get("validation_split", 0.0)
     data = x if y is None else (x, y, arguments.get("sample_weight"))
     if y is not None and split and validation is None:
-        data, validation = inputs.split_validation(data, split)
+        data, validation = split_validation(data, split)
     batch_size = arguments.get("batch_size")
     train = rows_of(data, batch_size=batch_size, shuffle=arguments.get("shuffle"))
     if validation is None:
@@ -99,16 +98,14 @@ def _rows_for_fit(x, y, arguments):
     return (None if held is None else train), held
 
 
-def check_first_batch(model, x, y=None):
-    """Check a first batch of images against the model; return it, or `None` where looking would use data up.
+def check_first_batch(model, rows: Rows) -> None:
+    """Check a first batch of images against the model, where looking uses nothing up.
 
     Raises:
         DataError: images of another size than the model takes.
     """
-    batch = inputs.first_batch(x, y)
-    if batch is not None and batch[0].ndim == 4:
-        inputs.check_images(model, batch[0])
-    return batch
+    if rows.first is not None and rows.first[0].ndim == 4:
+        outputs.check_images(model, rows.first[0])
 
 
 class FeatureBatches(keras.utils.PyDataset):

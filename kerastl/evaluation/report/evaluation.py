@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
-from kerastl.data import batches as inputs
+from kerastl.data.batches import adapt
 from kerastl.errors import DataError
 from kerastl.evaluation import plots
 from kerastl.models import outputs
@@ -175,9 +175,9 @@ def evaluate(
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
     kept = Mistakes([], np.zeros(0, int), np.zeros((0, len(names))), np.zeros(0, int))
     largest = 0
-    for images, labels in inputs.labelled_batches(data, len(names)):
+    for images, labels in adapt(data).labelled_batches(len(names)):
         if not largest:
-            inputs.check_images(model, images)
+            outputs.check_images(model, images)
         largest = max(largest, len(images))
         probabilities = outputs.class_probabilities(model, images, views=views, batch_size=largest)
         kept = _merge_mistakes(kept, images, labels, probabilities, int(matrix.sum()), mistakes)
