@@ -30,8 +30,7 @@ TENSORFLOW_AT_HOME = {
     "backend",
     "features/litert",
     "data/folders",
-    "data/elpv",
-    "data/tfds_catalogue",
+    "data/sources",
     "export/conversion",
     "export/formats",
 }

@@ -1,35 +1,45 @@
 """`load_images`: labelled images from a folder, from TensorFlow Datasets or from ELPV, as `tf.data` pipelines.
 
-Each split carries an `ImageSource` (see `inputs.py`): its images by index, and an identity made of their contents.
+Each split carries an `ImageSource` (see `batches.py`): its images by index, and an identity made of their contents.
 """
 
 import collections
 import dataclasses
 import hashlib
-import html
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kerastl.backend import without_autotuning
-from kerastl.checks import check_choice, check_count, check_fraction, received
+from kerastl.checks import check_choice, check_count, nearest, received
+from kerastl.data import sources
 from kerastl.data.batches import ImageSource, attach_source, find_source
-from kerastl.data.catalogues import TEST, TRAIN, VALIDATION, Catalogue, catalogue_folder
-from kerastl.data.images import RESIZES, check_image_size, read_image
-from kerastl.data.splitting import split_indices
+from kerastl.data.images import (
+    IMAGE_SUFFIXES,
+    RESIZES,
+    check_image_size,
+    find_files,
+    in_threads,
+    is_hidden,
+    read_image,
+)
+from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catalogue, check_shares, divide
 from kerastl.errors import ArgumentError, DataError, warn
-from kerastl.tables import html_table, text_table
+from kerastl.tables import Printed, Table
 
 FEW_IMAGES = 10
-_SPLITS = (TRAIN, VALIDATION, TEST)
 _ROWS_SHOWN = 30
 _READERS = 4  # threads that decode: few files come faster from more
-_NAMES_SHOWN = 10
+# Photographs all the same, but in formats that can't be read here: leaving them out has to be said aloud.
+_UNSUPPORTED_PHOTOGRAPHS = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw"}
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class ImageSplits:
+class ImageSplits(Printed):
     """Labelled images, split and ready to train on; printed, it is a table.
 
     Attributes:
@@ -67,17 +77,7 @@ class ImageSplits:
 
     def summary(self) -> str:
         """Return a table of how many images of each class are in each split, with what else is worth knowing."""
-        header, rows = self._table()
-        right = range(1, len(header))
-        return "\n".join([text_table(header, rows, right=right, total=True, title=self._title()), *self._remarks()])
-
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        header, rows = self._table()
-        remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in self._remarks())
-        return html_table(header, rows, right=range(1, len(header)), title=self._title()) + remarks
+        return str(self)
 
     def _title(self) -> str:
         height, width = self.image_size
@@ -92,13 +92,12 @@ class ImageSplits:
         if self.skipped:
             remarks.append(f"Unreadable and skipped: {len(self.skipped)}")
         if self.ignored:
-            listing = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.ignored.items()))
-            remarks.append(f"Other files, ignored: {listing}")
+            remarks.append(f"Other files, ignored: {_counts(self.ignored)}")
         if self.licence:
             remarks.append(f"Licence: {self.licence}")
         return remarks
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
+    def _tables(self) -> list[Table]:
         classes = len(self.class_names)
         counts = [
             np.bincount(find_source(getattr(self, split)).labels, minlength=classes) for split in self.split_sizes
@@ -109,7 +108,9 @@ class ImageSplits:
         if classes > _ROWS_SHOWN:
             rows = [*rows[: _ROWS_SHOWN - 1], [f"… {classes - _ROWS_SHOWN + 1} more", *[""] * (len(counts) + 1)]]
         sizes = [*self.split_sizes.values(), sum(self.split_sizes.values())]
-        return ["class", *self.split_sizes, "total"], [*rows, ["total", *map(str, sizes)]]
+        rows.append(["total", *map(str, sizes)])
+        header = ["class", *self.split_sizes, "total"]
+        return [Table(header, rows, range(1, len(header)), title=self._title(), total=True, notes=self._remarks())]
 
 
 def load_images(
@@ -164,9 +165,9 @@ def load_images(
     batch_size = check_count("batch_size", batch_size)
     seed = check_count("seed", seed, smallest=0)
     check_choice("resize", resize, RESIZES)
-    fractions = _check_fractions(validation, test)
+    fractions = check_shares(validation, test)
     catalogue = _open_source(source, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
-    indices = _divide(catalogue, fractions, seed)
+    indices = divide(catalogue, fractions, seed)
     _warn(catalogue)
     return _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle)
 
@@ -195,69 +196,15 @@ def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuf
     )
 
 
-def _check_fractions(validation, test) -> dict[str, float | None]:
-    fractions = {
-        VALIDATION: None if validation is None else check_fraction("validation", validation, zero=True, one=False),
-        TEST: None if test is None else check_fraction("test", test, zero=True, one=False),
-    }
-    if sum(share or 0 for share in fractions.values()) >= 1:
-        raise ArgumentError(
-            "`validation` and `test` together must leave something to train on, so add up to less than 1."
-            f" {received(validation=validation, test=test)}"
-        )
-    return fractions
-
-
 def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Catalogue:
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise ArgumentError(f"`source` must be a folder, 'elpv' or 'tfds:NAME'. {received(source=source)}")
     name = source.removeprefix("tfds:") if isinstance(source, str) else ""
     if name == "elpv":
-        # The builder's module imports TensorFlow Datasets, which nobody else should have to wait for.
-        from kerastl.data.elpv import catalogue_elpv
-
-        return catalogue_elpv(data_dir, verbose=verbose)
+        return sources.catalogue_elpv(data_dir, verbose=verbose)
     if name == source or not name:
         return catalogue_folder(source, skip_unreadable=skip_unreadable, verbose=verbose)
-    from kerastl.data.tfds_catalogue import catalogue_builder, prepare_builder
-
-    builder = prepare_builder(name, data_dir, verbose=verbose)
-    return catalogue_builder(builder, name=f"tfds:{builder.info.full_name}", verbose=verbose)
-
-
-def _divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.ndarray]:
-    """Return the indices of each split that gets any; the training indices in a mixed order."""
-    parts = np.array(catalogue.parts)
-    brought = {split: np.flatnonzero(parts == split) for split in (VALIDATION, TEST) if (parts == split).any()}
-    for split in brought:
-        if fractions[split] is not None:
-            raise ArgumentError(
-                f"{catalogue.name} comes with its own {split} images: leave the argument `{split}` out."
-                f" {received(**{split: fractions[split]})}"
-            )
-    # Who keeps a part of the data apart has decided what to test on, if at all; unsplit sources get all three parts.
-    usual = {VALIDATION: catalogue.validation_share, TEST: 0.0 if brought else catalogue.test_share}
-    shares = {
-        split: usual[split] if fractions[split] is None else fractions[split] for split in usual if split not in brought
-    }
-    if sum(shares.values()) >= 1:
-        raise ArgumentError(
-            "`validation` and `test` together must leave something to train on, so add up to less than 1."
-            f" {received(**shares)}"
-        )
-    pool = np.flatnonzero(parts == TRAIN)
-    strata = catalogue.labels if catalogue.strata is None else catalogue.strata
-    divided = split_indices(
-        [strata[index] for index in pool],
-        [catalogue.digests[index] for index in pool],
-        {TRAIN: 1 - sum(shares.values()), **shares},
-        seed=seed,
-        stratum_names=catalogue.stratum_names or catalogue.class_names,
-    )
-    indices = {**{split: pool[chosen] for split, chosen in divided.items()}, **brought}
-    # In the order of files, batches of a loop that doesn't shuffle would hold one class only.
-    indices[TRAIN] = np.random.default_rng(seed).permutation(indices[TRAIN])
-    return {split: indices[split] for split in _SPLITS if len(indices.get(split, ()))}
+    return sources.catalogue_tfds(name, data_dir, verbose=verbose)
 
 
 def _warn(catalogue: Catalogue) -> None:
@@ -291,9 +238,9 @@ def _notices_of_copies(catalogue: Catalogue) -> list[str]:
     return notices
 
 
-def _listing(items: list[str]) -> str:
-    more = [f"and {len(items) - _NAMES_SHOWN} more"] if len(items) > _NAMES_SHOWN else []
-    return ", ".join([*items[:_NAMES_SHOWN], *more])
+def _listing(items: list[str], shown: int = 10, separator: str = ", ") -> str:
+    more = [f"and {len(items) - shown} more"] if len(items) > shown else []
+    return separator.join([*items[:shown], *more])
 
 
 def _image_source(
@@ -351,3 +298,190 @@ def _dataset(source: ImageSource, seed: int):
         indices = indices.shuffle(len(source), seed=seed, reshuffle_each_iteration=True)
     images = indices.map(load, num_parallel_calls=_READERS, deterministic=True)
     return attach_source(without_autotuning(images.batch(source.batch_size).prefetch(2)), source)
+
+
+def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool = False, verbose: int = 1) -> Catalogue:
+    """Return the catalogue of a folder of class folders, or of one with `train`, `validation` and `test` folders.
+
+    Every file is read and decoded once, at a reduced scale where that is possible, so that damaged files are found
+    before training starts.
+
+    Args:
+        folder: holds one folder per class, or `train` and `validation` (or `val`) or `test` with class folders in them.
+        skip_unreadable: leave unreadable files out, with a warning, instead of raising.
+        verbose: 0 shows no progress.
+
+    Raises:
+        DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files.
+    """
+    folder = Path(folder).expanduser()
+    _check_folder(folder)
+    roots = _split_roots(folder)
+    class_names = _class_names(roots)
+    files, labels, parts, ignored = _walk(roots, class_names)
+    _check_every_class(roots, class_names, labels, parts, ignored)
+    results = list(in_threads(_digest_or_error, files, len(files), verbose=verbose))
+    unreadable = [str(result) for result in results if isinstance(result, DataError)]
+    if unreadable and not skip_unreadable:
+        raise DataError(
+            f"{_unreadable(unreadable)}\nRepair or remove them, or pass skip_unreadable=True to leave them out."
+        )
+    kept = [index for index, result in enumerate(results) if isinstance(result, bytes)]
+    labels, parts = [labels[index] for index in kept], [parts[index] for index in kept]
+    _check_every_class(roots, class_names, labels, parts, ignored)
+    paths = [files[index] for index in kept]
+    notices = [*_notices_of_loose(roots), *_notices_of_photographs(ignored)]
+    if unreadable:
+        notices.append(f"{_unreadable(unreadable)}\nSkipped, as skip_unreadable=True says.")
+    return Catalogue(
+        name=folder.resolve().name,
+        class_names=class_names,
+        labels=labels,
+        files=[str(path) for path in paths],
+        digests=[results[index] for index in kept],
+        parts=parts,
+        read_bytes=lambda index: paths[index].read_bytes(),
+        skipped=tuple(str(path) for path, result in zip(files, results, strict=True) if isinstance(result, DataError)),
+        ignored=dict(ignored),
+        notices=tuple(notices),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise DataError(f"A source must be a folder, not a file; unpack archives first. {received(source=str(folder))}")
+    parent = folder.parent
+    beside = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    raise DataError(
+        f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders,"
+        f" 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def _split_roots(folder: Path) -> dict[str, Path]:
+    """Return the folder of each split; `{"train": folder}` when the folder holds classes and no splits.
+
+    A class may be called "train": only beside `validation` or `test`, or alone, is it taken for a split.
+    """
+    names = {path.name: path for path in _subfolders(folder)}
+    roots: dict[str, Path] = {}
+    for name, path in names.items():
+        split = SPLIT_FOLDERS.get(name.lower())
+        if split in roots:
+            raise DataError(f"Two folders are both the {split} split: {roots[split]} and {path}. Keep one.")
+        if split:
+            roots[split] = path
+    others = [name for name in names if name.lower() not in SPLIT_FOLDERS]
+    if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
+        return {TRAIN: folder}
+    if others:
+        raise DataError(
+            f"{folder} looks like a data set that comes split ({', '.join(roots)}), but also holds"
+            f" {', '.join(repr(name) for name in others)}. Move one or the other elsewhere."
+        )
+    return {split: roots[split] for split in (TRAIN, VALIDATION, TEST) if split in roots}
+
+
+def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
+    names = tuple(path.name for path in _subfolders(roots[TRAIN]))
+    if not names:
+        raise DataError(
+            f"{roots[TRAIN]} holds no class folders. Put the images of each class into a folder named after the class."
+        )
+    if len(names) == 1:
+        raise DataError(f"A classifier needs two classes or more; {roots[TRAIN]} holds one, {names[0]!r}.")
+    for split, root in roots.items():
+        loose, subfolders = _loose_images(root), _subfolders(root)
+        unknown = [path.name for path in subfolders if path.name not in names]
+        if unknown:
+            raise DataError(
+                f"{root} holds classes that the training images lack: {', '.join(repr(name) for name in unknown)}."
+                " Class folders must have the same names in every split."
+            )
+        if loose and not subfolders:
+            raise DataError(f"The images in {root} lie in no class folders, so the {split} split has no labels.")
+    return names
+
+
+def _loose_images(root: Path) -> list[Path]:
+    return [
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name) and path.is_file()
+    ]
+
+
+def _walk(roots: dict[str, Path], class_names: tuple[str, ...]):
+    """Return the image files with their labels and splits, and how many other files there are, by their ending."""
+    files, labels, parts = [], [], []
+    ignored: collections.Counter[str] = collections.Counter()
+    for split, root in roots.items():
+        for label, class_name in enumerate(class_names):
+            images, others = find_files(root / class_name)
+            files += images
+            labels += [label] * len(images)
+            parts += [split] * len(images)
+            ignored.update(path.suffix.lower() or "without ending" for path in others)
+    return files, labels, parts, ignored
+
+
+def _check_every_class(roots: dict[str, Path], class_names, labels, parts, ignored) -> None:
+    """Raise unless every class has images to train on, and every split that has a folder has some."""
+    left_out = f" Other files that are there: {_counts(ignored)}." if ignored else ""
+    for split, root in roots.items():
+        if split not in parts:
+            raise DataError(
+                f"There are no readable images in {root}. Put one folder of images per class there.{left_out}"
+            )
+    present = {label for label, part in zip(labels, parts, strict=True) if part == TRAIN}
+    missing = [name for label, name in enumerate(class_names) if label not in present]
+    if missing:
+        raise DataError(
+            "These class folders hold no readable images to train on:"
+            f" {', '.join(repr(name) for name in missing)}. Fill or remove them.{left_out}"
+        )
+
+
+def _digest_or_error(path: Path) -> bytes | DataError:
+    try:
+        data = path.read_bytes()
+        # A small size lets JPEGs be decoded at an eighth of their size: all of the file is read, little is computed.
+        read_image(data, 8, name=str(path))
+    except OSError as error:
+        return DataError(f"Can't read the image {path}: {error.strerror or error}.")
+    except DataError as error:
+        return error
+    return hashlib.sha256(data).digest()
+
+
+def _unreadable(messages: list[str]) -> str:
+    head = "1 file" if len(messages) == 1 else f"{len(messages)} files"
+    listing = _listing(messages, 20, "\n  ")
+    return f"{head} can't be read:\n  {listing}"
+
+
+def _notices_of_loose(roots: dict[str, Path]) -> list[str]:
+    notices = []
+    for root in roots.values():
+        loose = _loose_images(root)
+        if loose:
+            listing = _listing(list(map(str, loose)), 20)
+            notices.append(f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {listing}")
+    return notices
+
+
+def _notices_of_photographs(ignored: dict[str, int]) -> list[str]:
+    photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
+    if not photographs:
+        return []
+    return [f"Left out, as these formats can't be read: {_counts(photographs)}. Convert them to JPEG or PNG."]
+
+
+def _counts(by_suffix: dict[str, int]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))

@@ -1,13 +1,120 @@
-"""Dividing images into training, validation and test: stratified, seeded, equal images kept together."""
+"""What a source of images holds, and its division into training, validation and test.
 
-from collections.abc import Hashable, Mapping, Sequence
+Splits are stratified and seeded, and equal images are kept together.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
-from kerastl.checks import received
-from kerastl.errors import DataError
+from kerastl.checks import check_fraction, received
+from kerastl.errors import ArgumentError, DataError
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLIT_FOLDERS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
+"""The names under which a source may come with splits of its own."""
+
+SPLITS = (TRAIN, VALIDATION, TEST)
 
 _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as one
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """The images of a source, unsplit or with the splits that they came with.
+
+    Attributes:
+        name: what to call the source in tables and reports.
+        class_names: in the order of labels.
+        labels: of each image, an index into `class_names`.
+        files: of each image, its path or its name in the data set.
+        digests: of each image, a digest of its encoded bytes.
+        parts: of each image, the split that it came in; all `"train"` for a source that came unsplit.
+        read_bytes: from an index to the encoded image. Safe to call from several threads.
+        licence: what the images may be used for, where the source says so.
+        strata: of each image, what splits are balanced by, an index into `stratum_names`; by default its label.
+        stratum_names: what to call the strata.
+        validation_share: of the images for validation, where nobody says.
+        test_share: of the images for the test, where nobody says.
+        skipped: unreadable files that were left out.
+        ignored: how many other files were left out, by their ending.
+        notices: what the user has to be warned of.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: list[int]
+    files: list[str]
+    digests: list[bytes]
+    parts: list[str]
+    read_bytes: Callable[[int], bytes] = dataclasses.field(repr=False)
+    licence: str | None = None
+    strata: list[int] | None = None
+    stratum_names: tuple[str, ...] | None = None
+    validation_share: float = 0.15
+    test_share: float = 0.15
+    skipped: tuple[str, ...] = ()
+    ignored: dict[str, int] = dataclasses.field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+def check_shares(validation, test) -> dict[str, float | None]:
+    fractions = {
+        VALIDATION: None if validation is None else check_fraction("validation", validation, zero=True, one=False),
+        TEST: None if test is None else check_fraction("test", test, zero=True, one=False),
+    }
+    if sum(share or 0 for share in fractions.values()) >= 1:
+        raise ArgumentError(
+            "`validation` and `test` together must leave something to train on, so add up to less than 1."
+            f" {received(validation=validation, test=test)}"
+        )
+    return fractions
+
+
+def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.ndarray]:
+    """Return the indices of each split that gets any; the training indices in a mixed order.
+
+    Args:
+        catalogue: of the source.
+        fractions: for validation and test the share asked for, or `None` for the usual one.
+        seed: the same seed makes the same splits.
+
+    Raises:
+        ArgumentError: a share for a part that the source brings along, or nothing left to train on.
+        DataError: a class has fewer different images than there are splits to fill.
+    """
+    parts = np.array(catalogue.parts)
+    brought = {split: np.flatnonzero(parts == split) for split in (VALIDATION, TEST) if (parts == split).any()}
+    for split in brought:
+        if fractions[split] is not None:
+            raise ArgumentError(
+                f"{catalogue.name} comes with its own {split} images: leave the argument `{split}` out."
+                f" {received(**{split: fractions[split]})}"
+            )
+    # Who keeps a part of the data apart has decided what to test on, if at all; unsplit sources get all three parts.
+    usual = {VALIDATION: catalogue.validation_share, TEST: 0.0 if brought else catalogue.test_share}
+    shares = {
+        split: usual[split] if fractions[split] is None else fractions[split] for split in usual if split not in brought
+    }
+    if sum(shares.values()) >= 1:
+        raise ArgumentError(
+            "`validation` and `test` together must leave something to train on, so add up to less than 1."
+            f" {received(**shares)}"
+        )
+    pool = np.flatnonzero(parts == TRAIN)
+    strata = catalogue.labels if catalogue.strata is None else catalogue.strata
+    divided = split_indices(
+        [strata[index] for index in pool],
+        [catalogue.digests[index] for index in pool],
+        {TRAIN: 1 - sum(shares.values()), **shares},
+        seed=seed,
+        stratum_names=catalogue.stratum_names or catalogue.class_names,
+    )
+    indices = {**{split: pool[chosen] for split, chosen in divided.items()}, **brought}
+    # In the order of files, batches of a loop that doesn't shuffle would hold one class only.
+    indices[TRAIN] = np.random.default_rng(seed).permutation(indices[TRAIN])
+    return {split: indices[split] for split in SPLITS if len(indices.get(split, ()))}
 
 
 def split_indices(

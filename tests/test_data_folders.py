@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerastl.data import catalogues
+from kerastl.data import images as image_files
 from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.errors import ArgumentError, DataError, KerastlError, KerastlWarning
@@ -76,6 +76,7 @@ def test_a_folder_of_class_folders(flowers):
 
 def test_what_a_dataset_yields(flowers):
     data = load(flowers, image_size=(6, 9))
+    assert find_source(data.train).batch_size == 4
     images, labels = data.train.element_spec
     assert (images.shape.as_list(), images.dtype.name) == ([None, 6, 9, 3], "uint8")
     assert (labels.shape.as_list(), labels.dtype.name) == ([None], "int32")
@@ -451,24 +452,24 @@ def test_a_file_that_vanishes_is_named(flowers):
 
 
 def test_progress_shows_when_it_takes_long_and_not_when_quiet(capsys, monkeypatch):
-    monkeypatch.setattr(catalogues, "_SECONDS_BEFORE_PROGRESS", 0.0)
+    monkeypatch.setattr(image_files, "_SECONDS_BEFORE_PROGRESS", 0.0)
 
     def slowly(item):
         time.sleep(0.01)
         return item * 2
 
-    assert list(catalogues.in_threads(slowly, range(5), 5, verbose=0)) == [0, 2, 4, 6, 8]
+    assert list(image_files.in_threads(slowly, range(5), 5, verbose=0)) == [0, 2, 4, 6, 8]
     assert capsys.readouterr().out == ""
-    assert list(catalogues.in_threads(slowly, range(5), 5, verbose=1)) == [0, 2, 4, 6, 8]
+    assert list(image_files.in_threads(slowly, range(5), 5, verbose=1)) == [0, 2, 4, 6, 8]
     assert "5/5" in capsys.readouterr().out
-    monkeypatch.setattr(catalogues, "_SECONDS_BEFORE_PROGRESS", 60.0)
-    list(catalogues.in_threads(slowly, range(5), 5, verbose=1))
+    monkeypatch.setattr(image_files, "_SECONDS_BEFORE_PROGRESS", 60.0)
+    list(image_files.in_threads(slowly, range(5), 5, verbose=1))
     assert capsys.readouterr().out == ""
 
 
 def test_stopping_early_does_not_wait_for_what_is_queued():
     started = time.monotonic()
-    results = catalogues.in_threads(lambda item: time.sleep(0.02), range(5000), 5000, verbose=0)
+    results = image_files.in_threads(lambda item: time.sleep(0.02), range(5000), 5000, verbose=0)
     next(results)
     results.close()
     assert time.monotonic() - started < 10

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kerastl.data import elpv
+from kerastl.data import sources
 from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.errors import BackendError, DataError
@@ -33,13 +33,13 @@ def data_dir(tmp_path_factory):
         warnings.simplefilter("error")
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
-        elpv.catalogue_elpv(folder, verbose=0)
+        sources.catalogue_elpv(folder, verbose=0)
     return folder
 
 
 @pytest.fixture(scope="module")
 def catalogue(data_dir):
-    return elpv.catalogue_elpv(data_dir, verbose=0)
+    return sources.catalogue_elpv(data_dir, verbose=0)
 
 
 def load(data_dir, **options):
@@ -128,19 +128,19 @@ def test_it_is_a_tfds_builder(data_dir):
 
 
 def test_prepared_data_needs_no_package(data_dir, monkeypatch):
-    monkeypatch.setattr(elpv, "_PACKAGE", "elpv_dataset_that_is_not_there")
+    monkeypatch.setattr(sources, "_PACKAGE", "elpv_dataset_that_is_not_there")
     assert load(data_dir).split_sizes["train"] == 1706
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(elpv, "_PACKAGE", "elpv_dataset_that_is_not_there")
+    monkeypatch.setattr(sources, "_PACKAGE", "elpv_dataset_that_is_not_there")
     with pytest.raises(BackendError, match=r'pip install "kerastl\[demo\]"'):
         load(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_labels_are_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(elpv, "_LABELS_SHA256", "0" * 64)
+    monkeypatch.setattr(sources, "_LABELS_SHA256", "0" * 64)
     with pytest.raises(DataError, match=r"other labels than release 1\.0\.0\.post1"):
         load(tmp_path)
     assert not list(tmp_path.rglob("*record*"))
@@ -148,9 +148,9 @@ def test_other_labels_are_refused_and_nothing_is_left(tmp_path, monkeypatch):
 
 
 def test_preparing_is_announced_in_one_line(tmp_path, monkeypatch, capsys):
-    lines = elpv._read_labels
-    monkeypatch.setattr(elpv, "_read_labels", lambda table: list(lines(table))[:40])
-    elpv.catalogue_elpv(tmp_path, verbose=1)
+    lines = sources._read_labels
+    monkeypatch.setattr(sources, "_read_labels", lambda table: list(lines(table))[:40])
+    sources.catalogue_elpv(tmp_path, verbose=1)
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1
     assert str(tmp_path) in captured.out

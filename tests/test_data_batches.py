@@ -1,0 +1,73 @@
+"""The one adapter: the same images, labels and weights out of everything that `fit` takes."""
+
+import keras
+import numpy as np
+import pytest
+
+from kerastl.data.batches import adapt, rows_of
+from kerastl.errors import DataError
+
+IMAGES = np.arange(10 * 4 * 4 * 3).reshape(10, 4, 4, 3).astype("float32")
+LABELS = np.arange(10) % 3
+BATCHES = [(IMAGES[start : start + 4], LABELS[start : start + 4]) for start in (0, 4, 8)]
+
+
+class Sequence(keras.utils.PyDataset):
+    def __len__(self):
+        return len(BATCHES)
+
+    def __getitem__(self, index):
+        return BATCHES[index]
+
+
+def tf_dataset():
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(4)
+
+
+KINDS = {"pair": lambda: (IMAGES, LABELS), "tf": tf_dataset, "PyDataset": Sequence, "loader": lambda: list(BATCHES)}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("size", [None, 3, 20])
+def test_every_kind_yields_the_same_rows(make, size):
+    rows = rows_of(make(), **({"batch_size": 4} if make is KINDS["pair"] else {}))
+    assert (rows.batch_count, rows.batch_size) == (3, 4)
+    for _ in range(2):
+        images, labels, weights = zip(*rows.batches(0, size), strict=True)
+        assert len(images[0]) == min(size or 4, 10)
+        np.testing.assert_array_equal(np.concatenate(images), IMAGES)
+        np.testing.assert_array_equal(np.concatenate(labels), LABELS)
+        assert set(weights) == {None}
+    np.testing.assert_array_equal(rows.first[0], IMAGES[: len(rows.first[0])])
+    np.testing.assert_array_equal(rows.all_labels(), LABELS)
+
+
+def test_nothing_of_a_generator_is_used_up():
+    generator = iter(BATCHES)
+    rows = adapt(generator)
+    assert (rows.first, rows.all_labels(), rows.batch_count, rows_of(generator)) == (None, None, None, None)
+    np.testing.assert_array_equal(np.concatenate([images for images, _, _ in rows.batches()]), IMAGES)
+
+
+def test_arrays_have_an_identity_that_labels_and_weights_are_part_of():
+    weights = np.ones(10)
+    identities = [
+        adapt(IMAGES, LABELS).identity,
+        adapt(IMAGES, LABELS + 1).identity,
+        adapt(IMAGES, LABELS, weights).identity,
+    ]
+    assert len(set(identities)) == 3
+    assert adapt((IMAGES, LABELS, weights)).identity == identities[2]
+    assert adapt(Sequence()).identity is None
+
+
+@pytest.mark.parametrize("data", [(IMAGES, LABELS[:5]), (IMAGES, LABELS, np.ones(3)), 5])
+def test_what_is_no_data_is_refused(data):
+    with pytest.raises(DataError):
+        adapt(data)
+
+
+def test_a_batch_with_too_few_labels_is_refused():
+    with pytest.raises(DataError, match="lengths 4, 2"):
+        list(adapt([(IMAGES[:4], LABELS[:2])]).batches())
