@@ -6,6 +6,7 @@ knows the few that a dictionary of tensors needs. The names in the stream are co
 every other opcode or name ends the reading with an error. PyTorch is not needed.
 """
 
+import dataclasses
 import io
 import math
 import pickletools
@@ -19,51 +20,39 @@ from kerastl.errors import WeightsUnavailableError
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 
-_STORAGE_TYPES = {
-    "torch FloatStorage": "<f4",
-    "torch DoubleStorage": "<f8",
-    "torch HalfStorage": "<f2",
-    "torch LongStorage": "<i8",
-    "torch IntStorage": "<i4",
-    "torch ShortStorage": "<i2",
-    "torch CharStorage": "i1",
-    "torch ByteStorage": "u1",
-    "torch BoolStorage": "?",
-}
-_ORDERED_DICT = "collections OrderedDict"
-_REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
-_REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
-_GLOBALS = {_ORDERED_DICT, _REBUILD_TENSOR, _REBUILD_PARAMETER, *_STORAGE_TYPES}
+_STORAGE_TYPES = {"torch FloatStorage": "<f4", "torch LongStorage": "<i8"}
+_ADMITTED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *_STORAGE_TYPES}
 
 
 class _Refused(Exception):
     """The file holds something else than a plain dictionary of tensors. Never leaves this module."""
 
 
-class _Global(str):
-    """A name out of the stream, as text: nothing is imported."""
-
-
+@dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A block of numbers: its key, its NumPy type and how many numbers it holds."""
+    """A block of `count` numbers."""
 
-    def __init__(self, key: str, dtype: str, count: int):
-        self.key, self.dtype, self.count = key, dtype, count
+    key: str
+    dtype: str
+    count: int
 
 
+@dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A view into a storage, in numbers (not bytes): offset, shape and strides."""
+    """A view into a storage; offset, shape and strides in numbers, not bytes."""
 
-    def __init__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple):
-        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+    storage: _Storage
+    offset: int
+    shape: tuple
+    strides: tuple
 
 
 def read_torch_state(data: bytes, *, name: str = "the file") -> dict[str, np.ndarray]:
     """Return the tensors of a PyTorch state dict by name.
 
     Args:
-        data: the whole file, as `torch.save(model.state_dict(), path)` wrote it before PyTorch 1.6, or later with
-            `_use_new_zipfile_serialization=False`.
+        data: the whole file, as `torch.save(model.state_dict(), path)` wrote it before PyTorch 1.6: tensors of float32
+            and int64.
         name: what to call the file in messages.
 
     Returns:
@@ -88,9 +77,7 @@ def read_torch_state(data: bytes, *, name: str = "the file") -> dict[str, np.nda
 
 
 def _read(stream) -> dict[str, np.ndarray]:
-    start = stream.getvalue()[:4]
-    if start.startswith(b"PK"):
-        raise _Refused("it has the newer zip format; save it with `_use_new_zipfile_serialization=False`")
+    """Read five pickle streams (magic number, version, byte order, tensors, keys of the storages), then the numbers."""
     if _interpret(stream) != _MAGIC_NUMBER:
         raise _Refused("it does not begin with PyTorch's magic number")
     if _interpret(stream) != _PROTOCOL_VERSION:
@@ -100,35 +87,28 @@ def _read(stream) -> dict[str, np.ndarray]:
     state, keys = _interpret(stream), _interpret(stream)
     if not isinstance(state, dict) or not isinstance(keys, list):
         raise _Refused("it is not a dictionary of tensors")
-    if any(type(key) is not str for key in keys) or len(set(keys)) != len(keys):
+    for key, value in state.items():
+        if not isinstance(value, _Tensor):
+            raise _Refused(f"its entry {key!r} is no tensor")
+    storages = {tensor.storage.key: tensor.storage for tensor in state.values()}
+    if any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise _Refused("its list of storages is not that of its tensors")
-    foreign = [key for key, value in state.items() if not isinstance(value, _Tensor)]
-    if foreign:
-        raise _Refused(f"its entry {foreign[0]!r} is no tensor")
-    numbers = _read_numbers(stream, keys, state.values())
+    if any(storages[tensor.storage.key] != tensor.storage for tensor in state.values()):
+        raise _Refused("a storage is described in two ways")
+    numbers = {key: _read_numbers(stream, storages[key]) for key in keys}
+    if stream.read(1):
+        raise _Refused("something follows its last tensor")
     return {key: _as_array(tensor, numbers[tensor.storage.key]) for key, tensor in state.items()}
 
 
-def _read_numbers(stream, keys, tensors) -> dict[str, np.ndarray]:
-    """Read the storages that follow the streams: for each a count of 8 bytes, then its numbers."""
-    storages = {}
-    for tensor in tensors:
-        known = storages.setdefault(tensor.storage.key, tensor.storage)
-        if (known.dtype, known.count) != (tensor.storage.dtype, tensor.storage.count):
-            raise _Refused(f"storage {known.key!r} is told in two ways")
-    if set(storages) != set(keys):
-        raise _Refused("its list of storages is not that of its tensors")
-    numbers = {}
-    for key in keys:
-        storage = storages[key]
-        count = int.from_bytes(stream.read(8), "little", signed=True)
-        raw = stream.read(count * np.dtype(storage.dtype).itemsize) if count == storage.count else b""
-        if count != storage.count or len(raw) != count * np.dtype(storage.dtype).itemsize:
-            raise _Refused(f"it ends too early, or storage {key!r} has another size than told")
-        numbers[key] = np.frombuffer(raw, storage.dtype)
-    if stream.read(1):
-        raise _Refused("something follows its last tensor")
-    return numbers
+def _read_numbers(stream, storage: _Storage) -> np.ndarray:
+    """Read one storage: a count of 8 bytes, then its numbers."""
+    count = int.from_bytes(stream.read(8), "little", signed=True)
+    expected_bytes = storage.count * np.dtype(storage.dtype).itemsize
+    raw = stream.read(expected_bytes) if count == storage.count else b""
+    if count != storage.count or len(raw) != expected_bytes:
+        raise _Refused(f"it ends too early, or storage {storage.key!r} has another size than described")
+    return np.frombuffer(raw, storage.dtype)
 
 
 def _as_array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
@@ -146,46 +126,62 @@ def _as_array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
     return view.astype(numbers.dtype.newbyteorder("="))
 
 
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE"}
-_FRESH = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
-_FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
 def _interpret(stream):
     """Run one pickle stream of tensors, dictionaries, lists, tuples, texts and whole numbers; refuse all others."""
     stack, marks, memo = [], [], {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        name = opcode.name
-        if name == "STOP":
-            return stack.pop()
-        if name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _LITERALS:
-            stack.append(argument)
-        elif name in _FRESH:
-            stack.append(_FRESH[name]())
-        elif name in _FIXED_TUPLES:
-            stack.append(_take(stack, len(stack) - _FIXED_TUPLES[name]))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name == "GLOBAL":
-            stack.append(_admitted(argument))
-        elif name in _ACTIONS:
-            _ACTIONS[name](stack, marks)
-        elif name != "PROTO" or argument != 2:
-            raise _Refused(f"its pickle stream holds {name}, which no dictionary of tensors needs")
-    raise _Refused("a pickle stream has no end")
+    for opcode, argument, _ in pickletools.genops(stream):  # raises ValueError where the stream has no end
+        match opcode.name:
+            case "PROTO" if argument == 2:
+                pass
+            case "STOP":
+                break
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "GLOBAL":
+                stack.append(_admit(argument))
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[opcode.name]())
+            case "TUPLE1" | "TUPLE2":
+                stack.append(_take(stack, len(stack) - int(opcode.name[-1])))
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(_take(stack, marks.pop()))
+            case "SETITEM" | "SETITEMS":
+                items = _take(stack, marks.pop() if opcode.name == "SETITEMS" else len(stack) - 2)
+                if len(items) % 2 or not all(type(key) is str for key in items[::2]):
+                    raise _Refused("its dictionaries have keys that are no text")
+                dict.update(stack[-1], zip(items[::2], items[1::2], strict=True))
+            case "APPENDS":
+                items = _take(stack, marks.pop())
+                list.extend(stack[-1], items)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_call(function, arguments))
+            case "BUILD":  # the attributes of an `OrderedDict`, where PyTorch keeps versions, are left out
+                stack.pop()
+                if not isinstance(stack[-1], dict):
+                    raise _Refused("its pickle stream sets attributes")
+            case "BINPERSID":
+                stack.append(_as_storage(stack.pop()))
+            case name:
+                raise _Refused(f"its pickle stream holds {name}, which no dictionary of tensors needs")
+    return stack.pop()
 
 
-def _admitted(name: str) -> _Global:
-    if name in _GLOBALS:
-        return _Global(name)
-    raise _Refused(f"its pickle stream names {name.replace(' ', '.')!r}, which is foreign to a dictionary of tensors")
+def _admit(name: str) -> str:
+    """Return a name out of the stream, as text: nothing is imported."""
+    if name not in _ADMITTED:
+        raise _Refused(
+            f"its pickle stream names {name.replace(' ', '.')!r}, which is foreign to a dictionary of tensors"
+        )
+    return name
 
 
 def _take(stack, start) -> tuple:
@@ -197,66 +193,24 @@ def _take(stack, start) -> tuple:
     return items
 
 
-def _set_items(target, items) -> None:
-    if not isinstance(target, dict) or len(items) % 2 or not all(type(key) is str for key in items[::2]):
-        raise _Refused("its dictionaries have keys that are no text")
-    target.update(zip(items[::2], items[1::2], strict=True))
+def _call(function, arguments):
+    """Return what one of the two admitted functions would return; neither is called."""
+    match function, arguments:
+        case "collections OrderedDict", ():
+            return {}
+        case "torch._utils _rebuild_tensor_v2", (
+            _Storage() as storage,
+            offset,
+            tuple() as shape,
+            tuple() as strides,
+            *_,
+        ):
+            return _Tensor(storage, offset, shape, strides)
+    raise _Refused("its pickle stream calls something in an unknown way")
 
 
-def _append_items(target, items) -> None:
-    if not isinstance(target, list):
-        raise _Refused("its pickle stream appends to what is no list")
-    target.extend(items)
-
-
-def _call(stack, marks) -> None:
-    """Do what one of the three admitted functions would do; none of them is called."""
-    arguments, function = stack.pop(), stack.pop()
-    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise _Refused("its pickle stream calls something")
-    if function == _ORDERED_DICT and arguments == ():
-        stack.append({})
-    elif function == _REBUILD_TENSOR and len(arguments) >= 4 and isinstance(arguments[0], _Storage):
-        storage, offset, shape, strides = arguments[:4]
-        if not isinstance(shape, tuple) or not isinstance(strides, tuple):
-            raise _Refused("a tensor has no shape")
-        stack.append(_Tensor(storage, offset, shape, strides))
-    elif function == _REBUILD_PARAMETER and arguments and isinstance(arguments[0], _Tensor):
-        stack.append(arguments[0])
-    else:
-        raise _Refused(f"its pickle stream calls {function.replace(' ', '.')!r} in an unknown way")
-
-
-def _build(stack, marks) -> None:
-    """Leave out the attributes of an `OrderedDict`: PyTorch hangs its versions there."""
-    stack.pop()
-    if not isinstance(stack[-1], dict):
-        raise _Refused("its pickle stream sets attributes")
-
-
-def _persistent(stack, marks) -> None:
-    parts = stack.pop()
-    if not isinstance(parts, tuple) or len(parts) != 6:
-        raise _Refused("a storage is told in an unknown way")
-    kind, dtype, key, _, count, view = parts
-    if kind != "storage" or not isinstance(dtype, _Global) or dtype not in _STORAGE_TYPES or view is not None:
-        raise _Refused("a storage is told in an unknown way")
-    if type(key) is not str or type(count) is not int or count < 0:
-        raise _Refused("a storage has an impossible size")
-    stack.append(_Storage(key, _STORAGE_TYPES[dtype], count))
-
-
-_ACTIONS = {
-    "TUPLE": lambda stack, marks: stack.append(_take(stack, marks.pop())),
-    "SETITEMS": lambda stack, marks: _on_top(stack, _set_items, _take(stack, marks.pop())),
-    "SETITEM": lambda stack, marks: _on_top(stack, _set_items, _take(stack, len(stack) - 2)),
-    "APPENDS": lambda stack, marks: _on_top(stack, _append_items, _take(stack, marks.pop())),
-    "APPEND": lambda stack, marks: _on_top(stack, _append_items, _take(stack, len(stack) - 1)),
-    "REDUCE": _call,
-    "BUILD": _build,
-    "BINPERSID": _persistent,
-}
-
-
-def _on_top(stack, change, items) -> None:
-    change(stack[-1], items)
+def _as_storage(description) -> _Storage:
+    match description:
+        case "storage", str() as kind, str() as key, _, int() as count, None if kind in _STORAGE_TYPES and count >= 0:
+            return _Storage(key, _STORAGE_TYPES[kind], count)
+    raise _Refused("a storage is described in an unknown way")
