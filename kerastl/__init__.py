@@ -36,7 +36,7 @@ _HOMES = {
     "kerastl.lab.pruning": [
         *("SparsityReport", "gradual_pruning", "keep_pruned", "prune", "sparsity_report", "zipped_size"),
     ],
-    "kerastl.evaluation.report": ["Evaluation", "evaluate"],
+    "kerastl.evaluation.measures": ["Evaluation", "evaluate"],
     "kerastl.lab.feature_maps": ["feature_maps", "layer_filters"],
     "kerastl.evaluation.explanation": ["grad_cam"],
     "kerastl.models.weights": ["describe_weights"],

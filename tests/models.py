@@ -1,6 +1,7 @@
 """Tiny seeded models with BatchNorm, flat and nested, that tests of several modules share."""
 
 import keras
+import numpy as np
 from keras import layers
 
 
@@ -63,6 +64,23 @@ def sequential(size: int = 32, classes: int = 3) -> keras.Model:
         ],
         name="sequential",
     )
+
+
+def colours() -> keras.Model:
+    """A classifier that names the strongest of three channels."""
+    inputs = keras.Input((8, 8, 3))
+    pooled = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(pooled), name="colours")
+    model.set_weights([np.eye(3) * 5, np.zeros(3)])
+    return model
+
+
+def labelled_colours():
+    """Ten images of colour 0, 0, 0, 0, 1, 1, 1, 1, 1, 1 that are labelled 0, 0, 0, 1, 1, 1, 1, 1, 2, 2."""
+    images = np.zeros((10, 8, 8, 3), "uint8")
+    for place, strength in enumerate([200, 210, 220, 230, 250, 240, 180, 170, 100, 255]):
+        images[place, ..., int(place > 3)] = strength
+    return images, np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
 
 
 def compiled(model: keras.Model, learning_rate: float = 1e-3, **arguments) -> keras.Model:

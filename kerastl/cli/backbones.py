@@ -3,7 +3,7 @@
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError
 from kerastl.models.backbones import BACKBONES, IN_MODEL
-from kerastl.tables import text_table
+from kerastl.tables import Table
 
 _IN_WORDS = {
     "caffe": "BGR, minus ImageNet's mean",
@@ -21,7 +21,7 @@ def run(arguments) -> int:
         raise ArgumentError(f"No backbone's name contains that.{nearest(word, BACKBONES)} {received(word=word)}")
     header = ["name", "native size", "smallest", "preprocessing (done for you)"]
     cells = [[row.name, _size(row.native_size), _size(row.smallest_size), _preprocessing(row)] for row in rows]
-    print(text_table(header, cells, right={1, 2}))
+    print(Table(header, cells, right={1, 2}))
     return 0
 
 

@@ -1,10 +1,10 @@
 """`compare NAME…`: say what backbones take, and time them; with --out also as a table and a picture."""
 
 import csv
-import json
 
 from kerastl.cli.quiet import import_quietly
 from kerastl.evaluation import report
+from kerastl.files import check_output_folder, new_folder
 
 FILES = ("comparison.csv", "comparison.json", "comparison.png")
 
@@ -12,7 +12,7 @@ FILES = ("comparison.csv", "comparison.json", "comparison.png")
 def run(arguments) -> int:
     """Compare, print, write, and return the exit status."""
     if arguments.out:
-        report.check_output_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison")
+        check_output_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison")
     import_quietly("tensorflow", verbose=arguments.verbose)  # the converter would import it, start-up lines and all
     from kerastl.lab.comparison import compare_backbones
 
@@ -40,7 +40,7 @@ def _write(comparison, arguments) -> None:
     from kerastl.evaluation.plots import plot_comparison
 
     rows = comparison.to_rows()
-    with report.new_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison") as place:
+    with new_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison") as place:
         with open(place / "comparison.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
@@ -51,7 +51,6 @@ def _write(comparison, arguments) -> None:
             "rows": rows,
             "versions": report.software_versions("ai-edge-litert"),
         }
-        text = json.dumps(report.plain_values(content), indent=2, ensure_ascii=False, allow_nan=False)
-        (place / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        report.write_json(place / "comparison.json", content)
         if any(row.latency for row in comparison.rows):
             plot_comparison(comparison, threads=comparison.threads[0]).savefig(place / "comparison.png", dpi=150)

@@ -9,13 +9,13 @@ from kerastl.cli.models import find_model, labels_beside, load_model, read_label
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
 from kerastl.errors import ArgumentError, GateError, KerastlWarning
+from kerastl.files import check_output_folder
 from kerastl.models import outputs
 
 
 def run(arguments) -> int:
     """Export, print what came of it, and return the exit status."""
     import_quietly("tensorflow", verbose=arguments.verbose)
-    from kerastl.evaluation.report import check_output_folder
     from kerastl.export.exporting import BUNDLE_FILES, export_model
 
     file = find_model(arguments.model)

@@ -1,20 +1,18 @@
 """`predict MODEL IMAGE…`: print labels and probabilities."""
 
 import json
-from pathlib import Path
 
 from kerastl.checks import received
 from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, resize_beside
-from kerastl.data.images import list_images
-from kerastl.errors import ArgumentError, DataError
-from kerastl.evaluation.prediction import predict
+from kerastl.errors import ArgumentError
+from kerastl.evaluation.prediction import image_paths, predict
 from kerastl.export.bundle import is_bundle, load_bundle
 
 
 def run(arguments) -> int:
     """Predict, print, and return the exit status."""
     file = None if is_bundle(arguments.model) else find_model(arguments.model)
-    paths = [path for given in arguments.images for path in _paths_of(given)]
+    paths = [path for given in arguments.images for path in image_paths(given)]
     options = {"views": arguments.views, "batch_size": arguments.batch_size, "top": arguments.top}
     if file is None:
         predictions = _predict_with_bundle(arguments, paths, options)
@@ -35,13 +33,3 @@ def _predict_with_model(arguments, file, paths, options):
     return predict(
         load_model(file), paths, class_names=names, resize=arguments.resize or resize_beside(file), **options
     )
-
-
-def _paths_of(given: str) -> list[Path]:
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        return [path]
-    found = list_images(path)
-    if found:
-        return found
-    raise DataError(f"There are no images in that folder. {received(image=given)}")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import keras
 
+from kerastl import files
 from kerastl.checks import check_count, check_fraction
 from kerastl.cli.quiet import import_quietly
 from kerastl.errors import DataError, OutputError
-from kerastl.evaluation import report
+from kerastl.evaluation import measures, report
 from kerastl.models import backbones
 from kerastl.models.compiling import check_rate
 from kerastl.models.heads import build_classifier
@@ -66,9 +67,7 @@ def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
     _fill_in(arguments)
     _check(arguments)
-    folder = report.check_output_folder(
-        arguments.out, overwrite=arguments.overwrite, files=report.RUN_FILES, what="run"
-    )
+    folder = files.check_output_folder(arguments.out, overwrite=arguments.overwrite, files=report.RUN_FILES, what="run")
     job = _Job(arguments, folder, time.perf_counter())
     _prepare(job)
     try:
@@ -147,7 +146,7 @@ def _prepare(job: _Job) -> None:
         dropout=arguments.dropout,
         augmentation=None if arguments.augmentation == "none" else arguments.augmentation,
     )
-    report.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
+    files.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
 
 
 def _train(job: _Job) -> TransferResult:
@@ -180,11 +179,11 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
     arguments, splits = job.arguments, job.splits
     part = "test" if splits.test is not None else "validation"
     started = time.perf_counter()
-    evaluation = report.evaluate(job.model, getattr(splits, part), splits.class_names)
+    evaluation = measures.evaluate(job.model, getattr(splits, part), splits.class_names)
     head_accuracy = _head_accuracy(job, result, part, evaluation)
     averaged = None
     if arguments.test_views > 1:
-        averaged = report.evaluate(
+        averaged = measures.evaluate(
             job.model, getattr(splits, part), splits.class_names, views=arguments.test_views, mistakes=0
         )
     now = time.perf_counter()
@@ -218,7 +217,7 @@ def _head_accuracy(job: _Job, result: TransferResult, part: str, evaluation) -> 
     if result.best_phase != "fine_tune":
         return evaluation.accuracy
     with result.head_alone():
-        return report.evaluate(job.model, getattr(job.splits, part), job.splits.class_names, mistakes=0).accuracy
+        return measures.evaluate(job.model, getattr(job.splits, part), job.splits.class_names, mistakes=0).accuracy
 
 
 def _fine_tuning_rate(job: _Job):
@@ -245,7 +244,7 @@ def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
         for place in (job.folder, Path(tempfile.gettempdir(), f"kerastl-{job.folder.name}")):
             with contextlib.suppress(OutputError):
                 return report.write_partial_run(
-                    report.free_folder_beside(place, word),
+                    files.free_folder_beside(place, word),
                     model=job.model,
                     class_names=job.splits.class_names,
                     details=details,

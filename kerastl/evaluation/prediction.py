@@ -14,7 +14,7 @@ from kerastl.checks import check_choice, check_count, received
 from kerastl.data import images as image_files
 from kerastl.errors import ArgumentError, DataError
 from kerastl.models import outputs
-from kerastl.tables import html_table, text_table
+from kerastl.tables import Printed, Table
 
 _SHOWN_ROWS = 20
 _SHOWN_CLASSES = 3
@@ -37,8 +37,8 @@ class Prediction:
     probabilities: dict[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions(collections.abc.Sequence):
+@dataclasses.dataclass(frozen=True, repr=False)
+class Predictions(Printed, collections.abc.Sequence):
     """What the model says of some images: a sequence of `Prediction`, which prints as a table.
 
     Attributes:
@@ -72,36 +72,24 @@ class Predictions(collections.abc.Sequence):
 
     def to_rows(self) -> list[dict]:
         """Return a dictionary per image (`image`, `label`, `probability`, `probabilities`), for pandas or JSON."""
-        return [
-            {
-                "image": one.name,
-                "label": one.label,
-                "probability": one.probability,
-                "probabilities": one.probabilities,
-            }
-            for one in self
-        ]
+        rows = [dataclasses.asdict(one) for one in self]
+        return [{"image": row.pop("name"), **row} for row in rows]
 
-    def _cells(self, rows: int) -> tuple[list[str], list[list[str]]]:
+    def _tables(self, shown_rows: int = _SHOWN_ROWS) -> list[Table]:
         shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
-        header = ["image", "label", "probability", *(["then"] if shown > 1 else [])]
-        body = []
-        for one in self[:rows]:
+        rows = []
+        for one in self[:shown_rows]:
             then = [f"{name} {_percent(value)}" for name, value in list(one.probabilities.items())[1:shown]]
-            body.append([one.name, one.label, _percent(one.probability), ", ".join(then)][: len(header)])
-        return header, body
+            rows.append([one.name, one.label, _percent(one.probability), *([", ".join(then)] if shown > 1 else [])])
+        header = ["image", "label", "probability", *(["then"] if shown > 1 else [])]
+        left_out = len(self) - shown_rows
+        return [Table(header, rows, right={2}, notes=[f"… and {left_out} more"] if left_out > 0 else [])]
 
-    def _left_out(self) -> str:
-        return f"… and {len(self) - _SHOWN_ROWS} more" if len(self) > _SHOWN_ROWS else ""
-
-    def __str__(self) -> str:
-        return text_table(*self._cells(len(self)), right={2})
+    def __str__(self) -> str:  # all of them; a notebook and a prompt show the first ones
+        return str(self._tables(len(self))[0])
 
     def __repr__(self) -> str:
-        return f"{text_table(*self._cells(_SHOWN_ROWS), right={2})}\n{self._left_out()}".rstrip()
-
-    def _repr_html_(self) -> str:
-        return html_table(*self._cells(_SHOWN_ROWS), right={2}) + self._left_out()
+        return str(self._tables()[0])
 
 
 def predict(
@@ -142,33 +130,27 @@ def predict(
         ModelError: the model is no classifier of RGB images.
     """
     if not isinstance(model, keras.Model) and hasattr(model, "card"):
-        _check_left_to_the_bundle(class_names=class_names, image_size=image_size)
+        for name, value in {"class_names": class_names, "image_size": image_size}.items():
+            if value is not None:
+                raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
         return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top)
     size = _size_to_use(model, image_size)
     names = outputs.class_names_for(model, class_names)
 
-    def answer(batch, filled):
+    def run(batch, filled):
         return outputs.class_probabilities(model, batch, views=views, batch_size=filled)
 
     resize = image_files.RESIZES[0] if resize is None else resize
-    return predict_with(answer, images, names, size=size, views=views, resize=resize, batch_size=batch_size, top=top)
+    return predict_with(run, images, names, size=size, views=views, resize=resize, batch_size=batch_size, top=top)
 
 
 def predict_with(
-    answer: Callable[[np.ndarray, int], np.ndarray],
-    images,
-    class_names: list[str],
-    *,
-    size: tuple[int, int] | None,
-    views: int,
-    resize: str,
-    batch_size: int,
-    top: int | None,
+    run: Callable[[np.ndarray, int], np.ndarray], images, class_names, *, size, views, resize, batch_size, top
 ) -> Predictions:
-    """Do what `predict` does with anything that answers.
+    """Do what `predict` does with anything that gives probabilities.
 
     Args:
-        answer: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
+        run: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
             `(batch, classes)`, views averaged.
         images, views, resize, batch_size, top: as in `predict`.
         class_names: one for each column.
@@ -182,14 +164,8 @@ def predict_with(
     items, item_names = _list_items(images)
     _warn_if_scaled(items[0], size)
     filled = min(batch_size, len(items))
-    probabilities = [answer(batch, filled) for batch in _batches(items, size, resize, batch_size)]
+    probabilities = [run(batch, filled) for batch in _batches(items, size, resize, batch_size)]
     return Predictions(item_names, class_names, np.concatenate(probabilities), top)
-
-
-def _check_left_to_the_bundle(**arguments) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
 
 
 def _size_to_use(model, image_size) -> tuple[int, int] | None:
@@ -204,10 +180,24 @@ def _size_to_use(model, image_size) -> tuple[int, int] | None:
     return wanted
 
 
+def image_paths(path: str | os.PathLike) -> list[Path]:
+    """Return the path of an image file, or those of all images in a folder and below.
+
+    Raises:
+        DataError: a folder without images.
+    """
+    path = Path(path).expanduser()
+    found = image_files.list_images(path) if path.is_dir() else [path]
+    if not found:
+        endings = ", ".join(sorted(image_files.IMAGE_SUFFIXES))
+        raise DataError(f"There are no images ({endings}) in that folder. {received(images=str(path))}")
+    return found
+
+
 def _list_items(images) -> tuple[list, list[str]]:
     """Return paths or arrays, one per image, and what to call them."""
     if isinstance(images, (str, os.PathLike)):
-        items = _paths_in(Path(images))
+        items = image_paths(images)
     elif isinstance(images, (list, tuple)):
         items = [_checked_item(index, item) for index, item in enumerate(images)]
     else:
@@ -216,16 +206,6 @@ def _list_items(images) -> tuple[list, list[str]]:
         raise DataError(f"There are no images to predict. {received(images=images)}")
     names = [str(item) if isinstance(item, Path) else f"image {index}" for index, item in enumerate(items)]
     return items, names
-
-
-def _paths_in(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = image_files.list_images(path)
-    if found:
-        return found
-    endings = ", ".join(sorted(image_files.IMAGE_SUFFIXES))
-    raise DataError(f"There are no images ({endings}) in the folder. {received(images=str(path))}")
 
 
 def _checked_item(index: int, item):

@@ -14,12 +14,11 @@ from kerastl.evaluation.plots.drawing import empty_figure
 from kerastl.evaluation.plots.heat import plot_grad_cam
 from kerastl.evaluation.plots.history import plot_history
 from kerastl.evaluation.plots.maps import plot_feature_maps, plot_filters
-from kerastl.evaluation.plots.mistakes import most_confident_mistakes, plot_mistakes
+from kerastl.evaluation.plots.mistakes import plot_mistakes
 from kerastl.evaluation.plots.norms import plot_gradient_norms
 
 __all__ = [
     "empty_figure",
-    "most_confident_mistakes",
     "plot_comparison",
     "plot_confusion_matrix",
     "plot_feature_maps",

@@ -6,6 +6,7 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, DataError
+from kerastl.evaluation.measures import most_confident_mistakes
 from kerastl.evaluation.plots.drawing import FRAME, INK, QUIET, empty_figure, new_figure, percent, shorten
 
 
@@ -44,22 +45,6 @@ def plot_mistakes(images, labels, probabilities, class_names, *, names=None, cou
     for panel in panels[len(chosen) :]:
         panel.set_axis_off()
     return figure
-
-
-def most_confident_mistakes(labels, probabilities, count: int) -> np.ndarray:
-    """Return the indexes of the wrong answers, the most confident first, at most `count`.
-
-    Args:
-        labels: the true classes as integers, `(n,)`.
-        probabilities: what the model answered, `(n, classes)`.
-        count: how many at most.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    if not len(labels):
-        return np.zeros(0, dtype=int)
-    confidence = np.where(probabilities.argmax(axis=1) == labels, -1.0, probabilities.max(axis=1))
-    order = np.argsort(-confidence, kind="stable")
-    return order[confidence[order] >= 0][:count]
 
 
 def _check_lengths(images, labels, probabilities, class_names, names) -> None:

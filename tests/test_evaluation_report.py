@@ -11,120 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from kerastl.errors import ArgumentError, DataError, ModelError, OutputError
+from kerastl.errors import OutputError
 from kerastl.evaluation import report
-from kerastl.evaluation.report import folder as folder_module
-from kerastl.evaluation.report import writing
+from kerastl.evaluation.measures import evaluate
+from tests import models
 
 NAMES = ["red", "green", "blue"]
 
 
 @pytest.fixture(scope="module")
 def colours():
-    """A classifier that names the strongest channel."""
-    inputs = keras.Input((8, 8, 3))
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(pooled), name="colours")
-    model.set_weights([np.eye(3) * 5, np.zeros(3)])
-    return model
-
-
-def image_of(channel, strength=255):
-    image = np.zeros((8, 8, 3), "uint8")
-    image[..., channel] = strength
-    return image
+    return models.colours()
 
 
 @pytest.fixture(scope="module")
 def labelled():
-    """Ten images of colour 0, 0, 0, 0, 1, 1, 1, 1, 1, 1 that are labelled 0, 0, 0, 1, 1, 1, 1, 1, 2, 2."""
-    strengths = [200, 210, 220, 230, 250, 240, 180, 170, 100, 255]
-    images = np.stack([image_of(int(place > 3), strength) for place, strength in enumerate(strengths)])
-    return images, np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, images, labels, size):
-        super().__init__()
-        self.images, self.labels, self.size = images, labels, size
-
-    def __len__(self):
-        return math.ceil(len(self.images) / self.size)
-
-    def __getitem__(self, index):
-        part = slice(index * self.size, (index + 1) * self.size)
-        return self.images[part], self.labels[part]
-
-
-def test_scores_equal_those_counted_by_hand(colours, labelled):
-    found = report.evaluate(colours, labelled, NAMES)
-    assert found.confusion_matrix.tolist() == [[3, 0, 0], [1, 4, 0], [0, 2, 0]]
-    assert found.accuracy == pytest.approx(0.7)
-    assert found.standard_error == pytest.approx(math.sqrt(0.7 * 0.3 / 10))
-    assert (found.majority_class, found.majority_baseline) == ("green", 0.5)
-    red, green, blue = found.per_class
-    assert (red.precision, red.recall, red.f1, red.support) == (0.75, 1.0, pytest.approx(6 / 7), 3)
-    assert (green.precision, green.recall, green.f1) == (pytest.approx(4 / 6), 0.8, pytest.approx(8 / 11))
-    assert (blue.precision, blue.recall, blue.f1, blue.support) == (None, 0.0, 0.0, 2)
-    assert "accuracy 0.700 ± 0.145 on 10 images" in str(found)
-    assert "<td" in found._repr_html_()
-
-
-def test_a_class_that_never_occurs_has_no_scores(colours, labelled):
-    images, labels = labelled
-    blue = report.evaluate(colours, (images[:4], labels[:4]), NAMES).per_class[2]
-    assert (blue.precision, blue.recall, blue.f1, blue.support) == (None, None, None, 0)
-
-
-def test_every_form_of_data_gives_the_same(colours, labelled):
-    tf = pytest.importorskip("tensorflow")
-    images, labels = labelled
-    one_hot = np.eye(3)[labels]
-    forms = [
-        (images.astype("float32"), labels[:, None]),
-        (images, one_hot),
-        Batches(images, labels, 3),
-        tf.data.Dataset.from_tensor_slices((images, labels)).batch(4),
-        iter([(images[:5], labels[:5]), (images[5:], labels[5:]), (images[:0], labels[:0])]),
-    ]
-    expected = report.evaluate(colours, labelled, NAMES)
-    for data in forms:
-        found = report.evaluate(colours, data, NAMES)
-        assert found.confusion_matrix.tolist() == expected.confusion_matrix.tolist()
-        assert found.mistakes.positions.tolist() == expected.mistakes.positions.tolist()
-
-
-def test_the_most_confident_mistakes_are_kept_across_batches(colours, labelled):
-    images, labels = labelled
-    for size in (1, 3, 10):
-        kept = report.evaluate(colours, Batches(images, labels, size), NAMES, mistakes=2).mistakes
-        assert kept.positions.tolist() == [9, 3]
-        assert kept.labels.tolist() == [2, 1]
-        assert kept.probabilities.argmax(axis=1).tolist() == [1, 0]
-        assert [int(image.max()) for image in kept.images] == [255, 230]
-    assert report.evaluate(colours, labelled, NAMES, mistakes=0).mistakes.images == []
-
-
-def test_what_can_t_be_evaluated(colours, labelled):
-    images, labels = labelled
-    with pytest.raises(DataError, match="no images to evaluate"):
-        report.evaluate(colours, [], NAMES)
-    with pytest.raises(DataError, match="from 0 to 2"):
-        report.evaluate(colours, (images, labels + 1), NAMES)
-    with pytest.raises(DataError, match="8 × 8"):
-        report.evaluate(colours, (np.zeros((2, 9, 9, 3)), labels[:2]), NAMES)
-    with pytest.raises(DataError, match="which is 2"):
-        report.evaluate(colours, labelled, NAMES[:2])
-    with pytest.raises(DataError, match="pair of arrays"):
-        report.evaluate(colours, 3, NAMES)
-    with pytest.raises(DataError, match=r"batches of \(images, labels\)"):
-        report.evaluate(colours, [images], NAMES)
-    with pytest.raises(ArgumentError, match="views"):
-        report.evaluate(colours, labelled, NAMES, views=3)
-    with pytest.raises(ModelError, match="build_classifier"):
-        report.evaluate(keras.Model(colours.input, colours.layers[1].output), labelled)
-    with pytest.warns(UserWarning, match="look scaled"):
-        report.evaluate(colours, (images / 255, labels), NAMES)
+    return models.labelled_colours()
 
 
 def history(epochs, **extra):
@@ -169,14 +71,14 @@ def splits():
 def run(colours, labelled, splits):
     """Everything that `write_run` takes."""
     result = make_result()
-    evaluation = report.evaluate(colours, labelled, NAMES)
+    evaluation = evaluate(colours, labelled, NAMES)
     summary = report.describe_run(
         colours,
         splits,
         result,
         evaluation,
         head_accuracy=0.6,
-        averaged=report.evaluate(colours, labelled, NAMES, views=4),
+        averaged=evaluate(colours, labelled, NAMES, views=4),
         backbone="tiny",
         learning_rates={"head": 1e-3, "fine_tune": math.inf},
         arguments={"out": "runs/x", "size": (8, 8)},
@@ -201,7 +103,9 @@ def strict(text):
 def test_a_run_folder_holds_everything(run, place, labelled):
     assert sorted(path.name for path in place.iterdir()) == sorted(report.RUN_FILES)
     assert [path.name for path in place.parent.iterdir()] == ["first"]
-    assert stat.S_IMODE(place.stat().st_mode) == 0o777 & ~folder_module._umask()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o777 & ~mask
     assert (place / "labels.txt").read_text() == "red\ngreen\nblue\n"
     loaded = keras.models.load_model(place / "model.keras")
     np.testing.assert_array_equal(loaded.predict(labelled[0], verbose=0), run["model"].predict(labelled[0], verbose=0))
@@ -259,7 +163,7 @@ def test_a_run_that_was_not_better_than_its_start_says_so(colours, labelled, res
     result.best_phase, result.best_epoch, result.best_value = "start", 0, math.nan
     result.head.diverged, result.fine_tune = "epoch 1, batch 3", None
     result.seconds = {"head": 4.5}
-    evaluation = report.evaluate(colours, labelled, NAMES)
+    evaluation = evaluate(colours, labelled, NAMES)
     summary = report.describe_run(colours, splits, result, evaluation, evaluated_on="validation")
     assert summary["test_accuracy"] is None
     assert summary["accuracy"] == pytest.approx(0.7)
@@ -270,7 +174,7 @@ def test_a_run_that_was_not_better_than_its_start_says_so(colours, labelled, res
 
 
 def test_odd_class_names_break_neither_page_nor_labels(run, tmp_path, colours, labelled):
-    evaluation = report.evaluate(colours, labelled, ["a|b", "new\nline", "Ärger <b>"])
+    evaluation = evaluate(colours, labelled, ["a|b", "new\nline", "Ärger <b>"])
     summary = {**run["report"], "per_class": evaluation.to_rows()}
     place = report.write_run(tmp_path / "run", **{**run, "evaluation": evaluation, "report": summary})
     assert (place / "labels.txt").read_text(encoding="utf-8").splitlines() == ["a|b", "new line", "Ärger <b>"]
@@ -290,11 +194,11 @@ def hdf5_full(*_, **__):
 
 
 @pytest.mark.parametrize("failure", [fill_disk, hdf5_full])
-@pytest.mark.parametrize("at", ["_write_model", "_write_json"])
+@pytest.mark.parametrize("at", ["_write_model", "write_json"])
 def test_a_full_disk_leaves_nothing_and_loses_nothing(run, tmp_path, monkeypatch, at, failure):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.keras").write_text("old")
-    monkeypatch.setattr(writing, at, failure)
+    monkeypatch.setattr(report, at, failure)
     with pytest.raises(OutputError, match="no space left"):
         report.write_run(tmp_path / "run", overwrite=True, **run)
     with pytest.raises(OutputError, match="no space left"):
@@ -308,29 +212,10 @@ def test_a_bug_while_writing_is_no_disk_trouble(run, tmp_path, monkeypatch):
     def broken(*_):
         raise TypeError("a bug")
 
-    monkeypatch.setattr(writing, "_write_history", broken)
+    monkeypatch.setattr(report, "_write_history", broken)
     with pytest.raises(TypeError, match="a bug"):
         report.write_run(tmp_path / "run", **run)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_when_the_last_rename_fails_the_old_run_is_back(tmp_path, monkeypatch):
-    target = tmp_path / "run"
-    target.mkdir()
-    (target / "model.keras").write_text("old")
-    original, calls = os.replace, []
-
-    def fails_once(source, destination):
-        calls.append(destination)
-        if len(calls) == 2:
-            raise OSError(errno.EIO, "I/O error")
-        original(source, destination)
-
-    monkeypatch.setattr(folder_module.os, "replace", fails_once)
-    with pytest.raises(OutputError, match="I/O error"), report.new_folder(target, overwrite=True) as place:
-        (place / "model.keras").write_text("new")
-    assert (target / "model.keras").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_earlier_run_is_replaced_only_when_asked(run, tmp_path):
@@ -343,48 +228,6 @@ def test_an_earlier_run_is_replaced_only_when_asked(run, tmp_path):
     report.write_run(tmp_path / "run", overwrite=True, **run)
     assert (place / "labels.txt").read_text() == "red\ngreen\nblue\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_only_runs_are_ever_replaced(tmp_path):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    (tmp_path / "home" / "model.keras").write_text("")
-    with pytest.raises(OutputError, match=r"thesis\.tex"):
-        report.check_output_folder(tmp_path / "home", overwrite=True)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="is a file"):
-        report.check_output_folder(tmp_path / "file", overwrite=True)
-    with pytest.raises(OutputError, match="Nothing can be written"):
-        report.check_output_folder("/dev/null/run")
-    with pytest.raises(ArgumentError, match="path of a folder"):
-        report.check_output_folder("")
-    (tmp_path / "empty").mkdir()
-    assert report.check_output_folder(tmp_path / "empty") == tmp_path / "empty"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "home"]
-
-
-def test_an_empty_folder_and_a_link_are_filled(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with report.new_folder(tmp_path / "link") as place:
-        (place / "model.keras").write_text("new")
-    assert (tmp_path / "link").is_symlink()
-    assert report.is_run_folder(tmp_path / "real")
-
-
-def test_free_space_is_checked(tmp_path):
-    report.check_free_space(tmp_path / "not" / "there", 1)
-    with pytest.raises(OutputError, match="Not enough space"):
-        report.check_free_space(tmp_path / "not" / "there", 10**18)
-
-
-def test_a_free_name_is_found_beside_a_taken_one(tmp_path):
-    assert report.free_folder_beside(tmp_path / "run", "interrupted") == tmp_path / "run"
-    for expected in ("run", "run-interrupted", "run-interrupted-2"):
-        found = report.free_folder_beside(tmp_path / "run", "interrupted")
-        assert found.name == expected
-        found.mkdir()
-        (found / "something").write_text("")
 
 
 def test_a_partial_run_can_be_predicted_with(colours, splits, tmp_path):

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation import plots
+from kerastl.evaluation.measures import most_confident_mistakes
 from kerastl.evaluation.plots.drawing import percent, shorten
-from kerastl.evaluation.plots.history import _clock
 
 
 def history(epochs, start=1.0, seconds=2.0, best=None, metric="accuracy"):
@@ -76,13 +76,6 @@ def test_time_is_told_above_the_epochs():
     panel = plots.plot_history(transfer_result()).axes[0]
     labels = [label.get_text() for label in panel.child_axes[0].get_xticklabels()]
     assert labels == ["2.0 s", "4.0 s", "6.0 s", "8.0 s", "38 s", "1:08", "1:38"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0.4 s"), (59.2, "59 s"), (60, "1:00"), (3599.7, "1:00:00"), (3725, "1:02:05")]
-)
-def test_clock(seconds, text):
-    assert _clock(seconds) == text
 
 
 def test_one_history_one_epoch_one_phase_and_plain_dictionaries():
@@ -166,8 +159,8 @@ def answers():
 
 def test_the_most_confident_mistakes_come_first(answers):
     images, labels, probabilities = answers
-    assert list(plots.most_confident_mistakes(labels, probabilities, 10)) == [3, 1, 4, 2]
-    assert list(plots.most_confident_mistakes(labels, probabilities, 2)) == [3, 1]
+    assert list(most_confident_mistakes(labels, probabilities, 10)) == [3, 1, 4, 2]
+    assert list(most_confident_mistakes(labels, probabilities, 2)) == [3, 1]
     figure = plots.plot_mistakes(images, labels, probabilities, ["ok", "broken"], names=list("abcde"), count=3)
     shown = [int(panel.images[0].get_array()[0, 0, 0]) for panel in figure.axes]
     assert shown == [60, 20, 80]

@@ -1,4 +1,4 @@
-"""Accuracy, the confusion matrix, the scores of each class, and the most confident mistakes."""
+"""How good is a classifier: accuracy, the confusion matrix, the scores of each class, the most confident mistakes."""
 
 import dataclasses
 import math
@@ -9,9 +9,8 @@ import numpy as np
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt
 from kerastl.errors import DataError
-from kerastl.evaluation import plots
 from kerastl.models import outputs
-from kerastl.tables import html_table, text_table
+from kerastl.tables import Printed, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Mistakes:
     Attributes:
         images: uint8 RGB arrays `(height, width, 3)`.
         labels: the true classes, `(count,)`.
-        probabilities: what the model answered, `(count, classes)`.
+        probabilities: what the model predicted, `(count, classes)`.
         positions: which images of the data they are, counted from 0.
     """
 
@@ -50,8 +49,8 @@ class Mistakes:
     positions: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation(Printed):
     """How a classifier does on labelled images; prints as a table.
 
     Attributes:
@@ -88,7 +87,7 @@ class Evaluation:
 
     @property
     def majority_baseline(self) -> float:
-        """The accuracy of always answering the most frequent class of these images."""
+        """The accuracy of always predicting the most frequent class of these images."""
         return float(self.confusion_matrix.sum(axis=1).max() / self.count)
 
     @property
@@ -96,61 +95,41 @@ class Evaluation:
         """Precision, recall, F1 and support of every class."""
         hits, support = np.diag(self.confusion_matrix), self.confusion_matrix.sum(axis=1)
         called = self.confusion_matrix.sum(axis=0)
+
+        def ratio(part, whole):
+            return float(part / whole) if whole else None
+
         return [
-            ClassScore(
-                name,
-                _ratio(hits[index], called[index]),
-                _ratio(hits[index], support[index]),
-                _ratio(2 * hits[index], called[index] + support[index]),
-                int(support[index]),
-            )
-            for index, name in enumerate(self.class_names)
+            ClassScore(name, ratio(hit, calls), ratio(hit, total), ratio(2 * hit, calls + total), int(total))
+            for name, hit, calls, total in zip(self.class_names, hits, called, support, strict=True)
         ]
 
     def to_rows(self) -> list[dict]:
         """Return a dictionary per class, for pandas."""
         return [dataclasses.asdict(score) for score in self.per_class]
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        return ["class", "precision", "recall", "F1", "images"], score_cells(self.to_rows())
-
-    def _headline(self) -> str:
-        return (
+    def _tables(self) -> list[Table]:
+        headline = (
             f"accuracy {self.accuracy:.3f} ± {self.standard_error:.3f} on {self.count} images"
             f" (always {self.majority_class!r}: {self.majority_baseline:.3f})"
         )
-
-    def __str__(self) -> str:
-        header, rows = self._cells()
-        return f"{self._headline()}\n{text_table(header, rows, right={1, 2, 3, 4})}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        header, rows = self._cells()
-        return html_table(header, rows, right={1, 2, 3, 4}, title=self._headline())
+        return [score_table(self.to_rows(), headline)]
 
 
-def score_cells(per_class: list[dict]) -> list[list[str]]:
-    """Return the rows of a table of precision, recall, F1 and support; what has no meaning is a dash."""
-
-    def cell(value):
-        return "-" if value is None else f"{value:.3f}"
-
-    return [
-        [row["name"], cell(row["precision"]), cell(row["recall"]), cell(row["f1"]), str(row["support"])]
+def score_table(per_class: list[dict], title: str | None = None) -> Table:
+    """Return precision, recall, F1 and support of each class as a table; what has no meaning is a dash."""
+    rows = [
+        [
+            row["name"],
+            *("-" if row[score] is None else f"{row[score]:.3f}" for score in ("precision", "recall", "f1")),
+            str(row["support"]),
+        ]
         for row in per_class
     ]
+    return Table(["class", "precision", "recall", "F1", "images"], rows, right={1, 2, 3, 4}, title=title)
 
 
-def evaluate(
-    model: keras.Model,
-    data,
-    class_names=None,
-    *,
-    views: int = 1,
-    mistakes: int = 12,
-) -> Evaluation:
+def evaluate(model: keras.Model, data, class_names=None, *, views: int = 1, mistakes: int = 12) -> Evaluation:
     """Judge a classifier on labelled images, batch by batch.
 
     Args:
@@ -187,18 +166,30 @@ def evaluate(
     return Evaluation(names, matrix, kept, views)
 
 
+def most_confident_mistakes(labels, probabilities, count: int) -> np.ndarray:
+    """Return the indexes of the wrong predictions, the most confident first, at most `count`.
+
+    Args:
+        labels: the true classes as integers, `(n,)`.
+        probabilities: what the model predicted, `(n, classes)`.
+        count: how many at most.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if not len(labels):
+        return np.zeros(0, dtype=int)
+    confidence = np.where(probabilities.argmax(axis=1) == labels, -1.0, probabilities.max(axis=1))
+    order = np.argsort(-confidence, kind="stable")
+    return order[confidence[order] >= 0][:count]
+
+
 def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int) -> Mistakes:
     """Return the `count` most confident of the mistakes kept so far and those of one more batch."""
-    found = plots.most_confident_mistakes(labels, probabilities, count)
+    found = most_confident_mistakes(labels, probabilities, count)
     if not len(found):
         return kept
     images = [*kept.images, *(np.clip(images[index], 0, 255).astype("uint8") for index in found)]
     labels = np.concatenate([kept.labels, labels[found]])
     probabilities = np.concatenate([kept.probabilities, probabilities[found]])
     positions = np.concatenate([kept.positions, start + found])
-    order = plots.most_confident_mistakes(labels, probabilities, count)
+    order = most_confident_mistakes(labels, probabilities, count)
     return Mistakes([images[index] for index in order], labels[order], probabilities[order], positions[order])
-
-
-def _ratio(part, whole) -> float | None:
-    return float(part / whole) if whole else None

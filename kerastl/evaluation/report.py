@@ -1,0 +1,380 @@
+"""Write down a run: its folder with model, curves, tables, pictures and figures, `report.json` and `report.md`."""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerastl._version import __version__
+from kerastl.evaluation import plots
+from kerastl.evaluation.measures import Evaluation, score_table
+from kerastl.files import new_folder
+from kerastl.models import outputs
+from kerastl.models.weights import describe_weights
+from kerastl.tables import Table
+
+RUN_FILES = (
+    *("model.keras", "labels.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png"),
+    *("report.json", "report.md"),
+)
+"""What a run folder holds. Only a folder with nothing else in it is ever replaced."""
+
+FORMAT = 1
+"""The version of `report.json`'s keys."""
+
+
+def describe_run(
+    model: keras.Model,
+    splits,
+    result,
+    evaluation: Evaluation,
+    *,
+    evaluated_on: str = "test",
+    head_accuracy: float | None = None,
+    averaged: Evaluation | None = None,
+    backbone: str | None = None,
+    seconds: dict | None = None,
+    **noted,
+) -> dict:
+    """Return everything worth knowing of a run, as plain values that strict JSON can hold.
+
+    Args:
+        model: the trained classifier.
+        splits: the `ImageSplits` it was trained on.
+        result: the `TransferResult`.
+        evaluation: what `evaluate` returned.
+        evaluated_on: the part of the data that was evaluated on, `"test"` or `"validation"`.
+        head_accuracy: accuracy on the same images with the best weights of the head phase alone.
+        averaged: the evaluation with several views of each image averaged, reported apart.
+        backbone: its name.
+        seconds: more than the phases took, such as `{"evaluation": 7.1}`.
+        noted: what else is to be kept, as it is: `learning_rates`, `arguments` and `command` of the command line.
+    """
+    weights = describe_weights(model)
+    return plain_values(
+        {
+            "format": FORMAT,
+            "complete": True,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **_describe_evaluation(evaluation, evaluated_on, head_accuracy, splits),
+            "averaged": None if averaged is None else {"views": averaged.views, "accuracy": averaged.accuracy},
+            **_describe_training(result),
+            "seconds": {**result.seconds, **(seconds or {})},
+            **describe_input(model, splits, backbone),
+            "weights": None if weights is None else dataclasses.asdict(weights),
+            "split_sizes": splits.split_sizes,
+            "seed": splits.seed,
+            "versions": software_versions(),
+            **noted,
+        }
+    )
+
+
+def describe_input(model: keras.Model, splits, backbone: str | None = None) -> dict:
+    """Return what a model takes, and what it returns: all that prediction needs to know."""
+    return {
+        "model_name": model.name,
+        "backbone": backbone,
+        "class_names": list(splits.class_names),
+        "image_size": list(splits.image_size),
+        "resize": splits.resize,
+        "output": outputs.output_kind(model),
+        "data": {"name": splits.name, "licence": splits.licence, "class_counts": splits.class_counts},
+    }
+
+
+def write_run(
+    folder: str | os.PathLike, *, model: keras.Model, report: dict, result, evaluation: Evaluation, overwrite=False
+) -> Path:
+    """Write the run folder with all of `RUN_FILES`, whole or not at all.
+
+    Args:
+        folder: where; its parents are made.
+        model: the trained classifier.
+        report: what `describe_run` returned.
+        result: the `TransferResult`.
+        evaluation: what `evaluate` returned.
+        overwrite: whether an earlier run there is replaced. It is lost only when the new one is complete.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        OutputError: the folder exists, or holds something else than a run, or can't be written.
+    """
+    with new_folder(folder, overwrite=overwrite, files=RUN_FILES, what="run") as place:
+        _write_model(place, model, evaluation.class_names)
+        _write_history(place / "history.csv", result)
+        plots.plot_history(result).savefig(place / "curves.png", dpi=150, bbox_inches="tight")
+        matrix = plots.plot_confusion_matrix(evaluation.confusion_matrix, evaluation.class_names)
+        matrix.savefig(place / "confusion_matrix.png", dpi=150)
+        _plot_kept_mistakes(evaluation, report["mistakes"]).savefig(place / "mistakes.png", dpi=150)
+        write_json(place / "report.json", report)
+        (place / "report.md").write_text(markdown_report(report), encoding="utf-8")
+    return Path(folder).expanduser().resolve()
+
+
+def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, class_names, details: dict) -> Path:
+    """Write what there is of a run that was cut short: `model.keras`, `labels.txt`, and a `report.json` that says so.
+
+    Args:
+        folder: where; it must not exist, or be empty.
+        model: with the best weights so far.
+        class_names: in the order of the labels.
+        details: what `describe_input` returned.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    with new_folder(folder, files=RUN_FILES, what="run") as place:
+        _write_model(place, model, class_names)
+        write_json(place / "report.json", {"format": FORMAT, "complete": False, **details})
+    return Path(folder).expanduser().resolve()
+
+
+def terminal_report(report: dict, folder=None) -> str:
+    """Return the end of a run as tables for a terminal.
+
+    Args:
+        report: what `describe_run` returned.
+        folder: where the run folder is, to be named at the end.
+    """
+    facts = "\n".join(f"{name}: {value}" for name, value in _facts(report))
+    parts = [_headline_table(report), score_table(report["per_class"]), _phase_table(report), facts]
+    if folder is not None:
+        parts.append(f"Run folder: {folder} (start with report.md; the model is model.keras)")
+    return "\n\n".join(map(str, parts))
+
+
+def markdown_report(report: dict) -> str:
+    """Return the report as a Markdown page that shows the pictures beside it.
+
+    Args:
+        report: what `describe_run` returned.
+    """
+    height, width = report["image_size"]
+    mistakes = [
+        f"{place}. `{one['name']}`: predicted {_escape(one['predicted'])} ({one['probability']:.3f}),"
+        f" labelled {_escape(one['true'])}"
+        for place, one in enumerate(report["mistakes"], start=1)
+    ]
+    sections = [
+        f"# {report['backbone'] or report['model_name']} on {report['data']['name']}",
+        _markdown(_headline_table(report)),
+        "\n".join(f"- {name}: {value}" for name, value in _facts(report)),
+        "## Training",
+        "![Loss and accuracy over both phases](curves.png)",
+        _markdown(_phase_table(report)),
+        f"## Classes, on the {report['evaluated_on']} images",
+        _markdown(score_table(report["per_class"])),
+        "![How often each class was taken for each other](confusion_matrix.png)",
+        "## The most confident mistakes",
+        "![The images that were mistaken with the greatest confidence](mistakes.png)",
+        "\n".join(mistakes),
+        "## Use it",
+        "```\npython -m kerastl predict model.keras photo.jpg\n```",
+        "Without this package, `keras.models.load_model` reads it too. It takes RGB 0–255, "
+        f"`(batch, {height}, {width}, 3)`, and returns one probability per line of `labels.txt`.",
+        "## Made with",
+        ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
+        f"```\n{report['command']}\n```" if report.get("command") else "",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def software_versions(*more: str) -> dict[str, str | None]:
+    """Return the versions of what a run depends on, and of more packages by name; `None` for what isn't installed."""
+    return {
+        "python": platform.python_version(),
+        "kerastl": __version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "tensorflow": _version("tensorflow"),
+        "numpy": np.__version__,
+        **{name: _version(name) for name in more},
+    }
+
+
+def plain_values(value):
+    """Return the value as what strict JSON can hold: NaN and infinity become `None`, arrays lists, paths text."""
+    if isinstance(value, dict):
+        return {str(key): plain_values(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_values(one) for one in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain_values(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    return str(value)
+
+
+def write_json(path: Path, values) -> None:
+    """Write the `plain_values` of something as strict JSON, indented, in UTF-8."""
+    text = json.dumps(plain_values(values), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    module = sys.modules.get(package)  # tensorflow-cpu and its like bring the module under another package's name
+    if hasattr(module, "__version__"):
+        return module.__version__
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _describe_evaluation(evaluation: Evaluation, evaluated_on: str, head_accuracy, splits) -> dict:
+    on_test = evaluated_on == "test"
+    measures = ("accuracy", "standard_error", "count", "majority_baseline", "majority_class", "confusion_matrix")
+    return {
+        "test_accuracy": evaluation.accuracy if on_test else None,
+        "head_test_accuracy": head_accuracy if on_test else None,
+        "evaluated_on": evaluated_on,
+        "head_accuracy": head_accuracy,
+        **{name: getattr(evaluation, name) for name in measures},
+        "per_class": evaluation.to_rows(),
+        "mistakes": _mistake_rows(evaluation, getattr(splits, "files", {}).get(evaluated_on)),
+    }
+
+
+def _describe_training(result) -> dict:
+    return {
+        "phases": {
+            name: {
+                "epochs": len(history.history.get("loss", ())),
+                "seconds": result.seconds.get(name, 0.0),
+                "diverged": getattr(history, "diverged", None),
+            }
+            for name, history in _phases(result)
+        },
+        "best_phase": result.best_phase,
+        "best_epoch": result.best_epoch,
+        "best_value": result.best_value,
+        "monitor": result.monitor,
+    }
+
+
+def _phases(result) -> list[tuple]:
+    both = [("head", result.head), ("fine_tune", result.fine_tune)]
+    return [(name, history) for name, history in both if history is not None]
+
+
+def _mistake_rows(evaluation: Evaluation, file_names) -> list[dict]:
+    kept, names = evaluation.mistakes, evaluation.class_names
+    return [
+        {
+            "name": file_names[position] if file_names else f"image {position}",
+            "true": names[label],
+            "predicted": names[int(probabilities.argmax())],
+            "probability": float(probabilities.max()),
+        }
+        for label, probabilities, position in zip(kept.labels, kept.probabilities, kept.positions, strict=True)
+    ]
+
+
+def _plot_kept_mistakes(evaluation: Evaluation, rows):
+    kept = evaluation.mistakes
+    if not kept.images:
+        return plots.empty_figure(f"No mistakes among {evaluation.count} images.")
+    shown = {"names": [row["name"] for row in rows], "count": len(rows)}
+    return plots.plot_mistakes(kept.images, kept.labels, kept.probabilities, evaluation.class_names, **shown)
+
+
+def _write_model(place: Path, model: keras.Model, class_names) -> None:
+    model.save(place / "model.keras")
+    # Some names hold line breaks, which would shift all that follow
+    lines = [" ".join(str(name).split()) for name in class_names]
+    (place / "labels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_history(path: Path, result) -> None:
+    """Write a line per epoch: phase, epoch within it (from 1), seconds, and every logged value."""
+    columns = list(dict.fromkeys(key for _, one in _phases(result) for key in one.history))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["phase", "epoch", "seconds", *columns])
+        for name, one in _phases(result):
+            series = [getattr(one, "epoch_seconds", ()), *(one.history.get(column, ()) for column in columns)]
+            for index in range(len(one.history.get("loss", ()))):
+                values = [float(values[index]) if index < len(values) else "" for values in series]
+                writer.writerow([name, index + 1, *values])
+
+
+def _headline_table(report: dict) -> Table:
+    on = report["evaluated_on"]
+    rows = [
+        (f"{on}, {report['count']} images (± standard error)", report["accuracy"], f" ± {report['standard_error']:.3f}")
+    ]
+    if report.get("head_accuracy") is not None:
+        rows.append((f"{on}, head phase alone", report["head_accuracy"], ""))
+    if averaged := report.get("averaged"):
+        rows.append((f"{on}, {averaged['views']} flips averaged", averaged["accuracy"], ""))
+    rows.append((f"always predicting {report['majority_class']!r}", report["majority_baseline"], ""))
+    # Without its error a figure stands below the figures, not below the errors
+    cells = [[name, f"{value:.3f}{error:8}"] for name, value, error in rows]
+    return Table(["result", "accuracy"], cells, right={1})
+
+
+def _phase_table(report: dict) -> Table:
+    words = {"head": "head", "fine_tune": "fine-tuning"}
+    rows = [
+        [words[name], str(phase["epochs"]), f"{phase['seconds']:.1f}", _outcome(report, name, phase)]
+        for name, phase in report["phases"].items()
+    ]
+    others = {name: value for name, value in report["seconds"].items() if name not in (*report["phases"], "total")}
+    rows += [[name, "", f"{value:.1f}", ""] for name, value in others.items()]
+    return Table(["phase", "epochs", "seconds", ""], rows, right={1, 2})
+
+
+def _outcome(report: dict, name: str, phase: dict) -> str:
+    said = [f"stopped: the loss was no number any more in {phase['diverged']}"] if phase["diverged"] else []
+    if report["best_phase"] == name:
+        value = "" if report["best_value"] is None else f" ({report['monitor']} {report['best_value']:.4f})"
+        said.append(f"weights of epoch {report['best_epoch']} kept{value}")
+    elif report["best_phase"] == "start" and name == "head":
+        said.append("no epoch was better than the start, whose weights are kept")
+    return "; ".join(said)
+
+
+def _facts(report: dict) -> list[tuple[str, str]]:
+    weights, data = report["weights"], report["data"]
+    height, width = report["image_size"]
+    sizes = ", ".join(f"{count} {split}" for split, count in report["split_sizes"].items())
+    origin = "unknown"
+    if weights:
+        named = weights["source"].lower() in weights["title"].lower()
+        origin = weights["title"] if named else f"{weights['source']}: {weights['title']}"
+    licences = [f"data: {data['licence']}"] if data.get("licence") else []
+    licences += [f"weights: {weights['licence']}"] if weights and weights["source"] != "random" else []
+    return [
+        ("Data", f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}"),
+        ("Weights", origin),
+        *([("Licences", "; ".join(licences))] if licences else []),
+    ]
+
+
+def _markdown(table: Table) -> str:
+    rule = ["---:" if index in table.right else "---" for index in range(len(table.header))]
+    header, *rows = [[_escape(cell.strip()) for cell in row] for row in [table.header, *table.rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
+
+
+def _escape(text: str) -> str:
+    for character in "\\|`*_<>[]":
+        text = text.replace(character, f"\\{character}")
+    return text
