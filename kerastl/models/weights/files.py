@@ -7,6 +7,7 @@ the second inside. The configuration of the model in a `.keras` or `.h5` file is
 
 import contextlib
 import io
+import itertools
 import re
 import zipfile
 from collections import Counter, defaultdict
@@ -52,6 +53,21 @@ def load_weight_file(model: keras.Model, path: Path, *, backbone: str) -> keras.
     return model
 
 
+def fill_from_h5(model: keras.Model, data: bytes) -> keras.Model:
+    """Fill `model` in place by layer name from the bytes of an HDF5 file and return it.
+
+    Raises:
+        WeightsUnavailableError: a layer is missing in the file or has another shape.
+    """
+    with h5py.File(io.BytesIO(data), "r") as file:
+        problems = assign_weights(model, read_saved_layers(file))
+    if problems:
+        raise WeightsUnavailableError(
+            f"The weights don't fit this model: {'; '.join(problems[:3])}. {received(model=model.name)}"
+        )
+    return model
+
+
 def read_saved_layers(file: h5py.File) -> SavedLayers:
     """Return the weights in an open Keras HDF5 file: layer name → datasets, in the order of `layer.weights`.
 
@@ -65,9 +81,7 @@ def read_saved_layers(file: h5py.File) -> SavedLayers:
             datasets[name] = node
 
     file.visititems(collect)
-    if _is_keras_2_layout(file):
-        return _read_keras_2_layout(file, datasets)
-    return _read_keras_3_layout(file, datasets)
+    return (_read_keras_2_layout if _is_keras_2_layout(file) else _read_keras_3_layout)(file, datasets)
 
 
 def assign_weights(model: keras.Model, saved: SavedLayers) -> list[str]:
@@ -77,7 +91,7 @@ def assign_weights(model: keras.Model, saved: SavedLayers) -> list[str]:
     in the process; these are matched by rank: the third `conv2d…` of the model is the third of the file.
     """
     layers = list(_weighted_layers(model))
-    names_in_file = _match_names([(layer.name, type(layer).__name__) for layer in layers], saved)
+    names_in_file = _names_in_file(layers, saved)
     problems = []
     for layer, name in zip(layers, names_in_file, strict=True):
         if name is None:
@@ -123,7 +137,7 @@ def _find_foreign_layers(model: keras.Model, saved: SavedLayers) -> list[str]:
     EfficientNetB1's and VGG16's in VGG19's: a network of the first halves of another's stages would be wrong silently.
     A top or a head has names of another kind.
     """
-    layers = [layer for layer in _weighted_layers(model) if not _is_automatic(layer.name, type(layer).__name__)]
+    layers = [layer for layer in _weighted_layers(model) if not _is_automatic(layer)]
     names = {layer.name for layer in layers}
     kinds = {(re.sub(r"\d+", "#", layer.name), len(layer.weights)) for layer in layers}
     return [
@@ -192,12 +206,8 @@ def _find_owner(group_name: str, weight_name: str) -> str:
 
 def _read_name_list(group: h5py.Group, attribute: str) -> list[str]:
     """Read a list of names from an attribute, which HDF5's limit may have cut into `attribute0`, `attribute1`, …"""
-    if attribute in group.attrs:
-        pieces = [group.attrs[attribute]]
-    else:
-        pieces = []
-        while f"{attribute}{len(pieces)}" in group.attrs:
-            pieces.append(group.attrs[f"{attribute}{len(pieces)}"])
+    numbered = itertools.takewhile(group.attrs.__contains__, (f"{attribute}{index}" for index in itertools.count()))
+    pieces = [group.attrs[key] for key in ([attribute] if attribute in group.attrs else numbered)]
     return [name.decode("utf-8") if isinstance(name, bytes) else str(name) for piece in pieces for name in piece]
 
 
@@ -221,37 +231,26 @@ def _weighted_layers(model: keras.Model) -> Iterable[keras.layers.Layer]:
             yield layer
 
 
-def _match_names(layers: list[tuple[str, str]], saved: SavedLayers) -> list[str | None]:
-    """Return for each `(layer name, class name)` the name in the file, or `None`."""
-    ranks_in_model = _rank_numbered([name for name, class_name in layers if _is_automatic(name, class_name)])
-    stems = {stem for stem, _ in ranks_in_model.values()}
-    ranks_in_file = _rank_numbered([name for name in saved if _split_number(name)[0] in stems])
-    name_at_rank = {rank: name for name, rank in ranks_in_file.items()}
-    names = []
-    for name, _ in layers:
-        found = name_at_rank.get(ranks_in_model[name]) if name in ranks_in_model else name
-        names.append(found if found in saved else None)
-    return names
+def _names_in_file(layers: list[keras.layers.Layer], saved: SavedLayers) -> list[str | None]:
+    """Return for each layer its name in the file, or `None`."""
+    by_number = {}
+    for name in sorted(saved, key=_split_number):
+        by_number.setdefault(_split_number(name)[0], []).append(name)
+    automatic = sorted((layer.name for layer in layers if _is_automatic(layer)), key=_split_number)
+    names = {layer.name: layer.name for layer in layers}
+    for stem, in_model in itertools.groupby(automatic, key=lambda name: _split_number(name)[0]):
+        names.update(itertools.zip_longest(in_model, by_number.get(stem, [])))
+    return [names[layer.name] if names[layer.name] in saved else None for layer in layers]
 
 
-def _is_automatic(name: str, class_name: str) -> bool:
-    return _split_number(name)[0].replace("_", "") == class_name.lower()
+def _is_automatic(layer: keras.layers.Layer) -> bool:
+    return _split_number(layer.name)[0].replace("_", "") == type(layer).__name__.lower()
 
 
 def _split_number(name: str) -> tuple[str, int]:
     """Split `conv2d_17` into `("conv2d", 17)` and `conv2d` into `("conv2d", 0)`."""
     match = re.fullmatch(r"(.+?)(?:_(\d+))?", name)
     return match[1], int(match[2] or 0)
-
-
-def _rank_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Return name → `(stem, rank among the names with this stem)`, in the order of their numbers."""
-    ranks, seen = {}, Counter()
-    for name in sorted(names, key=_split_number):
-        stem = _split_number(name)[0]
-        ranks[name] = (stem, seen[stem])
-        seen[stem] += 1
-    return ranks
 
 
 def _fold_imagenet_scaling(model: keras.Model) -> None:

