@@ -261,6 +261,16 @@ def test_zero_and_nan_gradients_are_marked_at_the_edges(tmp_path):
     nothing.figure.savefig(tmp_path / "zero.png")
 
 
+@pytest.mark.parametrize(("rows", "columns", "labelled"), [(2, 2, [0, 2]), (3, 1, [0, 1, 2]), (1, 3, [0])])
+def test_a_grid_of_the_users_own_is_labelled_at_its_left_edge(rows, columns, labelled):
+    axes = Figure().subplots(rows, columns)
+    models = {str(number): norms([1.0, 2.0]) for number in range(3)}
+    panels = plots.plot_gradient_norms(models, axes=axes)
+    assert [bool(panel.get_ylabel()) for panel in panels] == [number in labelled for number in range(3)]
+    shown = [any(label.get_visible() for label in panel.get_yticklabels()) for panel in panels]
+    assert shown == [number in labelled for number in range(3)]
+
+
 def test_gradient_norms_must_be_some():
     for nothing in ({}, [], None, 3, {"a": []}, [1.0, 2.0]):
         with pytest.raises(ArgumentError, match=r"gradient_norms|gradient norms"):

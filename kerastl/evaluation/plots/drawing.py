@@ -55,6 +55,20 @@ def given_axes(axes, count: int, what: str) -> np.ndarray:
     return panels[:count]
 
 
+def label_left_edge(panels, label: str) -> None:
+    """Label the y axes of panels with a common scale, but leave it to the neighbour where one stands right beside on the left.
+
+    Which panels stand beside each other is the user's choice where the axes are: a row, a column, or a grid.
+    """
+    for panel in panels:
+        place = panel.get_position()
+        beside = (one.get_position() for one in panels if one is not panel and one.figure is panel.figure)
+        if any(one.x1 <= place.x0 and abs(one.y0 - place.y0) < 0.01 for one in beside):
+            panel.tick_params(axis="y", labelleft=False)
+        else:
+            panel.set_ylabel(label)
+
+
 def empty_figure(text: str):
     """Return a figure that holds nothing but a line of text."""
     figure = new_figure(figsize=(5, 1.5))

@@ -4,7 +4,16 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import INK, QUIET, given_axes, new_figure, round_ticks, shorten, shown
+from kerastl.evaluation.plots.drawing import (
+    INK,
+    QUIET,
+    given_axes,
+    label_left_edge,
+    new_figure,
+    round_ticks,
+    shorten,
+    shown,
+)
 
 _KERNELS, _NORMALIZATION, _BROKEN = "#1565c0", "#8b98a5", "#d9480f"
 
@@ -43,9 +52,7 @@ def plot_gradient_norms(norms, *, axes=None):
         panel.tick_params(axis="y", which="minor", left=False)
         if name is not None:
             panel.set_title(shorten(name, 44), fontsize=10.5, color=INK)
-    for panel in panels[1:]:
-        panel.tick_params(axis="y", labelleft=False)
-    panels[0].set_ylabel("L2 norm of the gradient")
+    label_left_edge(panels, "L2 norm of the gradient")
     panels = panels if isinstance(norms, dict) else panels[0]
     return shown(panels) if ours else panels
 
