@@ -45,10 +45,10 @@ def test_a_saved_backbone_is_found_alone_and_inside_a_classifier(shape, suffix, 
     assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_partly_thawed_nested_backbone_in_an_h5_file_is_put_back_in_order(tmp_path):
+def test_a_partly_unfrozen_nested_backbone_in_an_h5_file_is_put_back_in_order(tmp_path):
     saved = randomize(tiny_backbone())
     saved.trainable = False
-    saved.get_layer("block2_bn").trainable = True  # such a file lists the thawed weights first
+    saved.get_layer("block2_bn").trainable = True  # such a file lists the unfrozen weights first
     classifier_around(saved, nested=True).save(tmp_path / "saved.h5")
     model = build_pretrained(request_for(), tmp_path / "saved.h5")
     for loaded, layer in zip(model.layers, saved.layers, strict=True):

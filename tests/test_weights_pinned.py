@@ -76,9 +76,9 @@ def test_a_pinned_file_is_fetched_once_kept_and_fetched_again_when_it_was_damage
 
 
 def test_several_at_once_get_the_same_file(pinned):
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: read_pinned(pinned, verbose=0), range(3)))
-    assert found[0] == found[1] == found[2]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: read_pinned(pinned, verbose=0), range(2)))
+    assert found[0] == found[1]
     assert files_below(os.environ["KERAS_HOME"]) == [pinned.cache_path]
 
 

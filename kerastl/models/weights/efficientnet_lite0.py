@@ -50,15 +50,7 @@ def fill_efficientnet_lite0(model: keras.Model, data: bytes) -> keras.Model:
         WeightsUnavailableError: the file can't be read, or a tensor is missing or has another shape.
     """
     state = read_torch_state(data, name=EFFICIENTNET_LITE0.member)
-    modules = torch_modules(model)
-    arrays = {name: _arrays(model.get_layer(name), state, module) for name, module in modules.items()}
-    for name, found in arrays.items():
-        expected = [tuple(weight.shape) for weight in model.get_layer(name).weights]
-        if [array.shape for array in found] != expected:
-            raise WeightsUnavailableError(
-                f"The tensors of {modules[name]!r} don't fit the layer {name!r}, whose shapes are {expected}. "
-                f"{received(shapes=[array.shape for array in found])}"
-            )
+    arrays = {name: _arrays(model.get_layer(name), state, module) for name, module in torch_modules(model).items()}
     for name, found in arrays.items():
         model.get_layer(name).set_weights(found)
     return model
@@ -77,15 +69,18 @@ def torch_modules(model: keras.Model) -> dict[str, str]:
 
 def _arrays(layer, state, module) -> list[np.ndarray]:
     """Return the tensors of one module in the order and layout of the Keras layer's weights."""
-    parts = ("weight", "bias")
-    if isinstance(layer, keras.layers.BatchNormalization):
-        parts = ("weight", "bias", "running_mean", "running_var")
-    elif not layer.use_bias:
-        parts = ("weight",)
+    parts = ("weight", "bias", "running_mean", "running_var")[: len(layer.weights)]
     missing = [f"{module}.{part}" for part in parts if f"{module}.{part}" not in state]
     if missing:
         raise WeightsUnavailableError(f"The weights file has no tensor {missing[0]!r}. {received(layer=layer.name)}")
     arrays = [state[f"{module}.{part}"] for part in parts]
     # PyTorch: (out, in, rows, columns), depthwise (channels, 1, rows, columns), dense (out, in)
     axes = {2: (1, 0), 4: (2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (2, 3, 1, 0)}
-    return [array.transpose(axes[array.ndim]) if array.ndim > 1 else array for array in arrays]
+    arrays = [array.transpose(axes[array.ndim]) if array.ndim > 1 else array for array in arrays]
+    expected, shapes = [tuple(weight.shape) for weight in layer.weights], [array.shape for array in arrays]
+    if shapes != expected:
+        raise WeightsUnavailableError(
+            f"The tensors of {module!r} don't fit the layer {layer.name!r}, whose shapes are {expected}. "
+            f"{received(shapes=shapes)}"
+        )
+    return arrays

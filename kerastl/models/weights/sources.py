@@ -150,7 +150,8 @@ def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model
             f"{incomplete} {_alternatives(request, but='imagenet')} "
             f"{received(weights='imagenet')}"
         ) from error
-    return model, request.address or "", _sha256_of(request.cached) if request.cached else ""
+    cached = request.cached
+    return model, request.address or "", _sha256_of(cached) if cached else ""
 
 
 def _load_from_wheel(
@@ -328,9 +329,9 @@ def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
 
 def _find_source(name, request: WeightsRequest) -> WeightSource:
     named = [source for source in SOURCES if source.name == name]
-    for source in named:
-        if source.fits(request):
-            return source
+    fitting = [source for source in named if source.fits(request)]
+    if fitting:
+        return fitting[0]
     if not named:
         names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
         raise ArgumentError(

@@ -51,12 +51,11 @@ def read_torch_state(data: bytes, *, name: str = "the file") -> dict[str, np.nda
     """Return the tensors of a PyTorch state dict by name.
 
     Args:
-        data: the whole file, as `torch.save(model.state_dict(), path)` wrote it before PyTorch 1.6: tensors of float32
-            and int64.
+        data: the whole file, as `torch.save(model.state_dict(), path)` wrote it before PyTorch 1.6.
         name: what to call the file in messages.
 
     Returns:
-        Arrays of their own memory, in the file's order.
+        Arrays of float32 and int64, of their own memory, in the file's order.
 
     Raises:
         WeightsUnavailableError: the file is damaged, has another format, or holds anything else than tensors: a foreign
@@ -114,10 +113,9 @@ def _read_numbers(stream, storage: _Storage) -> np.ndarray:
 def _as_array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
     """Copy a tensor out of its storage; every number that it refers to is checked to lie inside."""
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
-    if any(type(size) is not int or size < 0 for size in sizes) or len(tensor.shape) != len(tensor.strides):
+    is_whole = all(type(size) is int and size >= 0 for size in sizes) and 0 not in tensor.shape
+    if not is_whole or len(tensor.shape) != len(tensor.strides):
         raise _Refused("a tensor has an impossible shape")
-    if 0 in tensor.shape:
-        return np.zeros(tensor.shape, numbers.dtype)
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     if last >= len(numbers) or math.prod(tensor.shape) > len(numbers):
         raise _Refused("a tensor reaches beyond its storage")
