@@ -12,13 +12,8 @@ from keras.src.utils import file_utils  # where the constructors of keras.applic
 from kerastl.errors import ArgumentError, WeightsUnavailableError
 from kerastl.models import backbones
 from kerastl.models.backbones import backbone_row, list_backbones, load_backbone
-from kerastl.models.weights import (
-    WeightSource,
-    WeightsRequest,
-    build_pretrained,
-    describe_weights,
-    sources,
-)
+from kerastl.models.weights import WeightsRequest, build_pretrained, describe_weights, sources
+from kerastl.models.weights.sources import WeightSource
 from tests.weights import classifier_around, request_for, tiny_backbone
 
 # ImageNet

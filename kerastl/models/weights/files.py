@@ -5,7 +5,6 @@ Three layouts exist: the `.h5` of Keras 2 (and of `model.save("x.h5")` today), w
 the second inside. The configuration of the model in a `.keras` or `.h5` file is never read: nothing in the file is run.
 """
 
-import contextlib
 import io
 import itertools
 import re
@@ -94,12 +93,11 @@ def assign_weights(model: keras.Model, saved: SavedLayers) -> list[str]:
     names_in_file = _names_in_file(layers, saved)
     problems = []
     for layer, name in zip(layers, names_in_file, strict=True):
+        expected = [tuple(weight.shape) for weight in layer.weights]
+        found = [tuple(dataset.shape) for dataset in saved.get(name, ())]
         if name is None:
             problems.append(f"layer {layer.name!r} is not in the file")
-            continue
-        expected = [tuple(weight.shape) for weight in layer.weights]
-        found = [tuple(dataset.shape) for dataset in saved[name]]
-        if expected != found:
+        elif expected != found:
             problems.append(f"layer {layer.name!r} has the shapes {expected}, in the file {found}")
     if problems:
         return problems
@@ -137,31 +135,25 @@ def _find_foreign_layers(model: keras.Model, saved: SavedLayers) -> list[str]:
     EfficientNetB1's and VGG16's in VGG19's: a network of the first halves of another's stages would be wrong silently.
     A top or a head has names of another kind.
     """
-    layers = [layer for layer in _weighted_layers(model) if not _is_automatic(layer)]
-    names = {layer.name for layer in layers}
-    kinds = {(re.sub(r"\d+", "#", layer.name), len(layer.weights)) for layer in layers}
-    return [
-        name for name, found in saved.items() if name not in names and (re.sub(r"\d+", "#", name), len(found)) in kinds
-    ]
+    counts = {layer.name: len(layer.weights) for layer in _weighted_layers(model) if not _is_automatic(layer)}
+    kinds = {(re.sub(r"\d+", "#", name), count) for name, count in counts.items()}
+    others = {name: len(found) for name, found in saved.items() if name not in counts}
+    return [name for name, count in others.items() if (re.sub(r"\d+", "#", name), count) in kinds]
 
 
-@contextlib.contextmanager
-def _open_weights(path: Path):
+def _open_weights(path: Path) -> h5py.File:
     """Open the HDF5 part of a weights file; whatever can't be read becomes a `WeightsUnavailableError`."""
     try:
+        source = path
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 source = io.BytesIO(archive.read("model.weights.h5"))
-        else:
-            source = path
-        file = h5py.File(source, "r")
+        return h5py.File(source, "r")
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsUnavailableError(
             f"{path.name} is not a readable Keras weights file: expected .weights.h5, .h5 or .keras. {error}. "
             f"{received(weights=str(path))}"
         ) from error
-    with file:
-        yield file
 
 
 def _is_keras_2_layout(file: h5py.File) -> bool:
@@ -184,10 +176,8 @@ def _read_keras_2_layout(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) 
     layers = defaultdict(list)
     for group_name in _read_name_list(root, "layer_names"):
         group = root.get(group_name)
-        weight_names = _read_name_list(group, "weight_names") if isinstance(group, h5py.Group) else []
-        for weight_name in weight_names:
-            dataset = datasets.get(f"{prefix}{group_name}/{weight_name}")
-            if dataset is not None:
+        for weight_name in _read_name_list(group, "weight_names") if isinstance(group, h5py.Group) else []:
+            if dataset := datasets.get(f"{prefix}{group_name}/{weight_name}"):
                 layers[_find_owner(group_name, weight_name)].append(dataset)
     return dict(layers)
 

@@ -127,12 +127,6 @@ class WeightSource:
             return False
         return all(request.options.get(key, value) == value for key, value in self.required_options.items())
 
-    def describe_fit(self) -> str:
-        """Return for people what these weights fit."""
-        names = ", ".join(self.backbones) or "the networks of keras.applications"
-        options = ", ".join(f"{key}={value}" for key, value in self.required_options.items())
-        return names + (f" with {options}" if options else "")
-
 
 def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
     """Let the constructor download (or find in Keras's cache) its own ImageNet weights."""
@@ -329,8 +323,7 @@ def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
 
 def _find_source(name, request: WeightsRequest) -> WeightSource:
     named = [source for source in SOURCES if source.name == name]
-    fitting = [source for source in named if source.fits(request)]
-    if fitting:
+    if fitting := [source for source in named if source.fits(request)]:
         return fitting[0]
     if not named:
         names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
@@ -338,10 +331,14 @@ def _find_source(name, request: WeightsRequest) -> WeightSource:
             f"`weights` must be one of {', '.join(map(repr, names))}, the path of a .weights.h5, .h5 or .keras file, "
             f"or None.{nearest(name, names)} {received(weights=name)}"
         )
-    fit = "; ".join(source.describe_fit() for source in named)
+    fits = [
+        (", ".join(source.backbones) or "the networks of keras.applications")
+        + "".join(f" with {key}={value}" for key, value in source.required_options.items())
+        for source in named
+    ]
     raise WeightsUnavailableError(
         f"There are no {name!r} weights for {request.backbone}"
-        f"{' with these options' if request.options else ''}: they fit {fit}. {_alternatives(request, but=name)} "
+        f"{' with these options' if request.options else ''}: they fit {'; '.join(fits)}. {_alternatives(request, but=name)} "
         f"{received(backbone=request.backbone, weights=name, **request.options)}"
     )
 
