@@ -71,7 +71,7 @@ class GateError(KerastlError, RuntimeError):
 
 
 class BundleError(KerastlError, ValueError):
-    """A bundle that is not what was sealed: a file changed, missing, added or of a name that leads out of the folder."""
+    """A bundle that is not what was written: a file changed, missing, added or of a name that leads out of the folder."""
 
 
 class KerastlWarning(UserWarning):

@@ -1,8 +1,8 @@
-"""The sealed bundle: an exported model in its formats, its labels, and a card that vouches for every file.
+"""The bundle: an exported model in its formats, its labels, and a card that lists every file with its SHA-256.
 
 A bundle comes from elsewhere, so nothing in it is trusted: no name may lead out of the folder, every file is compared with
-its SHA-256 before anything is made of it, no code is run and no pickle read. The seal tells damage and careless changes. It
-is no signature: who rewrites a bundle can seal it anew.
+its SHA-256 before anything is made of it, no code is run and no pickle read. The card is no signature: who rewrites a bundle
+can write a card that fits.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from kerastl.errors import BundleError, ModelError
 from kerastl.evaluation.prediction import Predictions, predict_with
 from kerastl.features import litert
 from kerastl.models import outputs
-from kerastl.tables import readable_bytes, text_table
+from kerastl.tables import Printed, Table, readable_bytes
 
 CARD, LABELS = "model_card.json", "labels.txt"
 FORMAT = 1
@@ -37,7 +37,7 @@ _OUTPUT_KINDS = ("softmax", "sigmoid", "logits", None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Bundle:
+class Bundle(Printed):
     """A bundle that `load_bundle` has checked.
 
     Attributes:
@@ -82,11 +82,11 @@ class Bundle:
             )
         runner = self._runner or _make_runner(self.folder, self.card)
 
-        def answer(batch, filled):
+        def run(batch, filled):
             return outputs.average_views(lambda flipped: self._probabilities(runner, flipped), batch, views)
 
         return predict_with(
-            answer,
+            run,
             images,
             self.labels,
             size=self.image_size,
@@ -101,12 +101,12 @@ class Bundle:
             images = np.clip(np.rint(images), 0, 255)
         return outputs.to_probabilities(runner(images)[0].astype("float32"), self.card["output"]["kind"])
 
-    def __repr__(self) -> str:
+    def _tables(self):
         height, width = self.image_size
         kind = self.card["input"]["type"]
         rows = [[name, readable_bytes(entry["bytes"])] for name, entry in sorted(self.card["files"].items())]
         title = f"Bundle {self.folder.name}: {kind} RGB 0-255, {height}×{width}; {len(self.labels)} classes"
-        return text_table(["file", "size"], rows, right={1}, title=title)
+        return [Table(["file", "size"], rows, right={1}, title=title)]
 
 
 def load_bundle(folder: str | os.PathLike) -> Bundle:
@@ -119,7 +119,7 @@ def load_bundle(folder: str | os.PathLike) -> Bundle:
         A `Bundle`; `.predict(images)` uses it, and so does `kerastl.predict`.
 
     Raises:
-        BundleError: no bundle, or not what was sealed: a file is missing, changed, or not in the card; a name leads out
+        BundleError: no bundle, or not what was written: a file is missing, changed, or not in the card; a name leads out
             of the folder; the card contradicts itself or the model.
     """
     folder = Path(folder).expanduser()
@@ -127,24 +127,24 @@ def load_bundle(folder: str | os.PathLike) -> Bundle:
         raise BundleError(f"There is no such folder. {received(folder=str(folder))}")
     card = _read_card(folder)
     _check_files(folder, card)
-    labels = _read(folder, LABELS, card).decode("utf-8").splitlines()
+    labels = _read(folder, LABELS, card["files"][LABELS]).decode("utf-8", "replace").splitlines()
     if labels != card["classes"]:
-        raise BundleError(f"{LABELS} and the classes of {CARD} differ in {folder}. Get the bundle anew.")
+        raise BundleError(f"{LABELS} and the classes of {CARD} differ in {folder}. Get the bundle again.")
     can_run = "litert" in card["models"] and litert.is_installed()
     return Bundle(folder, labels, card, _make_runner(folder, card) if can_run else None)
 
 
 def is_bundle(folder: str | os.PathLike) -> bool:
-    """Tell whether a folder holds a card, sealed or not."""
+    """Tell whether a folder holds a card, whatever it says."""
     return Path(folder, CARD).is_file()
 
 
-def seal(folder: Path, card: dict) -> None:
+def write_card(folder: Path, card: dict) -> None:
     """Write the card of a bundle into its folder, with the size and the SHA-256 of every file that lies there.
 
     Args:
         folder: with the models and the labels in it, and nothing else.
-        card: all but `format`, `files` and `seal`.
+        card: all but `format` and `files`.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -152,36 +152,25 @@ def seal(folder: Path, card: dict) -> None:
             content = path.read_bytes()
             entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             files[path.relative_to(folder).as_posix()] = entry
-    (folder / CARD).write_text(sealed_text({"format": FORMAT, **card, "files": files}), encoding="utf-8")
-
-
-def sealed_text(card: dict) -> str:
-    """Return the text of a card, its seal added: the SHA-256 of the text without the seal."""
-    body = {key: value for key, value in card.items() if key != "seal"}
-    return _as_text({**body, "seal": hashlib.sha256(_as_text(body).encode()).hexdigest()})
-
-
-def _as_text(card: dict) -> str:
-    return json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps({"format": FORMAT, **card, "files": files}, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def _read_card(folder: Path) -> dict:
-    content = _read_inside(folder, CARD, largest=_LARGEST_CARD)
+    content = _read(folder, CARD)
     try:
-        text = content.decode("utf-8")
-        card = json.loads(text)
-        untouched = isinstance(card, dict) and text == sealed_text(card)
+        card = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     # RecursionError: brackets without end; ValueError: no JSON, no UTF-8, NaN
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{folder / CARD} is no card: {str(error)[:200]}. Get the bundle anew.") from None
-    if not untouched:
-        raise BundleError(
-            f"{folder / CARD} was changed after it was sealed: its text doesn't fit its seal. Get the bundle anew."
-        )
-    problem = _problem_of(card)
+        raise BundleError(f"{folder / CARD} is no card: {str(error)[:200]}. Get the bundle again.") from None
+    problem = _problem_of(card) if isinstance(card, dict) else "it is no JSON object"
     if problem:
-        raise BundleError(f"{folder / CARD} can't be used: {problem}.")
+        raise BundleError(f"{folder / CARD} can't be used: {problem}. Get the bundle again.")
     return card
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON")
 
 
 def _problem_of(card: dict) -> str | None:
@@ -207,7 +196,8 @@ def _problem_of(card: dict) -> str | None:
         return f"it doesn't list {LABELS}"
     for name, model in card["models"].items():
         path = model.get("path")
-        if not isinstance(path, str) or not any(file == path or file.startswith(f"{path}/") for file in card["files"]):
+        inside = () if name == "litert" else [file for file in card["files"] if file.startswith(f"{path}/")]
+        if not isinstance(path, str) or (path not in card["files"] and not inside):
             return f"it doesn't list the file of {name!r}, {path!r}"
     return None
 
@@ -244,8 +234,8 @@ def _stays_inside(name: str) -> bool:
 
 def _check_files(folder: Path, card: dict) -> None:
     """Compare every file with the card."""
-    for name in card["files"]:
-        _read(folder, name, card)
+    for name, entry in card["files"].items():
+        _read(folder, name, entry)
     known = {CARD, *card["files"]}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -255,45 +245,42 @@ def _check_files(folder: Path, card: dict) -> None:
             )
 
 
-def _read(folder: Path, name: str, card: dict) -> bytes:
-    """Return the content of a file that the card lists, once it is what the card says."""
-    entry = card["files"][name]
-    content = _read_inside(folder, name, size=entry["bytes"])
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise BundleError(
-            f"{folder / name} is damaged: its SHA-256 is not that of the card. Get the bundle anew, or export it again."
-        )
-    return content
+def _read(folder: Path, name: str, entry: dict | None = None) -> bytes:
+    """Return the content of a plain file, once it is what `entry`, its line on the card, says; of the card without one.
 
-
-def _read_inside(folder: Path, name: str, *, size: int | None = None, largest: int | None = None) -> bytes:
-    """Read a plain file of a folder; a link on the way to it, which may lead anywhere, is refused."""
+    A link on the way to it, which may lead anywhere, is refused.
+    """
     path = folder
     for part in PurePosixPath(name).parts:
         path = path / part
         if path.is_symlink():
-            raise BundleError(f"{path} is a link, and a bundle holds none. Get the bundle anew.")
+            raise BundleError(f"{path} is a link, and a bundle holds none. Get the bundle again.")
     try:
         found = path.stat()
     except OSError:
-        raise BundleError(f"{path} is missing. Get the bundle anew, or export it again.") from None
+        raise BundleError(f"{path} is missing. Get the bundle again, or export it again.") from None
     if not stat.S_ISREG(found.st_mode):
-        raise BundleError(f"{path} is no plain file. Get the bundle anew.")
-    if size is not None and found.st_size != size:
-        raise BundleError(f"{path} is damaged: it holds {found.st_size} bytes, and the card says {size}.")
-    if largest is not None and found.st_size > largest:
+        raise BundleError(f"{path} is no plain file. Get the bundle again.")
+    if entry is None and found.st_size > _LARGEST_CARD:
         raise BundleError(f"{path} is too large to be true: {found.st_size} bytes.")
+    if entry is not None and found.st_size != entry["bytes"]:
+        raise BundleError(f"{path} is damaged: it holds {found.st_size} bytes, and the card says {entry['bytes']}.")
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"Can't read {path}: {error.strerror or error}.") from error
+    if entry is not None and hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise BundleError(
+            f"{path} is damaged: its SHA-256 is not that of the card. Get the bundle again, or export it again."
+        )
+    return content
 
 
 def _make_runner(folder: Path, card: dict) -> litert.LiteRTModel:
     """Return the LiteRT model, made of the very bytes that were checked, once it is what the card says."""
     name = card["models"]["litert"]["path"]
     try:
-        runner = litert.LiteRTModel(_read(folder, name, card))
+        runner = litert.LiteRTModel(_read(folder, name, card["files"][name]))
     except ModelError as error:
         raise BundleError(f"{folder / name} can't be used. {error}") from error
     expected = tuple(card["input"]["shape"])
@@ -302,13 +289,10 @@ def _make_runner(folder: Path, card: dict) -> litert.LiteRTModel:
             f"{folder / name} takes {runner.input_type} {runner.input_shape}, and the card says "
             f"{card['input']['type']} {expected}. Export the model again."
         )
-    units = {1} if len(card["classes"]) == 2 else set()
-    if [len(shape) for shape in runner.output_shapes] != [1] or runner.output_shapes[0][0] not in {
-        len(card["classes"]),
-        *units,
-    }:
+    classes = len(card["classes"])
+    if runner.output_shapes not in [[(classes,)], *([[(1,)]] if classes == 2 else [])]:
         raise BundleError(
-            f"{folder / name} answers with {runner.output_shapes}, and the card names {len(card['classes'])} classes. "
+            f"{folder / name} has outputs of {runner.output_shapes}, and the card names {classes} classes. "
             "Export the model again."
         )
     return runner

@@ -152,7 +152,7 @@ def export_model(
         _write_models(job, place)
         _pass_gate(job, place)
         (place / bundle.LABELS).write_text("\n".join(names) + "\n", encoding="utf-8")
-        bundle.seal(place, report.plain_values(_card(job)))
+        bundle.write_card(place, report.plain_values(_card(job)))
     return bundle.load_bundle(Path(folder).expanduser().resolve())
 
 
