@@ -14,7 +14,6 @@ import numpy as np
 
 from kerastl.backend import without_autotuning
 from kerastl.checks import check_choice, check_count, nearest, received
-from kerastl.data import sources
 from kerastl.data.batches import ImageSource, attach_source, find_source
 from kerastl.data.images import (
     IMAGE_SUFFIXES,
@@ -200,10 +199,12 @@ def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Ca
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise ArgumentError(f"`source` must be a folder, 'elpv' or 'tfds:NAME'. {received(source=source)}")
     name = source.removeprefix("tfds:") if isinstance(source, str) else ""
+    if name in ("", source) and name != "elpv":
+        return catalogue_folder(source, skip_unreadable=skip_unreadable, verbose=verbose)
+    from kerastl.data import sources  # takes seconds, as it imports TensorFlow Datasets
+
     if name == "elpv":
         return sources.catalogue_elpv(data_dir, verbose=verbose)
-    if name == source or not name:
-        return catalogue_folder(source, skip_unreadable=skip_unreadable, verbose=verbose)
     return sources.catalogue_tfds(name, data_dir, verbose=verbose)
 
 

@@ -1,8 +1,8 @@
 """Data sets of TensorFlow Datasets, and ELPV, as catalogues: prepared when needed, and read by index.
 
 ELPV, electroluminescence photographs of solar cells, is a TensorFlow Datasets builder of our own: it prepares itself from the
-installed package `elpv-dataset` (the `demo` extra) and opens no connection. `elpv_builder` registers it, so that
-`tfds.load("elpv")` works too.
+installed package `elpv-dataset` (the `demo` extra) and opens no connection. Importing this file registers it, so that
+`tfds.load("elpv")` works too. `load_images` imports it only when asked for one of these data sets.
 """
 
 import contextlib
@@ -12,12 +12,14 @@ import errno
 import functools
 import hashlib
 import importlib.resources
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 
 from kerastl.checks import nearest, received
 from kerastl.data.images import in_threads
@@ -29,35 +31,17 @@ _NOT_WRITABLE = (PermissionError, FileExistsError, NotADirectoryError, IsADirect
 _NO_SPACE = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _RECORD_LENGTH_BYTES, _RECORD_HEADER_BYTES, _RECORD_FOOTER_BYTES = 8, 12, 4
 
-Fetch = Callable[[int], tuple[bytes, dict]]
-"""From an index to the encoded image and the other features asked for."""
-
-
-LICENCE = "CC BY-NC-SA 4.0 (non-commercial use only)"
-CLASS_NAMES = ("functional", "defective")
-CELL_TYPES = ("mono", "poly")
-VALIDATION_SHARE, TEST_SHARE = 0.10, 0.25
-"""The test share is that of Deitsch et al. 2019, so that accuracies can be set beside the published ones."""
-
 _PACKAGE = "elpv_dataset"
 # Of the labels in elpv-dataset 1.0.0.post1: other labels would be another version of the data set.
 _LABELS_SHA256 = "0abe6fe7700aea571717d7d7dfec005a47c6207b4cde26a4556b6807a115483d"
-_HOMEPAGE = "https://github.com/zae-bayern/elpv-dataset"
+_LICENCE = "CC BY-NC-SA 4.0 (non-commercial use only)"
+_CLASS_NAMES = ("functional", "defective")
 _DESCRIPTION = """\
-2,624 photographs of solar cells under electroluminescence, 300×300 pixels, 8-bit grey, cut out of 44 photovoltaic
-modules, size and perspective normalized. Experts gave each cell a probability of being defective (0, 1/3, 2/3 or 1) and
-the type of its module (mono- or polycrystalline). The binary label is "defective" where the probability exceeds 0.5:
-1,803 functional, 821 defective cells. For non-commercial use only (CC BY-NC-SA 4.0).
+2,624 photographs of solar cells under electroluminescence, 300×300 pixels, 8-bit grey. Experts gave each cell a probability
+of being defective (0, 1/3, 2/3 or 1) and the type of its module (mono- or polycrystalline). The binary label is "defective"
+where the probability exceeds 0.5: 1,803 functional, 821 defective cells. For non-commercial use only (CC BY-NC-SA 4.0).
 """
 _CITATION = """\
-@InProceedings{Buerhop2018,
-  author    = {Buerhop-Lutz, Claudia and Deitsch, Sergiu and Maier, Andreas and Gallwitz, Florian and Berger, Stephan
-               and Doll, Bernd and Hauch, Jens and Camus, Christian and Brabec, Christoph J.},
-  title     = {A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery},
-  booktitle = {European PV Solar Energy Conference and Exhibition (EU PVSEC)},
-  year      = {2018},
-  doi       = {10.4229/35thEUPVSEC20182018-5CV.3.15},
-}
 @Article{Deitsch2019,
   author    = {Deitsch, Sergiu and Christlein, Vincent and Berger, Stephan and Buerhop-Lutz, Claudia and Maier, Andreas
                and Gallwitz, Florian and Riess, Christian},
@@ -68,73 +52,58 @@ _CITATION = """\
   pages     = {455--468},
   doi       = {10.1016/j.solener.2019.02.067},
 }
-@Article{Deitsch2021,
-  author    = {Deitsch, Sergiu and Buerhop-Lutz, Claudia and Sovetkin, Evgenii and Steland, Ansgar and Maier, Andreas
-               and Gallwitz, Florian and Riess, Christian},
-  title     = {Segmentation of photovoltaic module cells in uncalibrated electroluminescence images},
-  journal   = {Machine Vision and Applications},
-  year      = {2021},
-  volume    = {32},
-  number    = {4},
-  doi       = {10.1007/s00138-021-01191-9},
-}
 """
 
 
-@functools.cache
-def elpv_builder():
-    """Return the builder's class: ELPV with one split, `train`, in the order of the package's table of labels."""
-    import tensorflow_datasets as tfds
+class Elpv(tfds.core.GeneratorBasedBuilder):
+    """ELPV with one split, `train`, in the order of the package's table of labels."""
 
-    class Elpv(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-        RELEASE_NOTES = {"1.0.0": "The photographs and labels of elpv-dataset 1.0.0.post1."}  # noqa: RUF012  TFDS's own way
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The photographs and labels of elpv-dataset 1.0.0.post1."}  # noqa: RUF012  TFDS's own way
 
-        def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=_DESCRIPTION,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(300, 300, 1), dtype=np.uint8, encoding_format="png"),
-                        "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                        "defect_probability": tfds.features.Scalar(np.float32),
-                        "cell_type": tfds.features.ClassLabel(names=CELL_TYPES),
-                        "file": tfds.features.Text(),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                homepage=_HOMEPAGE,
-                citation=_CITATION,
-                license=LICENCE,
-                disable_shuffling=True,  # `load_images` shuffles and splits, by its seed
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(300, 300, 1), dtype=np.uint8, encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=_CLASS_NAMES),
+            "defect_probability": tfds.features.Scalar(np.float32),
+            "cell_type": tfds.features.ClassLabel(names=("mono", "poly")),
+            "file": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            homepage="https://github.com/zae-bayern/elpv-dataset",
+            citation=_CITATION,
+            license=_LICENCE,
+            disable_shuffling=True,  # `load_images` shuffles and splits, by its seed
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
+        folder = _package_data()
+        for file, probability, cell_type in _read_labels(folder.joinpath("labels.csv").read_bytes()):
+            yield (
+                file,
+                {
+                    # The PNG's own bytes are stored: the pixels are not encoded again.
+                    "image": folder.joinpath(*file.split("/")).read_bytes(),
+                    "label": _CLASS_NAMES[float(probability) > 0.5],
+                    "defect_probability": float(probability),
+                    "cell_type": cell_type,
+                    "file": file,
+                },
             )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-            folder = _package_data()
-            for file, probability, cell_type in _read_labels(folder.joinpath("labels.csv").read_bytes()):
-                yield (
-                    file,
-                    {
-                        # The PNG's own bytes are stored: the pixels are not encoded anew.
-                        "image": folder.joinpath(*file.split("/")).read_bytes(),
-                        "label": CLASS_NAMES[probability > 0.5],
-                        "defect_probability": probability,
-                        "cell_type": cell_type,
-                        "file": file,
-                    },
-                )
-
-    return Elpv
 
 
 def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
     """Return the catalogue of ELPV, prepared under `data_dir` on first use (a few seconds, 90 MB).
 
-    Splits are balanced by label × cell type: polycrystalline cells look different, and are defective less often.
+    Splits are balanced by label × cell type: polycrystalline cells look different, and are defective less often. The test
+    share is that of Deitsch et al. 2019, so that accuracies can be set beside the published ones.
 
     Raises:
         BackendError: ELPV isn't prepared, and the package `elpv-dataset` isn't installed.
@@ -143,16 +112,16 @@ def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 
     """
 
     def make_builder():
-        return elpv_builder()(data_dir=find_data_dir(data_dir))
+        return Elpv(data_dir=find_data_dir(data_dir))
 
     builder = make_builder()
-    if not is_prepared(builder):
+    if not _is_prepared(builder):
         _package_data()  # said before TFDS starts
         if verbose:
             print(f"Preparing ELPV under {builder.data_dir} (once; 2,624 photographs, 90 MB)", flush=True)
-        builder = write_builder(make_builder, verbose=0)
-    catalogue = catalogue_builder(builder, name="elpv", licence=LICENCE, stratum_feature="cell_type", verbose=verbose)
-    return dataclasses.replace(catalogue, validation_share=VALIDATION_SHARE, test_share=TEST_SHARE)
+    builder = write_builder(make_builder, verbose=0)
+    catalogue = catalogue_builder(builder, name="elpv", stratum_feature="cell_type", verbose=verbose)
+    return dataclasses.replace(catalogue, validation_share=0.10, test_share=0.25)
 
 
 def _package_data():
@@ -166,17 +135,15 @@ def _package_data():
         ) from error
 
 
-def _read_labels(table: bytes) -> Iterator[tuple[str, float, str]]:
-    """Yield `(file, probability, cell type)` of each photograph, in the table's order."""
+def _read_labels(table: bytes) -> Iterator[list[str]]:
+    """Yield file, probability and cell type of each photograph, in the table's order."""
     checksum = hashlib.sha256(table).hexdigest()
     if checksum != _LABELS_SHA256:
         raise DataError(
             "The installed `elpv-dataset` holds other labels than release 1.0.0.post1, for which version 1.0.0 of this"
             f" data set is written. Install elpv-dataset==1.0.0.post1. {received(sha256=checksum)}"
         )
-    for row in csv.reader(table.decode("ascii").splitlines(), delimiter=" ", skipinitialspace=True):
-        file, probability, cell_type = row
-        yield file, float(probability), cell_type
+    yield from csv.reader(table.decode("ascii").splitlines(), delimiter=" ", skipinitialspace=True)
 
 
 def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
@@ -186,12 +153,9 @@ def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
     """
     if data_dir is not None:
         return str(Path(data_dir).expanduser())
-    if os.environ.get("TFDS_DATA_DIR"):
-        return None
     checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "setup.cfg").is_file() and (checkout / "data").is_dir():
-        return str(checkout / "data")
-    return None
+    in_checkout = (checkout / "setup.cfg").is_file() and (checkout / "data").is_dir()
+    return str(checkout / "data") if in_checkout and not os.environ.get("TFDS_DATA_DIR") else None
 
 
 def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
@@ -201,7 +165,6 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
         DataError: no data set of that name, one that can't be downloaded or prepared here, or no image classification.
         OutputError: it can't be written to `data_dir`.
     """
-    import tensorflow_datasets as tfds
 
     def make_builder():
         return tfds.builder(name, data_dir=find_data_dir(data_dir), try_gcs=False)
@@ -221,8 +184,8 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
     return catalogue_builder(builder, name=f"tfds:{builder.info.full_name}", verbose=verbose)
 
 
-def is_prepared(builder) -> bool:
-    """Return whether the data set lies in its folder. TFDS's own question logs a warning where the answer is no."""
+def _is_prepared(builder) -> bool:
+    """Return whether the data set lies in its folder. TFDS's own question logs a warning where it doesn't."""
     return Path(builder.data_dir, "dataset_info.json").is_file()
 
 
@@ -233,18 +196,22 @@ def write_builder(make_builder: Callable, *, verbose: int = 1):
         DataError: a download or the preparation failed; the message says what failed.
         OutputError: the disk is full, or the folder can't be written.
     """
-    import tensorflow_datasets as tfds
-
     builder = make_builder()
-    if is_prepared(builder):
+    if _is_prepared(builder):
         return builder
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with _quiet_unless(verbose):
+        with contextlib.ExitStack() as quiet:
+            if not verbose:
+                quiet.enter_context(contextlib.redirect_stdout(None))
+                # TFDS can switch its bars but not tell how they are switched; without this field they come on again.
+                if getattr(tfds.core.utils.tqdm_utils, "_active", True):
+                    quiet.callback(tfds.enable_progress_bar)
+                tfds.disable_progress_bar()
             builder.download_and_prepare(download_config=config, file_format="tfrecord")
     # Requests, checksums, missing extra packages, manual downloads, …: every data set fails in its own way.
     except Exception as error:
-        if is_prepared(again := make_builder()):  # another process was faster
+        if _is_prepared(again := make_builder()):  # another process was faster
             return again
         if isinstance(error, KerastlError):
             raise
@@ -257,73 +224,65 @@ def write_builder(make_builder: Callable, *, verbose: int = 1):
     return builder
 
 
-def catalogue_builder(
-    builder, *, name: str, licence: str | None = None, stratum_feature: str | None = None, verbose: int = 1
-) -> Catalogue:
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or repr(error)
+
+
+def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None, verbose: int = 1) -> Catalogue:
     """Return the catalogue of a prepared TFDS builder with an image and a class label.
 
-    Every image's bytes are read once, for the digests; images are not decoded.
-
-    Args:
-        builder: a `tfds.core.DatasetBuilder`, prepared.
-        name: what to call the data set.
-        licence: stands in reports; by default what the data set says of itself.
-        stratum_feature: a `ClassLabel` feature; splits are then balanced by label × this feature.
-        verbose: 0 shows no progress.
+    Every image's bytes are read once, for the digests; images are not decoded. Splits are balanced by the label, with a
+    `stratum_feature` (a `ClassLabel`) by label × this feature.
 
     Raises:
         DataError: no image feature, no class label, or no split to train on.
     """
-    import tensorflow_datasets as tfds
-
     image_key, label_key = _image_and_label(builder)
     features = dict(builder.info.features)
     class_names = tuple(features[label_key].names)
     file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
     keys = [key for key in (label_key, stratum_feature, file_key) if key]
-    fetches, parts, files, digests, values, notices = [], [], [], [], [], []
+    readers, parts, files, digests, values, notices = [], [], [], [], [], []
     for part, split in _splits(builder).items():
         count, fetch = _open_split(builder, split, image_key, keys)
-        records = list(in_threads(_summary_of(fetch), range(count), count, verbose=verbose))
-        if any(not 0 <= value[label_key] < len(class_names) for _, value in records):
+
+        def look_at(index: int, fetch=fetch) -> tuple[bytes, dict]:
+            data, found = fetch(index)
+            return hashlib.sha256(data).digest(), found
+
+        records = list(in_threads(look_at, range(count), count, verbose=verbose))
+        if any(not 0 <= found[label_key] < len(class_names) for _, found in records):
             if part == TRAIN:
                 raise DataError(f"The training images of {name} have labels outside its classes.")
             notices.append(f"The split {split!r} of {name} has no labels and is left out.")
             continue
-        fetches.append((count, fetch))
+        readers += [functools.partial(fetch, index) for index in range(count)]
         parts += [part] * count
-        digests += [image_digest for image_digest, _ in records]
-        values += [value for _, value in records]
-        files += [value[file_key].decode() if file_key else f"{split}[{i}]" for i, (_, value) in enumerate(records)]
+        digests += [digest for digest, _ in records]
+        values += [found for _, found in records]
+        files += [found[file_key].decode() if file_key else f"{split}[{i}]" for i, (_, found) in enumerate(records)]
+    strata = {}
+    if stratum_feature:
+        kinds = features[stratum_feature].names
+        strata["strata"] = [found[label_key] * len(kinds) + found[stratum_feature] for found in values]
+        strata["stratum_names"] = tuple(f"{label}, {kind}" for label in class_names for kind in kinds)
     return Catalogue(
         name=name,
         class_names=class_names,
-        labels=[value[label_key] for value in values],
+        labels=[found[label_key] for found in values],
         files=files,
         digests=digests,
         parts=parts,
-        read_bytes=_reader_over(fetches),
-        licence=licence or builder.info.redistribution_info.license or None,
+        read_bytes=lambda index: readers[index]()[0],
+        licence=builder.info.redistribution_info.license or None,
         notices=tuple(notices),
-        **_strata(features, label_key, stratum_feature, values),
+        **strata,
     )
-
-
-def _strata(features, label_key: str, stratum_feature: str | None, values: list[dict]) -> dict:
-    """Return the strata of a catalogue: label × `stratum_feature`."""
-    if stratum_feature is None:
-        return {}
-    kinds = features[stratum_feature].names
-    return {
-        "strata": [value[label_key] * len(kinds) + value[stratum_feature] for value in values],
-        "stratum_names": tuple(f"{label}, {kind}" for label in features[label_key].names for kind in kinds),
-    }
 
 
 def _image_and_label(builder) -> tuple[str, str]:
     """Return the keys of the image and of its class: the supervised pair, or the only features of their kind."""
-    import tensorflow_datasets as tfds
-
     features = builder.info.features
     pair = builder.info.supervised_keys
     if not (pair and len(pair) == 2 and all(isinstance(key, str) for key in pair)):
@@ -345,9 +304,8 @@ def _splits(builder) -> dict[str, str]:
     names = [name for name in builder.info.splits if builder.info.splits[name].num_examples]
     found: dict[str, str] = {}
     for name in names:
-        part = SPLIT_FOLDERS.get(name)
-        if part and part not in found:
-            found[part] = name
+        if name in SPLIT_FOLDERS:
+            found.setdefault(SPLIT_FOLDERS[name], name)
     if TRAIN in found:
         return found
     if len(names) == 1:
@@ -355,10 +313,8 @@ def _splits(builder) -> dict[str, str]:
     raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
 
 
-def _open_split(builder, split: str, image_key: str, keys: list[str]) -> tuple[int, Fetch]:
-    """Return how many examples the split has and how to get one by its index."""
-    import tensorflow_datasets as tfds
-
+def _open_split(builder, split: str, image_key: str, keys: list[str]) -> tuple[int, Callable]:
+    """Return how many examples the split has, and a function from an index to the encoded image and the values of `keys`."""
     formats = tfds.core.FileFormat
     file_format = builder.info.file_format
     if file_format is formats.TFRECORD:
@@ -406,9 +362,6 @@ def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
 
 
 def _parse(record: bytes, image_key: str, keys: list[str]) -> tuple[bytes, dict]:
-    import tensorflow as tf
-    from google.protobuf.message import DecodeError
-
     values = {}
     try:
         features = tf.train.Example.FromString(record).features.feature
@@ -418,47 +371,3 @@ def _parse(record: bytes, image_key: str, keys: list[str]) -> tuple[bytes, dict]
         return features[image_key].bytes_list.value[0], values
     except (DecodeError, IndexError) as error:
         raise DataError("A record of the data set is damaged. Delete its folder: it is prepared anew.") from error
-
-
-def _summary_of(fetch: Fetch) -> Callable[[int], tuple[bytes, dict]]:
-    def summarize(index: int) -> tuple[bytes, dict]:
-        data, values = fetch(index)
-        return hashlib.sha256(data).digest(), values
-
-    return summarize
-
-
-def _reader_over(fetches: list[tuple[int, Fetch]]) -> Callable[[int], bytes]:
-    """Return a reader over several splits, one after the other."""
-    ends = list(itertools.accumulate(count for count, _ in fetches))
-
-    def read_bytes(index: int) -> bytes:
-        position = next(place for place, end in enumerate(ends) if index < end)
-        start = ends[position - 1] if position else 0
-        return fetches[position][1](index - start)[0]
-
-    return read_bytes
-
-
-@contextlib.contextmanager
-def _quiet_unless(verbose: int) -> Iterator[None]:
-    """Keep TFDS's announcements and progress bars back when `verbose` is 0; errors pass."""
-    import tensorflow_datasets as tfds
-
-    if verbose:
-        yield
-        return
-    # TFDS can switch its bars but not tell how they are switched; without this field they are switched on again.
-    were_shown = getattr(tfds.core.utils.tqdm_utils, "_active", True)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(None):
-            yield
-    finally:
-        if were_shown:
-            tfds.enable_progress_bar()
-
-
-def _first_lines(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or repr(error)
