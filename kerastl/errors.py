@@ -30,7 +30,7 @@ class CompileError(KerastlError, RuntimeError):
 
 
 class WeightsUnavailableError(KerastlError, RuntimeError):
-    """Pretrained weights that can't be had: no connection, no such source, or a file that is not what it should be."""
+    """Pretrained weights that are not available: no connection, no such source, or a file that is not what it should be."""
 
 
 class BackendError(KerastlError, RuntimeError):

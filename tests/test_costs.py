@@ -414,7 +414,7 @@ def test_training_keeps_nothing_of_the_frozen_part():
 
 def test_frozen_layer_behind_a_trainable_one_keeps_what_the_gradient_passes_through():
     inputs = keras.Input((8, 8, 3))
-    x = layers.ReLU()(layers.Conv2D(4, 1, name="thawed")(inputs))
+    x = layers.ReLU()(layers.Conv2D(4, 1, name="unfrozen")(inputs))
     frozen = layers.Conv2D(4, 1, name="frozen")
     model = keras.Model(inputs, frozen(x))
     frozen.trainable = False

@@ -1,4 +1,4 @@
-"""Every backbone goes through freezing, thawing and cutting: the smallest of each family always, the others when slow."""
+"""Every backbone goes through freezing, unfreezing and cutting: the smallest of each family always, the others when slow."""
 
 import keras
 import numpy as np

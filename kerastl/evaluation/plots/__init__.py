@@ -5,7 +5,7 @@ others the axes that they drew on (`axes.figure` is the figure). What is returne
 last line of a notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches
 pyplot.
 
-Rooms: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`, `comparison`.
+Modules: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`, `comparison`.
 """
 
 from kerastl.evaluation.plots.comparison import plot_comparison

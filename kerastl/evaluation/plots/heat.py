@@ -28,7 +28,7 @@ def plot_grad_cam(
     Args:
         images: pixels 0–255, `(batch, height, width, 3)`.
         heat_maps: what `kerastl.grad_cam` returned, `(batch, height, width)` in 0–1.
-        probabilities: what the model answered, `(batch, classes)`: `kerastl.predict(model, images).probabilities`. With
+        probabilities: outputs of the model, `(batch, classes)`: `kerastl.predict(model, images).probabilities`. With
             them each image is titled with the predicted class.
         class_names: one name per class; without them classes are called 0, 1, …
         class_index: the class, or one for each image, that was given to `grad_cam`; by default it took the predicted one.
@@ -78,9 +78,9 @@ def _as_batches(images, heat_maps) -> tuple[list, np.ndarray]:
 def _titles(heat_maps, probabilities, class_names, class_index, labels) -> list[tuple[str, str]]:
     """Return what stands over each image and over its heat map."""
     count = len(heat_maps)
-    answers = None if probabilities is None else np.asarray(probabilities)
-    _check_titles(count, answers, class_names, class_index, labels)
-    classes = answers.argmax(axis=1) if answers is not None else None
+    given = None if probabilities is None else np.asarray(probabilities)
+    _check_titles(count, given, class_names, class_index, labels)
+    classes = given.argmax(axis=1) if given is not None else None
     asked = classes if class_index is None else np.broadcast_to(np.asarray(class_index), (count,))
 
     def called(index) -> str:
@@ -89,30 +89,30 @@ def _titles(heat_maps, probabilities, class_names, class_index, labels) -> list[
     titles = []
     for index in range(count):
         over_image, over_heat = [], []
-        if answers is not None:
-            over_image.append(f"predicted {called(classes[index])}, {percent(answers[index, classes[index]])}")
+        if given is not None:
+            over_image.append(f"predicted {called(classes[index])}, {percent(given[index, classes[index]])}")
         if labels is not None:
             over_image.append(f"true class {called(labels[index])}")
         if asked is not None:
             speaks = "speaks for" if heat_maps[index].any() else "nothing speaks for"
             over_heat.append(f"{speaks} {called(asked[index])}")
-        if class_index is not None and answers is not None:
-            over_heat.append(f"probability {percent(answers[index, asked[index]])}")
+        if class_index is not None and given is not None:
+            over_heat.append(f"probability {percent(given[index, asked[index]])}")
         lines = max(len(over_image), len(over_heat))
         titles.append(tuple("\n".join(part + [""] * (lines - len(part))) for part in (over_image, over_heat)))
     return titles
 
 
-def _check_titles(count: int, answers, class_names, class_index, labels) -> None:
-    if answers is not None and (answers.ndim != 2 or len(answers) != count):
-        raise ArgumentError(f"Expected a row of probabilities for each image. {received(probabilities=answers.shape)}")
+def _check_titles(count: int, given, class_names, class_index, labels) -> None:
+    if given is not None and (given.ndim != 2 or len(given) != count):
+        raise ArgumentError(f"Expected a row of probabilities for each image. {received(probabilities=given.shape)}")
     if labels is not None and len(labels) != count:
         raise ArgumentError(f"Expected a label for each of the {count} images. {received(labels=len(labels))}")
     known = {len(class_names)} if class_names is not None else set()
-    known |= {answers.shape[1]} if answers is not None else set()
+    known |= {given.shape[1]} if given is not None else set()
     if len(known) > 1:
         raise ArgumentError(
-            f"Expected a class name for each column. {received(columns=answers.shape[1], class_names=class_names)}"
+            f"Expected a class name for each column. {received(columns=given.shape[1], class_names=class_names)}"
         )
     asked = [one for one in (class_index, labels) if one is not None and known]
     if any(np.min(one) < 0 or np.max(one) >= min(known) for one in asked):

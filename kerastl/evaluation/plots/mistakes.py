@@ -13,12 +13,12 @@ from kerastl.evaluation.plots.drawing import FRAME, INK, QUIET, empty_figure, ne
 def plot_mistakes(images, labels, probabilities, class_names, *, names=None, count: int = 12):
     """Plot the images that were classified wrongly with the greatest confidence, the most confident first.
 
-    They show wrong labels, look-alike classes and what the model doesn't look at, sooner than any figure does.
+    They show wrong labels, look-alike classes and what the model doesn't look at, faster than any figure does.
 
     Args:
         images: pixels 0-255, `(n, height, width, 3)`, or a list of `(height, width, 3)`.
         labels: the true classes as integers, `(n,)`.
-        probabilities: what the model answered, `(n, classes)`.
+        probabilities: outputs of the model, `(n, classes)`.
         class_names: one name per class.
         names: a caption for each image, such as its file name.
         count: how many to show at most.
@@ -67,8 +67,8 @@ def _draw_mistake(panel, image, label, probabilities, class_names, caption) -> N
     panel.set_xticks([])
     panel.set_yticks([])
     panel.spines[:].set_color(FRAME)
-    answer = int(probabilities.argmax())
-    said = f"predicted {shorten(class_names[answer], 17)}, {percent(probabilities[answer])}"
+    called = int(probabilities.argmax())
+    said = f"predicted {shorten(class_names[called], 17)}, {percent(probabilities[called])}"
     true = f"true class {shorten(class_names[label], 17)}, {percent(probabilities[label])}"
     panel.set_title(f"{said}\n{true}", fontsize=8.5, loc="left", color=INK)
     if caption:
