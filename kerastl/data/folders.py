@@ -28,7 +28,7 @@ from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catal
 from kerastl.errors import ArgumentError, DataError, warn
 from kerastl.tables import Printed, Table
 
-FEW_IMAGES = 10
+_FEW_IMAGES = 10
 _ROWS_SHOWN = 30
 _READERS = 4  # threads that decode: few files come faster from more
 # Photographs all the same, but in formats that can't be read here: leaving them out has to be said aloud.
@@ -78,26 +78,9 @@ class ImageSplits(Printed):
         """Return a table of how many images of each class are in each split, with what else is worth knowing."""
         return str(self)
 
-    def _title(self) -> str:
-        height, width = self.image_size
-        images = sum(self.split_sizes.values())
-        return (
-            f"{self.name}: {images} images, {len(self.class_names)} classes;"
-            f" {height}×{width} pixels (height×width, {self.resize!r}), seed {self.seed}"
-        )
-
-    def _remarks(self) -> list[str]:
-        remarks = []
-        if self.skipped:
-            remarks.append(f"Unreadable and skipped: {len(self.skipped)}")
-        if self.ignored:
-            remarks.append(f"Other files, ignored: {_counts(self.ignored)}")
-        if self.licence:
-            remarks.append(f"Licence: {self.licence}")
-        return remarks
-
     def _tables(self) -> list[Table]:
-        classes = len(self.class_names)
+        height, width = self.image_size
+        classes, images = len(self.class_names), sum(self.split_sizes.values())
         counts = [
             np.bincount(find_source(getattr(self, split)).labels, minlength=classes) for split in self.split_sizes
         ]
@@ -106,10 +89,18 @@ class ImageSplits(Printed):
         ]
         if classes > _ROWS_SHOWN:
             rows = [*rows[: _ROWS_SHOWN - 1], [f"… {classes - _ROWS_SHOWN + 1} more", *[""] * (len(counts) + 1)]]
-        sizes = [*self.split_sizes.values(), sum(self.split_sizes.values())]
-        rows.append(["total", *map(str, sizes)])
+        rows.append(["total", *map(str, self.split_sizes.values()), str(images)])
+        title = (
+            f"{self.name}: {images} images, {classes} classes;"
+            f" {height}×{width} pixels (height×width, {self.resize!r}), seed {self.seed}"
+        )
+        notes = [
+            *([f"Unreadable and skipped: {len(self.skipped)}"] if self.skipped else []),
+            *([f"Other files, ignored: {_counts(self.ignored)}"] if self.ignored else []),
+            *([f"Licence: {self.licence}"] if self.licence else []),
+        ]
         header = ["class", *self.split_sizes, "total"]
-        return [Table(header, rows, range(1, len(header)), title=self._title(), total=True, notes=self._remarks())]
+        return [Table(header, rows, range(1, len(header)), title=title, total=True, notes=notes)]
 
 
 def load_images(
@@ -167,22 +158,24 @@ def load_images(
     fractions = check_shares(validation, test)
     catalogue = _open_source(source, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
     indices = divide(catalogue, fractions, seed)
-    _warn(catalogue)
     return _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle)
 
 
 def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
+    counts = np.bincount(catalogue.labels, minlength=len(catalogue.class_names)).tolist()
+    class_counts = dict(zip(catalogue.class_names, counts, strict=True))
+    for notice in (*catalogue.notices, *_notices(catalogue, class_counts)):
+        warn(notice)
     datasets = {}
     for split, chosen in indices.items():
         source = _image_source(catalogue, chosen, image_size, resize, batch_size, shuffle and split == TRAIN)
         datasets[split] = _dataset(source, seed)
-    counts = np.bincount(catalogue.labels, minlength=len(catalogue.class_names))
     return ImageSplits(
         train=datasets[TRAIN],
         validation=datasets.get(VALIDATION),
         test=datasets.get(TEST),
         class_names=catalogue.class_names,
-        class_counts={name: int(count) for name, count in zip(catalogue.class_names, counts, strict=True)},
+        class_counts=class_counts,
         split_sizes={split: len(chosen) for split, chosen in indices.items()},
         image_size=image_size,
         resize=resize,
@@ -208,34 +201,25 @@ def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Ca
     return sources.catalogue_tfds(name, data_dir, verbose=verbose)
 
 
-def _warn(catalogue: Catalogue) -> None:
-    notices = [*catalogue.notices, *_notices_of_copies(catalogue)]
-    counts = np.bincount(catalogue.labels, minlength=len(catalogue.class_names))
-    few = [f"{name} ({count})" for name, count in zip(catalogue.class_names, counts, strict=True) if count < FEW_IMAGES]
-    if few:
-        notices.append(
-            f"Classes with fewer than {FEW_IMAGES} images: {_listing(few)}."
-            " Accuracies on so few say little; add images."
-        )
-    for notice in notices:
-        warn(notice)
-
-
-def _notices_of_copies(catalogue: Catalogue) -> list[str]:
-    """Return what to say of identical images under two labels, or in two parts of a source that came split."""
-    groups = collections.defaultdict(list)
+def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
+    """Return what to say of identical images under two labels or in two parts, and of classes with few images."""
+    notices, groups = [], collections.defaultdict(list)
     for index, digest in enumerate(catalogue.digests):
         groups[digest].append(index)
-    copies = [group for group in groups.values() if len(group) > 1]
-    notices = []
     for what, of_each, advice in (
         ("classes", catalogue.labels, "At most one of the labels is right: remove the wrong ones."),
         ("splits", catalogue.parts, "Validation and test then measure memory: keep one of each."),
     ):
-        mixed = [group for group in copies if len({of_each[index] for index in group}) > 1]
+        mixed = [group for group in groups.values() if len({of_each[index] for index in group}) > 1]
         if mixed:
             listing = _listing([" = ".join(catalogue.files[index] for index in group) for group in mixed])
             notices.append(f"Identical images in different {what} ({len(mixed)}): {listing}. {advice}")
+    few = [f"{name} ({count})" for name, count in class_counts.items() if count < _FEW_IMAGES]
+    if few:
+        notices.append(
+            f"Classes with fewer than {_FEW_IMAGES} images: {_listing(few)}."
+            " Accuracies on so few say little; add images."
+        )
     return notices
 
 
@@ -244,40 +228,27 @@ def _listing(items: list[str], shown: int = 10, separator: str = ", ") -> str:
     return separator.join([*items[:shown], *more])
 
 
-def _image_source(
-    catalogue: Catalogue, indices: np.ndarray, image_size, resize: str, batch_size, shuffle
-) -> ImageSource:
+def _counts(by_suffix: dict[str, int]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
+
+
+def _image_source(catalogue: Catalogue, indices: np.ndarray, image_size, resize: str, batch_size, shuffle):
     labels = np.array([catalogue.labels[index] for index in indices], dtype=np.int32)
+    # Of everything that decides what `read` returns, index by index, and of the labels. Contents count, not names: a
+    # folder that was moved is the same data, a replaced file makes other data.
+    digest = hashlib.sha256(f"kerastl images 1|{image_size}|{resize}|{len(labels)}|".encode())
+    for index, label in zip(indices, labels, strict=True):
+        digest.update(catalogue.digests[index] + int(label).to_bytes(4, "big"))
 
     def read(index: int) -> np.ndarray:
-        position = indices[index]
+        name = catalogue.files[indices[index]]
         try:
-            data = catalogue.read_bytes(position)
+            data = catalogue.read_bytes(indices[index])
         except OSError as error:
-            raise DataError(
-                f"Can't read the image {catalogue.files[position]} any more: {error.strerror or error}."
-            ) from error
-        return read_image(data, image_size, resize, name=catalogue.files[position])
+            raise DataError(f"Can't read the image {name} any more: {error.strerror or error}.") from error
+        return read_image(data, image_size, resize, name=name)
 
-    return ImageSource(
-        labels=labels,
-        image_size=image_size,
-        identity=_identity(catalogue, indices, labels, image_size, resize),
-        shuffle=shuffle,
-        read=read,
-        batch_size=batch_size,
-    )
-
-
-def _identity(catalogue: Catalogue, indices, labels, image_size, resize: str) -> str:
-    """Return a hex digest of everything that decides what `read` returns, index by index, and of the labels.
-
-    Contents count, not names: a folder that was moved is the same data, a replaced file makes other data.
-    """
-    combined = hashlib.sha256(f"kerastl images 1|{image_size}|{resize}|{len(labels)}|".encode())
-    for index, label in zip(indices, labels, strict=True):
-        combined.update(catalogue.digests[index] + int(label).to_bytes(4, "big"))
-    return combined.hexdigest()
+    return ImageSource(labels, image_size, digest.hexdigest(), shuffle, read, batch_size)
 
 
 def _dataset(source: ImageSource, seed: int):
@@ -301,16 +272,11 @@ def _dataset(source: ImageSource, seed: int):
     return attach_source(without_autotuning(images.batch(source.batch_size).prefetch(2)), source)
 
 
-def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool = False, verbose: int = 1) -> Catalogue:
+def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbose: int) -> Catalogue:
     """Return the catalogue of a folder of class folders, or of one with `train`, `validation` and `test` folders.
 
     Every file is read and decoded once, at a reduced scale where that is possible, so that damaged files are found
     before training starts.
-
-    Args:
-        folder: holds one folder per class, or `train` and `validation` (or `val`) or `test` with class folders in them.
-        skip_unreadable: leave unreadable files out, with a warning, instead of raising.
-        verbose: 0 shows no progress.
 
     Raises:
         DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files.
@@ -318,32 +284,39 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool = False
     folder = Path(folder).expanduser()
     _check_folder(folder)
     roots = _split_roots(folder)
-    class_names = _class_names(roots)
-    files, labels, parts, ignored = _walk(roots, class_names)
-    _check_every_class(roots, class_names, labels, parts, ignored)
-    results = list(in_threads(_digest_or_error, files, len(files), verbose=verbose))
-    unreadable = [str(result) for result in results if isinstance(result, DataError)]
-    if unreadable and not skip_unreadable:
-        raise DataError(
-            f"{_unreadable(unreadable)}\nRepair or remove them, or pass skip_unreadable=True to leave them out."
+    class_names, notices = _class_names(roots)
+    images, ignored = _find_images(roots, class_names)
+    _check_every_class(roots, class_names, images, ignored)
+    results = list(in_threads(lambda image: _digest_or_error(image[0]), images, len(images), verbose=verbose))
+    good = [(*image, digest) for image, digest in zip(images, results, strict=True) if isinstance(digest, bytes)]
+    bad = [
+        (str(image[0]), str(error))
+        for image, error in zip(images, results, strict=True)
+        if isinstance(error, DataError)
+    ]
+    photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
+    if photographs:
+        notices.append(
+            f"Left out, as these formats can't be read: {_counts(photographs)}. Convert them to JPEG or PNG."
         )
-    kept = [index for index, result in enumerate(results) if isinstance(result, bytes)]
-    labels, parts = [labels[index] for index in kept], [parts[index] for index in kept]
-    _check_every_class(roots, class_names, labels, parts, ignored)
-    paths = [files[index] for index in kept]
-    notices = [*_notices_of_loose(roots), *_notices_of_photographs(ignored)]
-    if unreadable:
-        notices.append(f"{_unreadable(unreadable)}\nSkipped, as skip_unreadable=True says.")
+    if bad:
+        listing = _listing([message for _, message in bad], 20, "\n  ")
+        unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
+        if not skip_unreadable:
+            raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
+        notices.append(f"{unreadable}\nSkipped, as skip_unreadable=True says.")
+        _check_every_class(roots, class_names, good, ignored)
+    paths, labels, parts, digests = map(list, zip(*good, strict=True))
     return Catalogue(
         name=folder.resolve().name,
         class_names=class_names,
         labels=labels,
-        files=[str(path) for path in paths],
-        digests=[results[index] for index in kept],
+        files=list(map(str, paths)),
+        digests=digests,
         parts=parts,
         read_bytes=lambda index: paths[index].read_bytes(),
-        skipped=tuple(str(path) for path, result in zip(files, results, strict=True) if isinstance(result, DataError)),
-        ignored=dict(ignored),
+        skipped=tuple(path for path, _ in bad),
+        ignored=ignored,
         notices=tuple(notices),
     )
 
@@ -389,7 +362,8 @@ def _split_roots(folder: Path) -> dict[str, Path]:
     return {split: roots[split] for split in (TRAIN, VALIDATION, TEST) if split in roots}
 
 
-def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
+def _class_names(roots: dict[str, Path]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the classes, and notices of images that lie beside the class folders."""
     names = tuple(path.name for path in _subfolders(roots[TRAIN]))
     if not names:
         raise DataError(
@@ -397,55 +371,52 @@ def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
         )
     if len(names) == 1:
         raise DataError(f"A classifier needs two classes or more; {roots[TRAIN]} holds one, {names[0]!r}.")
+    notices = []
     for split, root in roots.items():
-        loose, subfolders = _loose_images(root), _subfolders(root)
+        subfolders = _subfolders(root)
         unknown = [path.name for path in subfolders if path.name not in names]
         if unknown:
             raise DataError(
-                f"{root} holds classes that the training images lack: {', '.join(repr(name) for name in unknown)}."
+                f"{root} holds classes that the training images lack: {', '.join(map(repr, unknown))}."
                 " Class folders must have the same names in every split."
             )
+        files = [path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        loose = [str(path) for path in files if not is_hidden(path.name)]
         if loose and not subfolders:
             raise DataError(f"The images in {root} lie in no class folders, so the {split} split has no labels.")
-    return names
+        if loose:
+            notices.append(
+                f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {_listing(loose, 20)}"
+            )
+    return names, notices
 
 
-def _loose_images(root: Path) -> list[Path]:
-    return [
-        path
-        for path in root.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name) and path.is_file()
-    ]
-
-
-def _walk(roots: dict[str, Path], class_names: tuple[str, ...]):
-    """Return the image files with their labels and splits, and how many other files there are, by their ending."""
-    files, labels, parts = [], [], []
+def _find_images(roots: dict[str, Path], class_names) -> tuple[list[tuple[Path, int, str]], dict[str, int]]:
+    """Return path, label and split of each image, and how many other files there are, by their ending."""
+    found: list[tuple[Path, int, str]] = []
     ignored: collections.Counter[str] = collections.Counter()
     for split, root in roots.items():
         for label, class_name in enumerate(class_names):
             images, others = find_files(root / class_name)
-            files += images
-            labels += [label] * len(images)
-            parts += [split] * len(images)
+            found += [(path, label, split) for path in images]
             ignored.update(path.suffix.lower() or "without ending" for path in others)
-    return files, labels, parts, ignored
+    return found, dict(ignored)
 
 
-def _check_every_class(roots: dict[str, Path], class_names, labels, parts, ignored) -> None:
+def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> None:
     """Raise unless every class has images to train on, and every split that has a folder has some."""
     left_out = f" Other files that are there: {_counts(ignored)}." if ignored else ""
     for split, root in roots.items():
-        if split not in parts:
+        if not any(part == split for _, _, part, *_ in images):
             raise DataError(
                 f"There are no readable images in {root}. Put one folder of images per class there.{left_out}"
             )
-    present = {label for label, part in zip(labels, parts, strict=True) if part == TRAIN}
-    missing = [name for label, name in enumerate(class_names) if label not in present]
+    present = {label for _, label, part, *_ in images if part == TRAIN}
+    missing = [repr(name) for label, name in enumerate(class_names) if label not in present]
     if missing:
         raise DataError(
-            "These class folders hold no readable images to train on:"
-            f" {', '.join(repr(name) for name in missing)}. Fill or remove them.{left_out}"
+            f"These class folders hold no readable images to train on: {', '.join(missing)}."
+            f" Fill or remove them.{left_out}"
         )
 
 
@@ -459,30 +430,3 @@ def _digest_or_error(path: Path) -> bytes | DataError:
     except DataError as error:
         return error
     return hashlib.sha256(data).digest()
-
-
-def _unreadable(messages: list[str]) -> str:
-    head = "1 file" if len(messages) == 1 else f"{len(messages)} files"
-    listing = _listing(messages, 20, "\n  ")
-    return f"{head} can't be read:\n  {listing}"
-
-
-def _notices_of_loose(roots: dict[str, Path]) -> list[str]:
-    notices = []
-    for root in roots.values():
-        loose = _loose_images(root)
-        if loose:
-            listing = _listing(list(map(str, loose)), 20)
-            notices.append(f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {listing}")
-    return notices
-
-
-def _notices_of_photographs(ignored: dict[str, int]) -> list[str]:
-    photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
-    if not photographs:
-        return []
-    return [f"Left out, as these formats can't be read: {_counts(photographs)}. Convert them to JPEG or PNG."]
-
-
-def _counts(by_suffix: dict[str, int]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
