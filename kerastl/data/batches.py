@@ -87,12 +87,10 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
     source = find_source(data)
     if source is not None:
         return _SourceRows(source, shuffle)
-    if y is not None:
-        return _ArrayRows((data, y, sample_weight), batch_size, shuffle)
-    if isinstance(data, tuple) and len(data) in (2, 3):
+    if y is None and isinstance(data, tuple) and len(data) in (2, 3):
         return _ArrayRows((*data, None)[:3], batch_size, shuffle)
-    if hasattr(data, "shape") and hasattr(data, "__getitem__"):
-        return _ArrayRows((data, None, None), batch_size, shuffle)
+    if y is not None or (hasattr(data, "shape") and hasattr(data, "__getitem__")):
+        return _ArrayRows((data, y, sample_weight if y is not None else None), batch_size, shuffle)
     if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
         return _DatasetRows(data, shuffle)
     raise DataError(
@@ -258,9 +256,8 @@ class _DatasetRows(Rows):
         if self._once:
             return None
         batch = next(iter(self._dataset.take(1) if is_tf_dataset(self._dataset) else self._passes()), None)
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            return None
-        if any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
+        is_pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
+        if not is_pair or any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
             return None
         return _numpy(batch[0]), _numpy(batch[1])
 
@@ -372,22 +369,3 @@ def read_ahead(batches):
     finally:
         stop.set()
         thread.join()
-
-
-class Fingerprint:
-    """A digest of images and labels that doesn't depend on their order, for datasets without an identity."""
-
-    def __init__(self):
-        self._total, self._count = 0, 0
-
-    def add(self, images, labels, weights=None) -> None:
-        for index in range(len(images)):
-            digest = hashlib.blake2b(np.ascontiguousarray(images[index]), digest_size=16)
-            digest.update(np.ascontiguousarray(labels[index]).astype("float64").tobytes())
-            if weights is not None:
-                digest.update(np.float64(weights[index]).tobytes())
-            self._total = (self._total + int.from_bytes(digest.digest(), "little")) % 2**128
-        self._count += len(images)
-
-    def hexdigest(self) -> str:
-        return f"{self._total:032x}-{self._count}"

@@ -4,6 +4,7 @@ Everything goes through Pillow. What comes out is `(height, width, 3)`, RGB, 0�
 """
 
 import concurrent.futures
+import contextlib
 import io
 import os
 import time
@@ -25,7 +26,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _HIDDEN_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
-_ORIENTATION_TAG = 0x0112
 # A JPEG can be decoded at a half, a quarter or an eighth of its size at a fraction of the cost. Leaving at least three
 # times the wanted size keeps photographs within three of 255 levels of a full decode (a test holds it).
 _DECODED_OVER_WANTED = 3
@@ -33,7 +33,7 @@ _SECONDS_BEFORE_PROGRESS = 3.0
 _WORKERS = min(32, (os.cpu_count() or 1) + 2)  # two more than cores, as some always wait for the disk
 
 
-def check_image_size(image_size, argument: str = "image_size") -> tuple[int, int]:
+def check_image_size(image_size) -> tuple[int, int]:
     """Return `image_size`, a whole number or a `(height, width)` pair in pixels, as `(height, width)`.
 
     Raises:
@@ -42,11 +42,11 @@ def check_image_size(image_size, argument: str = "image_size") -> tuple[int, int
     if isinstance(image_size, (tuple, list)):
         if len(image_size) != 2:
             raise ArgumentError(
-                f"`{argument}` must be one number or (height, width). {received(**{argument: image_size})}"
+                f"`image_size` must be one number or (height, width). {received(image_size=image_size)}"
             )
-        height, width = (check_count(argument, side, unit="pixels") for side in image_size)
+        height, width = (check_count("image_size", side, unit="pixels") for side in image_size)
         return height, width
-    side = check_count(argument, image_size, unit="pixels")
+    side = check_count("image_size", image_size, unit="pixels")
     return side, side
 
 
@@ -210,14 +210,17 @@ def _reason(error: Exception) -> str:
 
 def _decode(data: bytes, image_size: tuple[int, int] | None):
     """Return an upright Pillow image of mode `L` or `RGB`, and how many times smaller than the file's it is."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
     reduction = _reduction(image, image_size)
     if reduction > 1:
         image.draft(None, (image.width // reduction, image.height // reduction))
     image.load()
-    return _eight_bit(_upright(image)), reduction
+    # Broken EXIF data is common and says nothing about the pixels, which are fine.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return _eight_bit(image), reduction
 
 
 def _reduction(image, image_size: tuple[int, int] | None) -> int:
@@ -234,26 +237,6 @@ def _reduction(image, image_size: tuple[int, int] | None) -> int:
     return 1
 
 
-def _upright(image):
-    from PIL import Image
-
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    try:
-        turn = turns.get(image.getexif().get(_ORIENTATION_TAG))
-    # Broken EXIF data is common and says nothing about the pixels, which are fine.
-    except Exception:
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
 def _eight_bit(image):
     """Return `image` as mode `L` (grey) or `RGB`."""
     from PIL import Image
@@ -263,23 +246,17 @@ def _eight_bit(image):
             "its pixels are floating-point numbers, which have no fixed white. Save it with 8 or 16 bits per channel."
         )
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _from_sixteen_bit(image)
+        # `Image.convert` would clip at 255 and turn nearly everything white.
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise DataError("its pixels lie outside 0–65535. Save it with 8 or 16 bits per channel.")
+        return Image.fromarray(np.round(array / 257).astype(np.uint8))
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
     if image.mode == "L":
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _from_sixteen_bit(image):
-    """Scale 0–65535 to 0–255. `Image.convert` would clip at 255 and turn nearly everything white."""
-    from PIL import Image
-
-    array = np.asarray(image)
-    if array.min() < 0 or array.max() > 65535:
-        raise DataError("its pixels lie outside 0–65535. Save it with 8 or 16 bits per channel.")
-    return Image.fromarray(np.round(array / 257).astype(np.uint8))
 
 
 def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1):
@@ -293,23 +270,18 @@ def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1)
     if resize == "squash":
         return image.resize((width, height), bilinear)
     if resize == "crop":
-        # The part is chosen in the pixels of the file, so that decoding at a fraction doesn't move it.
-        box = _central_box((image.width * reduction, image.height * reduction), image_size)
+        # The part is chosen in whole pixels of the file, so that decoding at a fraction doesn't move it.
+        full_width, full_height = image.width * reduction, image.height * reduction
+        scale = min(full_width / width, full_height / height)
+        part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (full_width - part_width) // 2, (full_height - part_height) // 2
+        box = (left, top, left + part_width, top + part_height)
         return image.resize((width, height), bilinear, box=tuple(edge / reduction for edge in box))
     scale = min(width / image.width, height / image.height)
     inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     canvas = Image.new(image.mode, (width, height))
     canvas.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
-
-
-def _central_box(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return `(left, top, right, bottom)` of the largest central part with the wanted shape, in whole pixels."""
-    width, height = size
-    scale = min(width / image_size[1], height / image_size[0])
-    part_width, part_height = max(1, round(image_size[1] * scale)), max(1, round(image_size[0] * scale))
-    left, top = (width - part_width) // 2, (height - part_height) // 2
-    return left, top, left + part_width, top + part_height
 
 
 def _rgb_array(image) -> np.ndarray:

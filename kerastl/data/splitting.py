@@ -64,12 +64,16 @@ def check_shares(validation, test) -> dict[str, float | None]:
         VALIDATION: None if validation is None else check_fraction("validation", validation, zero=True, one=False),
         TEST: None if test is None else check_fraction("test", test, zero=True, one=False),
     }
-    if sum(share or 0 for share in fractions.values()) >= 1:
+    _check_sum(fractions)
+    return fractions
+
+
+def _check_sum(shares: dict[str, float | None]) -> None:
+    if sum(share or 0 for share in shares.values()) >= 1:
         raise ArgumentError(
             "`validation` and `test` together must leave something to train on, so add up to less than 1."
-            f" {received(validation=validation, test=test)}"
+            f" {received(**shares)}"
         )
-    return fractions
 
 
 def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.ndarray]:
@@ -97,11 +101,7 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
     shares = {
         split: usual[split] if fractions[split] is None else fractions[split] for split in usual if split not in brought
     }
-    if sum(shares.values()) >= 1:
-        raise ArgumentError(
-            "`validation` and `test` together must leave something to train on, so add up to less than 1."
-            f" {received(**shares)}"
-        )
+    _check_sum(shares)
     pool = np.flatnonzero(parts == TRAIN)
     strata = catalogue.labels if catalogue.strata is None else catalogue.strata
     divided = split_indices(
@@ -147,7 +147,12 @@ def split_indices(
     """
     wanted = {name: share for name, share in fractions.items() if share > 0}
     members = _groups_by_stratum(strata, groups)
-    _check_enough(members, wanted, stratum_names)
+    few = {stratum_names[stratum]: len(found) for stratum, found in members.items() if len(found) < len(wanted)}
+    if few:
+        raise DataError(
+            f"Every class needs at least {len(wanted)} different images, one for each of {', '.join(wanted)}."
+            f" {received(different_images=few)}. Add images, remove the class, or set `validation` or `test` to 0."
+        )
     counts = [sum(len(indices) for indices in stratum) for stratum in members.values()]
     quotas = _quotas(np.array(counts), np.array(list(wanted.values())))
     generator = np.random.default_rng(seed)
@@ -173,16 +178,6 @@ def _groups_by_stratum(strata, groups) -> dict[int, list[list[int]]]:
     return members
 
 
-def _check_enough(members, wanted, stratum_names) -> None:
-    few = {stratum_names[stratum]: len(groups) for stratum, groups in members.items() if len(groups) < len(wanted)}
-    if not few:
-        return
-    raise DataError(
-        f"Every class needs at least {len(wanted)} different images, one for each of {', '.join(wanted)}."
-        f" {received(different_images=few)}. Add images, remove the class, or set `validation` or `test` to 0."
-    )
-
-
 def _quotas(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return how many images of each stratum go to each split, `(strata, splits)`.
 
@@ -199,7 +194,7 @@ def _quotas(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
         order = np.argsort(np.where(fractional, -urgency, np.inf), kind="stable")[:left]
         quotas[row, order] += 1
         behind[order] -= 1
-        while (quotas[row] < 1).any():  # `_check_enough` made sure that there is one to take
+        while (quotas[row] < 1).any():  # `split_indices` made sure that there is one to take
             quotas[row, np.argmax(quotas[row])] -= 1
             quotas[row, np.argmin(quotas[row])] += 1
     return quotas
