@@ -58,7 +58,7 @@ class FeatureOverflowError(KerastlError, OverflowError):
 
 
 class GateError(KerastlError, RuntimeError):
-    """An exported model that doesn't answer as the Keras model does.
+    """An exported model whose outputs are worse than the Keras model's.
 
     Attributes:
         reason: what fell below which limit, in a sentence.

@@ -79,13 +79,13 @@ def test_the_card_tells_what_the_run_told(sealed, run):
 
 
 def test_predict_takes_a_bundle_as_it_takes_a_run_folder(sealed, run, photos, capsys):
-    answers = []
+    printed = []
     for model in (run, sealed):
         assert main(["predict", str(model), str(photos / "blue"), "--json"]) == 0
-        answers.append(json.loads(capsys.readouterr().out))
-    assert [row["image"] for row in answers[0]] == [row["image"] for row in answers[1]]
+        printed.append(json.loads(capsys.readouterr().out))
+    assert [row["image"] for row in printed[0]] == [row["image"] for row in printed[1]]
     difference = [
-        abs(one["probabilities"]["blue"] - other["probabilities"]["blue"]) for one, other in zip(*answers, strict=True)
+        abs(one["probabilities"]["blue"] - other["probabilities"]["blue"]) for one, other in zip(*printed, strict=True)
     ]
     assert max(difference) < 0.2
 

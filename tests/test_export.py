@@ -1,4 +1,4 @@
-"""What is exported answers as the model does, or doesn't leave; and nothing that is half done stays behind."""
+"""What is exported has the model's outputs, or is stopped; and nothing that is half done stays behind."""
 
 import importlib.util
 import json
@@ -146,7 +146,7 @@ def test_core_ml_is_written_with_a_warning_where_it_cannot_run(model, folder):
     assert any(name.startswith("model.mlpackage/") for name in written.card["files"])
 
 
-def test_augmentation_and_dropout_stay_behind_and_the_answers_stay():
+def test_augmentation_and_dropout_stay_behind_and_the_outputs_stay():
     inputs = keras.Input((32, 32, 3))
     x = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomContrast(0.5)])(inputs)
     x = layers.GaussianNoise(0.9)(models.tiny_backbone(32, blocks=1)(x))
@@ -157,8 +157,8 @@ def test_augmentation_and_dropout_stay_behind_and_the_answers_stay():
     assert not {kind for kind in kinds if "Random" in kind or "Drop" in kind or "Noise" in kind or "Sequential" in kind}
     assert not [weight.path for weight in exported.weights if "seed" in weight.path]
     images = coloured(4)[0].astype("float32")
-    answers = [keras.ops.convert_to_numpy(one(images, training=False)) for one in (model, exported)]
-    np.testing.assert_allclose(*answers, rtol=1e-6)
+    both = [keras.ops.convert_to_numpy(one(images, training=False)) for one in (model, exported)]
+    np.testing.assert_allclose(*both, rtol=1e-6)
 
 
 def test_the_keras_savedmodel_of_an_augmenting_model_is_random_and_ours_is_not(model, tmp_path):
@@ -180,8 +180,8 @@ def test_flat_nested_and_sequential_models_export_unchanged(shape):
     before = models.snapshot(model)
     exported = inference_model(model, pixels="uint8")
     images = coloured(4)[0]
-    answers = [keras.ops.convert_to_numpy(one(images, training=False)) for one in (model, exported)]
-    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-6)
+    both = [keras.ops.convert_to_numpy(one(images, training=False)) for one in (model, exported)]
+    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
     assert not models.changed(before, model)
 
 
@@ -216,7 +216,7 @@ def test_sigmoid_and_logits_are_compared_as_probabilities(folder):
 
 
 def broken(monkeypatch, change):
-    """Let what is loaded from LiteRT answer wrongly, as a bad conversion would."""
+    """Let what is loaded from LiteRT be wrong, as a bad conversion would."""
     load = formats.load
 
     def load_and_spoil(name, path):
@@ -226,15 +226,15 @@ def broken(monkeypatch, change):
     monkeypatch.setattr("kerastl.export.exporting.writing.load", load_and_spoil)
 
 
-def rolled(answers):
+def rolled(given):
     """Name the next class for one image in ten."""
-    answers[::10] = np.roll(answers[::10], 1, axis=1)
-    return answers
+    given[::10] = np.roll(given[::10], 1, axis=1)
+    return given
 
 
-def with_nan(answers):
-    answers[0, 0] = np.nan
-    return answers
+def with_nan(given):
+    given[0, 0] = np.nan
+    return given
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def with_nan(answers):
     [
         (rolled, {}, r"litert float32: it names Keras's class for 8\d\.\d\d% of the images, and must for 99\.50%"),
         (rolled, {"quantize": "dynamic"}, r"litert dynamic: it loses \d+\.\d\d points of accuracy, and may lose 1\.00"),
-        (with_nan, {"quantize": "dynamic"}, "it answers NaN or infinity"),
+        (with_nan, {"quantize": "dynamic"}, "its outputs hold NaN or infinity"),
     ],
 )
 @pytest.mark.usefixtures("convert_once")
@@ -303,7 +303,7 @@ def test_the_table_names_the_classes_that_lose_most_first():
         {"name": name, "images": 10, "keras": 0.9, "exported": 0.9 - lost, "lost": lost}
         for name, lost in (("a", 0.0), ("b", 0.4), ("c", -0.1))
     ]
-    text = gate.comparison_table([comparison(agreement=0.9, keras_accuracy=0.9, accuracy=0.8, classes=classes)])
+    text = str(gate.Comparisons([comparison(agreement=0.9, keras_accuracy=0.9, accuracy=0.8, classes=classes)]))
     lines = [line.split() for line in text.splitlines()[-3:]]
     assert [(line[0], line[-1]) for line in lines] == [("b", "-40.0"), ("a", "+0.0"), ("c", "+10.0")]
 

@@ -1,4 +1,4 @@
-"""Every backbone answers in LiteRT, in float32, as in Keras: two families always, the others when slow."""
+"""Every backbone has the same outputs in LiteRT, in float32, as in Keras: two families always, the others when slow."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def fit_statistics(model, pixels) -> None:
 
     Nothing is dropped meanwhile: EfficientNet drops whole branches, and statistics without them blow up what comes with
     them. BatchNorm's offsets are 1, not 0, so that most values lie where activations are nearly straight, as in trained
-    networks: deep random ones are chaotic at 0, and EfficientNetV2L's own answer moves by 2.6 % when its pixels change by
+    networks: deep random ones are chaotic at 0, and EfficientNetV2L's own output moves by 2.6 % when its pixels change by
     a millionth (by 0.002 % at 1).
     """
     for layer in graph.leaf_layers(model):
@@ -87,7 +87,7 @@ def test_features_of_random_and_real_images_agree_within_a_thousandth(name, phot
     keras.backend.clear_session()
 
 
-def test_mobilenet_v3_in_int8_answers_as_well_or_is_stopped_with_the_reason(photographs, tmp_path):
+def test_mobilenet_v3_in_int8_does_as_well_or_is_stopped_with_the_reason(photographs, tmp_path):
     """TensorFlow's issue 83754: its hard swishes and squeeze-and-excitations lose much, or little, in int8."""
     keras.utils.set_random_seed(0)
     model = build_classifier("mobilenet_v3_small", 3, input_shape=64, weights=None, dropout=0)

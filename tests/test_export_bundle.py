@@ -233,7 +233,6 @@ def test_a_card_that_contradicts_itself_or_the_model_is_refused(folder, changes,
 
 
 def test_labels_that_are_not_as_many_as_the_models_outputs_are_refused(folder):
-    (folder / bundle.LABELS).write_text("amber\nblue\n")
     (folder / bundle.CARD).unlink()
     card = {
         "input": {"shape": [1, 32, 32, 3], "type": "float32", "resize": "squash"},

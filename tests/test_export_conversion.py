@@ -1,4 +1,4 @@
-"""Models keep their answers on their way to LiteRT, and what can't go there is told so."""
+"""Models keep their outputs on their way to LiteRT, and what can't go there is told so."""
 
 import logging
 import os
@@ -35,27 +35,27 @@ def converted(model):
     return conversion.convert(model)
 
 
-def answers_of(model, images):
+def outputs_of(model, images):
     return keras.ops.convert_to_numpy(model(images, training=False))
 
 
-def test_a_converted_model_answers_as_keras_does_at_any_batch_size(model, images, converted):
+def test_a_converted_model_computes_what_keras_does_at_any_batch_size(model, images, converted):
     runner = litert.LiteRTModel(converted, threads=1)
     assert runner.input_shape == (None, 32, 32, 3)
     assert runner.input_type == "float32"
     assert runner.output_shapes == [(3,)]
     for count in (8, 1, 3):
-        np.testing.assert_allclose(runner(images[:count])[0], answers_of(model, images[:count]), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(runner(images[:count])[0], outputs_of(model, images[:count]), rtol=1e-4, atol=1e-6)
 
 
 def test_a_fixed_batch_size_is_fed_piece_by_piece(model, images):
     runner = litert.LiteRTModel(conversion.convert(model, batch_size=1))
     assert runner.input_shape == (1, 32, 32, 3)
-    np.testing.assert_allclose(runner(images)[0], answers_of(model, images), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(runner(images)[0], outputs_of(model, images), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("convert", [conversion.convert, litert.convert_to_run])
-def test_a_network_too_large_for_constants_answers_the_same(convert, model, images, monkeypatch):
+def test_a_network_too_large_for_constants_computes_the_same(convert, model, images, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were made constants")
 
@@ -63,7 +63,7 @@ def test_a_network_too_large_for_constants_answers_the_same(convert, model, imag
     monkeypatch.setattr(litert, "_LARGEST_CONSTANTS", 0)
     monkeypatch.setattr(keras, "StatelessScope", refuse)  # what constants are put in the variables' place with
     np.testing.assert_allclose(
-        litert.LiteRTModel(convert(model))(images)[0], answers_of(model, images), rtol=1e-4, atol=1e-6
+        litert.LiteRTModel(convert(model))(images)[0], outputs_of(model, images), rtol=1e-4, atol=1e-6
     )
 
 
@@ -76,22 +76,22 @@ def test_what_layers_hold_besides_weights_is_converted_too(images):
     model = keras.Model(inputs, outputs)
     for convert in (conversion.convert, litert.convert_to_run):
         given = litert.LiteRTModel(convert(model))(images)[0]
-        np.testing.assert_allclose(given, answers_of(model, images), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(given, outputs_of(model, images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("quantize", "share", "tolerance"), [("float16", 0.75, 0.01), ("int8", 0.6, 0.1)])
-def test_quantized_models_are_smaller_and_answer_nearly_the_same(quantize, share, tolerance, images):
+def test_quantized_models_are_smaller_and_compute_nearly_the_same(quantize, share, tolerance, images):
     model = models.flat(32, width=32)
     whole = conversion.convert(model)
     small = conversion.convert(model, quantize=quantize, images=images)
     runner = litert.LiteRTModel(small)
     assert runner.input_type == "float32"
     assert len(small) < share * len(whole)
-    np.testing.assert_allclose(runner(images)[0], answers_of(model, images), atol=tolerance)
+    np.testing.assert_allclose(runner(images)[0], outputs_of(model, images), atol=tolerance)
 
 
 def uneven_start() -> keras.Model:
-    """A classifier whose first layer answers a hundred times louder in one channel than in those that the rest looks at."""
+    """A classifier whose first layer is a hundred times louder in one channel than in those that the rest looks at."""
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(8, 3, padding="same", name="uneven")(keras.layers.Rescaling(1 / 127.5, -1)(inputs))
     x = keras.layers.DepthwiseConv2D(1, use_bias=False, name="levelling")(x)
@@ -108,7 +108,7 @@ def uneven_start() -> keras.Model:
 def test_a_start_that_int8_would_spoil_stays_float32(images):
     keras.utils.set_random_seed(0)
     model = uneven_start()
-    expected = answers_of(model, images)
+    expected = outputs_of(model, images)
     contents = [conversion.convert(model, quantize="int8", images=images, float_start=keep) for keep in (False, True)]
     errors = [np.abs(litert.LiteRTModel(one)(images)[0] - expected).mean() for one in contents]
     assert errors[1] < 0.5 * errors[0]

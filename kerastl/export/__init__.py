@@ -1,1 +1,1 @@
-"""How does a model leave: formats, the gate that each must pass, and the sealed bundle."""
+"""How is a model exported: formats, the gate that each must pass, and the bundle."""

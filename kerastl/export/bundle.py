@@ -140,12 +140,13 @@ def is_bundle(folder: str | os.PathLike) -> bool:
 
 
 def write_card(folder: Path, card: dict) -> None:
-    """Write the card of a bundle into its folder, with the size and the SHA-256 of every file that lies there.
+    """Write labels and card of a bundle into its folder; the card lists size and SHA-256 of every file that lies there.
 
     Args:
-        folder: with the models and the labels in it, and nothing else.
+        folder: with the models in it, and nothing else.
         card: all but `format` and `files`.
     """
+    (folder / LABELS).write_text("\n".join(card["classes"]) + "\n", encoding="utf-8")
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -1,8 +1,4 @@
-"""From the trained model to the phone: formats, the gate, and the sealed bundle.
-
-Rooms, in the order in which they use each other: `inference` (what of the model leaves), `formats` (how it is written and
-run again), `images` (what it is compared on), `gate` (whether it may leave).
-"""
+"""From the trained model to the phone: what of it is exported, the formats, the gate, and the bundle."""
 
 import dataclasses
 import datetime
@@ -10,9 +6,8 @@ import os
 from pathlib import Path
 
 import keras
-import numpy as np
 
-from kerastl.checks import check_choice, check_fraction, received
+from kerastl.checks import check_choice, received
 from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation import report
@@ -20,26 +15,16 @@ from kerastl.export import bundle, gate
 from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS
 from kerastl.export.formats import FORMATS
-from kerastl.export.gate import Comparison, Limits, comparison_table
-from kerastl.export.images import GateImages, gate_images, representative_images
+from kerastl.export.images import export_images
 from kerastl.export.inference import PIXEL_TYPES, inference_model
 from kerastl.files import check_output_folder, new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
 
-__all__ = [
-    "BUNDLE_FILES",
-    "FORMATS",
-    "PIXEL_TYPES",
-    "Comparison",
-    "comparison_table",
-    "export_model",
-    "inference_model",
-]
+__all__ = ["BUNDLE_FILES", "FORMATS", "PIXEL_TYPES", "export_model", "inference_model"]
 
 BUNDLE_FILES = (bundle.CARD, bundle.LABELS, *(one.path for one in FORMATS.values()))
 """What a bundle may hold, by names. Only a folder with nothing else in it is ever replaced."""
-
 
 # What converts and runs the exports, whose versions belong on the card
 _PACKAGES = ("ai-edge-litert", "tf2onnx", "onnxruntime", "coremltools")
@@ -48,24 +33,6 @@ _PACKAGES = ("ai-edge-litert", "tf2onnx", "onnxruntime", "coremltools")
 _CARD_KEYS = (
     *("format", "created", "model_name", "input", "output", "classes", "models", "gate", "versions", "files", "seal"),
 )
-
-
-@dataclasses.dataclass
-class _Job:
-    """One export: what was asked for, checked, and what came of it so far."""
-
-    model: keras.Model
-    exported: keras.Model
-    quantizations: dict[str, str | None]
-    labels: list[str]
-    representative: np.ndarray | None
-    images: GateImages
-    limits: Limits
-    pixels: str
-    resize: str
-    details: dict
-    verbose: int
-    comparisons: list[Comparison] = dataclasses.field(default_factory=list)
 
 
 def export_model(
@@ -86,73 +53,44 @@ def export_model(
     overwrite: bool = False,
     verbose: int = 1,
 ) -> bundle.Bundle:
-    """Export a classifier into a sealed bundle, if it answers there as it does in Keras.
+    """Export a float32 classifier into a bundle, if its outputs there are those in Keras, and return the bundle, read back.
 
-    Augmentation and dropout stay behind. Every format is written, read again, and run beside the Keras model on the same
-    images. Where it answers worse than the limits allow, nothing is written and the error holds the table. A bundle is a
-    folder with the models, `labels.txt` and `model_card.json`; see `docs/export.md` and `load_bundle`.
-
-    LiteRT's model takes one image at a time, `(1, height, width, 3)`; SavedModel and ONNX take batches of any size. What
-    they take are pixels 0–255, and what they answer is what the model's main output holds.
+    Every format is written, read again, and run beside the Keras model on the same images, 0–255. Where that is worse than
+    the limits allow, nothing is written. LiteRT takes `(1, height, width, 3)`, the others any batch; see docs/export.md.
 
     Args:
-        model: a Functional or Sequential classifier that computes in float32, flat or nested; its state doesn't change.
-        folder: where the bundle is to be.
-        formats: of `"litert"`, `"saved_model"`, `"onnx"` and `"coreml"`, one or several. Core ML runs on macOS only; on
-            other systems it is written without having passed the gate, with a warning, and the card says so.
-        quantize: of LiteRT. `"float16"`: weights are stored in half the bytes (Core ML computes in float16, too).
-            `"dynamic"`: weights in int8, activations quantized while it runs. `"int8"`: both in int8, with the ranges of
-            representative images. The other formats stay float32.
-        representative: images (with labels or without) as `fit` takes them: training images, of which 200 are used. For
-            `"int8"`.
-        held_out: images that nothing was trained on, for the gate, best with labels. Without them the representative ones
-            are used, without those noise; the table and the card say so.
+        model: Functional or Sequential, flat or nested; augmentation and dropout are left out. Its state doesn't change.
+        folder: where the bundle is to be. With `overwrite`, an earlier one is replaced once the new one has passed.
+        formats: of `"litert"`, `"saved_model"`, `"onnx"`, `"coreml"`; the last is compared on macOS only, with a warning.
+        quantize: of LiteRT: `"float16"` (of Core ML, too) or `"dynamic"` weights, or `"int8"`, activations as well.
+        representative: images as `fit` takes them, for `"int8"`: training images, of which 200 are used.
+        held_out: images for the gate, best with labels; default: the representative ones, else noise.
         labels: class names, in the order of the outputs; default: `0`, `1`, …
-        pixels: type of the input, `"float32"` or `"uint8"`.
-        resize: how images are brought to the input's size, as in training; for the card.
-        image_size: pixels, one number or `(height, width)`, for a model that takes any size.
-        accuracy_loss: what a quantized export may lose at most, 0.01 for one point. Without labels at most this part of
-            the answers may change.
+        pixels, image_size: type of the input, `"float32"` or `"uint8"`; its size, for a model that takes any.
+        resize: how images were brought to that size in training, for the card.
+        accuracy_loss: what a quantized export may lose, 0.01 for a point; without labels, the part of classes that change.
         agreement: part of the images on which a float32 export must name the class that Keras names.
         details: more for the card, such as `{"weights": …, "data": …, "metrics": …}`.
-        overwrite: whether an earlier bundle at `folder` is replaced. It is lost only when the new one has passed.
         verbose: 0 prints nothing.
 
-    Returns:
-        The `Bundle`, read back.
-
     Raises:
-        GateError: the export answers worse than the limits allow; its `table` says how much.
-        ArgumentError: an argument that can't be used.
-        DataError: no images where some were given, images that don't fit, not one name per class.
-        ModelError: no classifier of RGB images, or one that an exporter can't convert.
-        BackendError: a package is missing, or Keras doesn't run on TensorFlow.
-        OutputError: the folder exists, or holds something else than a bundle, or can't be written.
+        GateError: the outputs are worse than the limits allow; its `table` says how much.
+        ArgumentError, DataError, ModelError: what can't be used: arguments; images or labels; a model.
+        BackendError, OutputError: no package for a format, or not on TensorFlow; `folder` is taken or can't be written.
     """
     quantizations = _check_formats(formats, quantize)
     check_choice("resize", resize, RESIZES)
-    limits = Limits(
-        check_fraction("accuracy_loss", accuracy_loss, zero=True), check_fraction("agreement", agreement, zero=True)
-    )
+    limits = gate.Limits(accuracy_loss, agreement)
     names = _check_labels(model, labels)
     _check_details(details)
     exported = inference_model(model, pixels=pixels, image_size=image_size)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
-    calibration = None if representative is None else representative_images(representative, exported)
-    if quantize == "int8" and calibration is None:
-        raise ArgumentError(
-            "int8 needs `representative=`, images that show how large the activations get: training images, such as "
-            f"`load_images(...).train`. Held-out ones are for the gate. {received(representative=None)}"
-        )
-    images = gate_images(held_out, calibration, exported, len(names))
-    job = _Job(
-        model, exported, quantizations, names, calibration, images, limits, pixels, resize, dict(details or {}), verbose
-    )
+    calibration, images = export_images(representative, held_out, exported, quantize, len(names))
     with new_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle") as place:
-        _write_models(job, place)
-        _pass_gate(job, place)
-        (place / bundle.LABELS).write_text("\n".join(names) + "\n", encoding="utf-8")
-        bundle.write_card(place, report.plain_values(_card(job)))
+        _write_models(exported, quantizations, calibration, place, verbose)
+        gated = _pass_gate(model, quantizations, images, limits, names, pixels, place, verbose)
+        card = {**_card(model, exported, quantizations, resize), "classes": names, "gate": gated, **(details or {})}
+        bundle.write_card(place, report.plain_values(card))
     return bundle.load_bundle(Path(folder).expanduser().resolve())
 
 
@@ -188,75 +126,66 @@ def _check_details(details) -> None:
         raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
 
 
-def _write_models(job: _Job, place: Path) -> None:
-    for name, quantize in job.quantizations.items():
-        if job.verbose:
+def _write_models(exported, quantizations, calibration, place: Path, verbose) -> None:
+    pixels = None if calibration is None else calibration.astype(exported.inputs[0].dtype)
+    for name, quantize in quantizations.items():
+        if verbose:
             print(f"Writing {name} {quantize or 'float32'} …", flush=True)
-        pixels = None if job.representative is None else job.representative.astype(job.pixels)
-        writing.write(name, job.exported, place / FORMATS[name].path, quantize, pixels)
+        writing.write(name, exported, place / FORMATS[name].path, quantize, pixels)
 
 
-def _pass_gate(job: _Job, place: Path) -> None:
-    """Compare what was written with the Keras model; raise where it does worse."""
-    run_here = {name: quantize for name, quantize in job.quantizations.items() if FORMATS[name].runs_here()}
-    loaded = {name: writing.load(name, place / FORMATS[name].path) for name in run_here}
+def _pass_gate(model, quantizations, images, limits, names, pixels, place: Path, verbose) -> dict:
+    """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it."""
+    loaded = {
+        name: writing.load(name, place / FORMATS[name].path) for name in quantizations if FORMATS[name].runs_here()
+    }
+    batches = _with_bar(images, verbose)
     compared = gate.compare(
-        job.model,
-        loaded,
-        _with_bar(job),
-        quantizations=job.quantizations,
-        class_names=job.labels,
-        pixels=job.pixels,
+        model, loaded, batches, quantizations=quantizations, limits=limits, class_names=names, pixels=pixels
     )
-    compared = [gate.judge(one, job.limits) for one in compared]
-    others = [Comparison(name, quantize, 0) for name, quantize in job.quantizations.items() if name not in run_here]
-    job.comparisons = [*compared, *others]
-    gate.check(job.comparisons, job.images.in_words())
-    if job.verbose:
-        print(f"Compared with Keras on {job.images.in_words()}:\n\n{comparison_table(job.comparisons)}", flush=True)
-    gate.warn_of_what_was_not_run(job.comparisons)
+    gate.check(compared, images.in_words())
+    if verbose:
+        print(f"Compared with Keras on {images.in_words()}:\n\n{compared}", flush=True)
+    gate.warn_of_what_was_not_run(compared)
+    return {
+        "images": images.what,
+        "count": images.count,
+        "identity": images.identity,
+        "limits": dataclasses.asdict(limits),
+        "comparisons": [dataclasses.asdict(one) for one in compared],
+    }
 
 
-def _with_bar(job: _Job):
-    bar = keras.utils.Progbar(job.images.total, unit_name="batch") if job.verbose and job.images.total else None
-    for index, batch in enumerate(job.images, start=1):
+def _with_bar(images, verbose):
+    bar = keras.utils.Progbar(images.total, unit_name="batch") if verbose and images.total else None
+    for index, batch in enumerate(images, start=1):
         yield batch
         if bar is not None:
             bar.update(index)
 
 
-def _card(job: _Job) -> dict:
-    """Return what `model_card.json` says, but for the files."""
-    size = job.exported.inputs[0].shape[1:3]
-    weights = describe_weights(job.model)
-    details = {"weights": None if weights is None else dataclasses.asdict(weights), **job.details}
+def _card(model, exported, quantizations, resize: str) -> dict:
+    """Return what `model_card.json` says of the model and what made it."""
+    pixels, weights = exported.inputs[0], describe_weights(model)
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model_name": job.model.name,
+        "model_name": model.name,
         "input": {
-            "shape": [1, *size, 3],
-            "type": job.pixels,
+            "shape": [1, *pixels.shape[1:]],
+            "type": pixels.dtype,
             "channels": "RGB",
             "range": [0, 255],
-            "resize": job.resize,
+            "resize": resize,
         },
-        "output": {"kind": outputs.output_kind(job.model), "units": job.exported.outputs[0].shape[1]},
-        "classes": job.labels,
+        "output": {"kind": outputs.output_kind(model), "units": exported.outputs[0].shape[1]},
         "models": {
             name: {
                 "path": FORMATS[name].path,
                 "quantize": quantize,
                 "batch": 1 if name in ("litert", "coreml") else "any",
             }
-            for name, quantize in job.quantizations.items()
+            for name, quantize in quantizations.items()
         },
-        "gate": {
-            "images": job.images.what,
-            "count": job.images.count,
-            "identity": job.images.identity,
-            "limits": dataclasses.asdict(job.limits),
-            "comparisons": [dataclasses.asdict(one) for one in job.comparisons],
-        },
-        **details,
+        "weights": None if weights is None else dataclasses.asdict(weights),
         "versions": report.software_versions(*_PACKAGES),
     }

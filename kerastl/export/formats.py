@@ -78,7 +78,7 @@ def write(name: str, model: keras.Model, path: Path, quantize: str | None, image
 
 
 def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from pixels, `(batch, height, width, 3)`, to what the exported model answers, `(batch, units)`."""
+    """Return a function from pixels, `(batch, height, width, 3)`, to the exported model's output, `(batch, units)`."""
     with backend.quiet_output(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return FORMATS[name].load(path)
@@ -151,8 +151,7 @@ def _load_coreml(path):
     converted = coremltools.models.MLModel(str(path))
 
     def run(pixels):
-        answers = [next(iter(converted.predict({"pixels": one[np.newaxis]}).values())) for one in pixels]
-        return np.concatenate(answers)
+        return np.concatenate([next(iter(converted.predict({"pixels": one[np.newaxis]}).values())) for one in pixels])
 
     return run
 

@@ -1,4 +1,4 @@
-"""The gate: what was exported runs beside the Keras model on the same images, and doesn't leave where it answers worse."""
+"""The gate: what was exported runs beside the Keras model on the same images, and is stopped where its outputs are worse."""
 
 import dataclasses
 import warnings
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
+from kerastl.checks import check_fraction
 from kerastl.errors import GateError, KerastlWarning
 from kerastl.models import outputs
-from kerastl.tables import text_table
+from kerastl.tables import Printed, Table
 
 _CLASSES_SHOWN = 20
 
@@ -20,17 +21,21 @@ class Limits:
 
     Attributes:
         accuracy_loss: of a quantized export, in parts of 1: 0.01 is one point. Without labels nobody knows the accuracy;
-            as it can't fall by more than the part of the answers that changed, no more than this part may change.
+            as it can't fall by more than the part of the classes that changed, no more than this part may change.
         agreement: the part of the images on which a float32 export must name the class that Keras names.
     """
 
     accuracy_loss: float = 0.01
     agreement: float = 0.995
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, check_fraction(field.name, getattr(self, field.name), zero=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How one export answers, beside the Keras model.
+    """The outputs of one export, beside those of the Keras model.
 
     Attributes:
         format: of the export.
@@ -53,6 +58,53 @@ class Comparison:
     classes: list[dict] = dataclasses.field(default_factory=list)
     failure: str | None = None
 
+    @property
+    def title(self) -> str:
+        """What the export is called in tables."""
+        return f"{self.format} {self.quantize or 'float32'}"
+
+
+class Comparisons(Printed, tuple):
+    """A tuple of comparisons that prints as a table, and one of the classes below it where there are labels."""
+
+    def _tables(self):
+        header = ["export", "images", "same class", "largest difference", "Keras's accuracy", "its accuracy", ""]
+        rows = [
+            [
+                one.title,
+                str(one.count),
+                _share(one.agreement),
+                "-" if one.largest_difference is None else f"{one.largest_difference:.2g}",
+                _share(one.keras_accuracy),
+                _share(one.accuracy),
+                "FAILED" if one.failure else "passed" if one.count else "not run",
+            ]
+            for one in self
+        ]
+        return [Table(header, rows, right={1, 2, 3, 4, 5}), *self._class_table()]
+
+    def _class_table(self):
+        labelled = [one for one in self if one.classes]
+        if not labelled:
+            return []
+        same_class = list(zip(*(one.classes for one in labelled), strict=True))
+        same_class.sort(key=lambda entries: -max(entry["lost"] for entry in entries))
+        rows = [
+            [
+                entries[0]["name"],
+                str(entries[0]["images"]),
+                _share(entries[0]["keras"]),
+                *(f"{0 - 100 * entry['lost']:+.1f}" for entry in entries),
+            ]
+            for entries in same_class[:_CLASSES_SHOWN]
+        ]
+        header = ["class", "images", "Keras", *(f"{one.title}, points" for one in labelled)]
+        return [Table(header, rows, right=range(1, len(header)))]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
 
 class _Tally:
     """What is counted of one export, batch by batch."""
@@ -63,12 +115,12 @@ class _Tally:
         self.broken = False
         self.images, self.keras_hits, self.hits = (np.zeros(classes, int) for _ in range(3))
 
-    def add(self, reference, answers, labels) -> None:
-        expected, given = reference.argmax(axis=1), answers.argmax(axis=1)
+    def add(self, reference, probabilities, labels) -> None:
+        expected, given = reference.argmax(axis=1), probabilities.argmax(axis=1)
         self.count += len(reference)
-        self.broken = self.broken or not np.isfinite(answers).all()
+        self.broken = self.broken or not np.isfinite(probabilities).all()
         self.agree += int((expected == given).sum())
-        self.difference = max(self.difference, float(np.abs(reference - answers).max()))
+        self.difference = max(self.difference, float(np.abs(reference - probabilities).max()))
         if labels is not None:
             self.labelled += len(labels)
             classes = len(self.images)
@@ -77,7 +129,10 @@ class _Tally:
             self.hits += np.bincount(labels[given == labels], minlength=classes)
 
     def compared(self, name: str, quantize, class_names) -> Comparison:
-        labelled = self.labelled == self.count
+        difference = None if self.broken else self.difference
+        whole = Comparison(name, quantize, self.count, self.agree / self.count, difference)
+        if self.labelled < self.count:
+            return whole
         classes = [
             {
                 "name": label,
@@ -89,16 +144,8 @@ class _Tally:
             for label, images, before, after in zip(class_names, self.images, self.keras_hits, self.hits, strict=True)
             if images
         ]
-        return Comparison(
-            name,
-            quantize,
-            self.count,
-            agreement=self.agree / self.count,
-            largest_difference=None if self.broken else self.difference,
-            keras_accuracy=float(self.keras_hits.sum() / self.count) if labelled else None,
-            accuracy=float(self.hits.sum() / self.count) if labelled else None,
-            classes=classes if labelled else [],
-        )
+        accuracies = [float(hits.sum() / self.count) for hits in (self.keras_hits, self.hits)]
+        return dataclasses.replace(whole, keras_accuracy=accuracies[0], accuracy=accuracies[1], classes=classes)
 
 
 def compare(
@@ -107,21 +154,23 @@ def compare(
     batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
     *,
     quantizations: dict[str, str | None],
+    limits: Limits,
     class_names: list[str],
-    pixels: str = "float32",
-) -> list[Comparison]:
+    pixels: str,
+) -> Comparisons:
     """Run a Keras model and what was exported of it on the same images.
 
     Args:
         model: the classifier that was exported, as it was before.
-        exported: format → function from pixels to the output.
+        exported: format → function from pixels to the output, of those that run on this system.
         batches: `(images, labels)`; labels are integers, or `None`.
-        quantizations: format → what was quantized in it.
+        quantizations: of all formats → what was quantized in it.
+        limits: what may be lost.
         class_names: one for each class.
         pixels: type that the exports take.
 
     Returns:
-        A `Comparison` for each format, without a verdict.
+        A judged `Comparison` for each format, in the order of those that run here, then the others.
     """
     kind = outputs.output_kind(model)
     tallies = {name: _Tally(len(class_names)) for name in exported}
@@ -132,11 +181,13 @@ def compare(
         reference = outputs.class_probabilities(model, given, batch_size=largest)
         for name, run in exported.items():
             tallies[name].add(reference, _probabilities(run(given), kind), labels)
-    return [tally.compared(name, quantizations[name], class_names) for name, tally in tallies.items()]
+    compared = [tally.compared(name, quantizations[name], class_names) for name, tally in tallies.items()]
+    others = [Comparison(name, quantize, 0) for name, quantize in quantizations.items() if name not in exported]
+    return Comparisons([*(judge(one, limits) for one in compared), *others])
 
 
 def _probabilities(values, kind) -> np.ndarray:
-    """Return probabilities, or the NaN as they are: an export that answers so is for the gate to refuse."""
+    """Return probabilities, or the NaN as they are: an export with such outputs is for the gate to refuse."""
     values = np.asarray(values, dtype="float32")
     if np.isfinite(values).all():
         return outputs.to_probabilities(values, kind)
@@ -152,92 +203,33 @@ def _failure(one: Comparison, limits: Limits) -> str | None:
     if not one.count:
         return None
     if one.largest_difference is None:
-        return "it answers NaN or infinity"
-    if one.quantize is None and one.agreement < limits.agreement:
-        return f"it names Keras's class for {one.agreement:.2%} of the images, and must for {limits.agreement:.2%}"
-    if one.quantize is None:
+        return "its outputs hold NaN or infinity"
+    if one.quantize is None or one.accuracy is None:
+        needed = limits.agreement if one.quantize is None else 1 - limits.accuracy_loss
+        why = "" if one.quantize is None else " (without labels, so that it can lose no more accuracy than is allowed)"
+        if one.agreement < needed:
+            return f"it names Keras's class for {one.agreement:.2%} of the images, and must for {needed:.2%}{why}"
         return None
-    if one.accuracy is None and one.agreement < 1 - limits.accuracy_loss:
-        return (
-            f"it names Keras's class for {one.agreement:.2%} of the images, and must for {1 - limits.accuracy_loss:.2%} "
-            "(without labels, so that it can lose no more accuracy than is allowed)"
-        )
-    lost = 0 if one.accuracy is None else one.keras_accuracy - one.accuracy
+    lost = one.keras_accuracy - one.accuracy
     if lost > limits.accuracy_loss + 1e-9:
         return f"it loses {100 * lost:.2f} points of accuracy, and may lose {100 * limits.accuracy_loss:.2f}"
     return None
 
 
-def check(comparisons: list[Comparison], what: str) -> None:
-    """Raise where one of the comparisons failed.
-
-    Args:
-        comparisons: judged ones.
-        what: the images they were made on, in words.
-
-    Raises:
-        GateError: with the table.
-    """
+def check(comparisons: Comparisons, what: str) -> None:
+    """Raise `GateError`, with the table, where one of the comparisons failed; `what` says which images were used."""
     failed = [one for one in comparisons if one.failure]
-    if not failed:
-        return
-    reasons = "; ".join(f"{title_of(one)}: {one.failure}" for one in failed)
-    raise GateError(
-        f"The export was stopped, and nothing was written. Compared with Keras on {what}: {reasons}.",
-        comparison_table(comparisons),
-    )
+    if failed:
+        reasons = "; ".join(f"{one.title}: {one.failure}" for one in failed)
+        raise GateError(
+            f"The export was stopped, and nothing was written. Compared with Keras on {what}: {reasons}.",
+            str(comparisons),
+        )
 
 
-def title_of(comparison: Comparison) -> str:
-    """Return what an export is called in tables."""
-    return f"{comparison.format} {comparison.quantize or 'float32'}"
-
-
-def comparison_table(comparisons: list[Comparison]) -> str:
-    """Return the comparisons as a table, and one of the classes below it where there are labels."""
-    header = ["export", "images", "same class", "largest difference", "Keras's accuracy", "its accuracy", ""]
-    rows = [
-        [
-            title_of(one),
-            str(one.count),
-            _share(one.agreement),
-            "-" if one.largest_difference is None else f"{one.largest_difference:.2g}",
-            _share(one.keras_accuracy),
-            _share(one.accuracy),
-            "FAILED" if one.failure else "passed" if one.count else "not run",
-        ]
-        for one in comparisons
-    ]
-    tables = [text_table(header, rows, right={1, 2, 3, 4, 5})]
-    return "\n\n".join([*tables, *_class_table(comparisons)])
-
-
-def _class_table(comparisons) -> list[str]:
-    labelled = [one for one in comparisons if one.classes]
-    if not labelled:
-        return []
-    losses = zip(*([entry["lost"] for entry in one.classes] for one in labelled), strict=True)
-    order = np.argsort([-max(one) for one in losses], kind="stable")
-    rows = [
-        [
-            labelled[0].classes[place]["name"],
-            str(labelled[0].classes[place]["images"]),
-            _share(labelled[0].classes[place]["keras"]),
-            *(f"{0 - 100 * one.classes[place]['lost']:+.1f}" for one in labelled),
-        ]
-        for place in order[:_CLASSES_SHOWN]
-    ]
-    header = ["class", "images", "Keras", *(f"{title_of(one)}, points" for one in labelled)]
-    return [text_table(header, rows, right=range(1, len(header)))]
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def warn_of_what_was_not_run(comparisons: list[Comparison]) -> None:
+def warn_of_what_was_not_run(comparisons: Comparisons) -> None:
     """Warn of exports that this system can't run, so that nobody takes them for compared ones."""
-    names = [title_of(one) for one in comparisons if not one.count]
+    names = [one.title for one in comparisons if not one.count]
     if names:
         warnings.warn(
             f"{', '.join(names)} was written, but not compared with Keras: this system can't run it.",

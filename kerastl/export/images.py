@@ -11,7 +11,7 @@ import numpy as np
 from kerastl.checks import received
 from kerastl.data.batches import adapt, find_source
 from kerastl.data.labels import class_indices
-from kerastl.errors import DataError
+from kerastl.errors import ArgumentError, DataError
 from kerastl.models import outputs
 
 REPRESENTATIVE = 200
@@ -61,22 +61,46 @@ class GateImages:
         }[self.what]
 
 
-def representative_images(data, model: keras.Model, count: int = REPRESENTATIVE) -> np.ndarray:
-    """Return up to `count` images, `(count, height, width, 3)`, spread evenly over the data where that can be.
+def export_images(
+    representative, held_out, model: keras.Model, quantize: str | None, num_classes: int
+) -> tuple[np.ndarray | None, GateImages]:
+    """Return the representative images, and those of the gate: held-out images, else the representative ones, else noise.
 
     Args:
-        data: images, with labels or without: an array, a pair of arrays, a `tf.data.Dataset` of batches, a
-            `keras.utils.PyDataset`. Of anything that comes in batches without an identity the first ones are taken.
+        representative: images, with labels or without, as `fit` takes them; up to 200 are used, spread evenly over the
+            data where it can be read by index, else the first ones.
+        held_out: images that nothing was trained or set on; with labels the gate can compare accuracies.
         model: what is exported, to compare sizes.
+        quantize: `"int8"` needs representative images.
+        num_classes: of the model.
 
     Raises:
-        DataError: no images, or images that the model can't take.
+        ArgumentError: no representative images for int8.
+        DataError: images were given and there are none, or they or their labels don't fit the model.
     """
+    calibration = None if representative is None else _representative(representative, model)
+    if quantize == "int8" and calibration is None:
+        raise ArgumentError(
+            "int8 needs `representative=`, images that show how large the activations get: training images, such as "
+            f"`load_images(...).train`. Held-out ones are for the gate. {received(representative=None)}"
+        )
+    if held_out is not None:
+        return calibration, _held_out(held_out, model, num_classes)
+    if calibration is not None:
+        return calibration, GateImages("representative", _batches(calibration, None))
+    noise = np.random.default_rng(0).integers(0, 256, (_NOISE, *model.inputs[0].shape[1:]), "uint8")
+    return None, GateImages("noise", _batches(noise, None))
+
+
+def _representative(data, model) -> np.ndarray:
+    """Return images, `(count, height, width, 3)`."""
     rows = adapt(data)
     if rows.skips:
-        images = rows.images_at(_spread(rows.count, count))
+        few = min(REPRESENTATIVE, rows.count)
+        images = rows.images_at(np.unique(np.linspace(0, rows.count - 1, few).round().astype(int)))
     else:
-        images = list(itertools.islice((image for batch, _ in _batches(data, None) for image in batch), count))
+        single = (image for batch, _ in _batches(data, None) for image in batch)
+        images = list(itertools.islice(single, REPRESENTATIVE))
     if not images:
         raise DataError(f"There are no representative images. {received(representative=data)}")
     images = np.stack(images)
@@ -84,34 +108,15 @@ def representative_images(data, model: keras.Model, count: int = REPRESENTATIVE)
     return images
 
 
-def gate_images(held_out, representative: np.ndarray | None, model: keras.Model, num_classes: int) -> GateImages:
-    """Return what the gate compares on: held-out images, else the representative ones, else noise.
-
-    Args:
-        held_out: images that nothing was trained or set on, as `representative_images` takes them; with labels the gate
-            can compare accuracies.
-        representative: what `representative_images` returned.
-        model: what is exported.
-        num_classes: of the model.
-
-    Raises:
-        DataError: no held-out images, or images or labels that don't fit the model.
-    """
-    if held_out is None and representative is not None:
-        return GateImages("representative", _array_batches(representative))
-    size = tuple(model.inputs[0].shape[1:])
-    if held_out is None:
-        return GateImages("noise", _array_batches(np.random.default_rng(0).integers(0, 256, (_NOISE, *size), "uint8")))
-    batches = _batches(held_out, num_classes)
+def _held_out(data, model, num_classes: int) -> GateImages:
+    batches = _batches(data, num_classes)
     first = next(batches, None)
     if first is None:
-        raise DataError(f"There are no held-out images. {received(held_out=held_out)}")
+        raise DataError(f"There are no held-out images. {received(held_out=data)}")
     _check(model, first[0])
-    source = find_source(held_out)
+    source = find_source(data)
     identity = None if source is None else source.identity
-    return GateImages(
-        "held-out", itertools.chain([first], batches), adapt(held_out).batch_count, known_identity=identity
-    )
+    return GateImages("held-out", itertools.chain([first], batches), adapt(data).batch_count, known_identity=identity)
 
 
 def _batches(data, num_classes: int | None):
@@ -119,14 +124,6 @@ def _batches(data, num_classes: int | None):
     for images, labels, _ in adapt(data).batches():
         if len(images):
             yield images, None if labels is None or num_classes is None else class_indices(labels, num_classes)
-
-
-def _array_batches(images):
-    return iter([(images[start : start + 32], None) for start in range(0, len(images), 32)])
-
-
-def _spread(available: int, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(int)) if available else []
 
 
 def _check(model, images) -> None:

@@ -1,4 +1,4 @@
-"""The part of a classifier that leaves the house: pixels of one size in, the main output out, nothing random in between."""
+"""The part of a classifier that is exported: pixels of one size in, the main output out, nothing random in between."""
 
 import keras
 
