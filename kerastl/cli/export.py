@@ -1,4 +1,4 @@
-"""`export MODEL --out FOLDER`: write a sealed bundle for phones and servers, if its outputs are those of the model."""
+"""`export MODEL --out FOLDER`: write a bundle for phones and servers, if its outputs are those of the model."""
 
 import hashlib
 import sys
