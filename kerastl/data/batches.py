@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import queue
 import threading
@@ -224,19 +225,18 @@ class _SourceRows(Rows):
 
     def batches(self, start=0, size=None):
         source, size = self._source, size or self.batch_size
+        begins = iter(range(start, self.count, size))
         with concurrent.futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="read") as pool:
-            waiting = []
-            begins = iter(range(start, self.count, size))
-            while True:
-                while len(waiting) < 2 and (begin := next(begins, None)) is not None:
-                    indices = slice(begin, min(begin + size, self.count))
-                    waiting.append(
-                        (indices, [pool.submit(source.read, index) for index in range(indices.start, indices.stop)])
-                    )
-                if not waiting:
-                    return
-                indices, futures = waiting.pop(0)
-                yield np.stack([future.result() for future in futures]), source.labels[indices], None
+
+            def submit(begin: int):
+                indices = range(begin, min(begin + size, self.count))
+                return source.labels[begin : begin + size], [pool.submit(source.read, index) for index in indices]
+
+            waiting = [submit(begin) for begin in itertools.islice(begins, 2)]
+            while waiting:
+                labels, futures = waiting.pop(0)
+                yield np.stack([future.result() for future in futures]), labels, None
+                waiting += [submit(begin) for begin in itertools.islice(begins, 1)]
 
 
 class _DatasetRows(Rows):

@@ -283,8 +283,7 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
 
 def _image_and_label(builder) -> tuple[str, str]:
     """Return the keys of the image and of its class: the supervised pair, or the only features of their kind."""
-    features = builder.info.features
-    pair = builder.info.supervised_keys
+    features, pair = builder.info.features, builder.info.supervised_keys
     if not (pair and len(pair) == 2 and all(isinstance(key, str) for key in pair)):
         images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]

@@ -15,8 +15,6 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_FOLDERS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
 """The names under which a source may come with splits of its own."""
 
-SPLITS = (TRAIN, VALIDATION, TEST)
-
 _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as one
 
 
@@ -24,21 +22,16 @@ _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as o
 class Catalogue:
     """The images of a source, unsplit or with the splits that they came with.
 
+    `name`, `class_names`, `licence`, `skipped` and `ignored` are those of `ImageSplits`.
+
     Attributes:
-        name: what to call the source in tables and reports.
-        class_names: in the order of labels.
         labels: of each image, an index into `class_names`.
         files: of each image, its path or its name in the data set.
         digests: of each image, a digest of its encoded bytes.
         parts: of each image, the split that it came in; all `"train"` for a source that came unsplit.
         read_bytes: from an index to the encoded image. Safe to call from several threads.
-        licence: what the images may be used for, where the source says so.
         strata: of each image, what splits are balanced by, an index into `stratum_names`; by default its label.
-        stratum_names: what to call the strata.
-        validation_share: of the images for validation, where nobody says.
-        test_share: of the images for the test, where nobody says.
-        skipped: unreadable files that were left out.
-        ignored: how many other files were left out, by their ending.
+        validation_share: of the images, where nobody says; so is `test_share`.
         notices: what the user has to be warned of.
     """
 
@@ -79,10 +72,7 @@ def _check_sum(shares: dict[str, float | None]) -> None:
 def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.ndarray]:
     """Return the indices of each split that gets any; the training indices in a mixed order.
 
-    Args:
-        catalogue: of the source.
-        fractions: for validation and test the share asked for, or `None` for the usual one.
-        seed: the same seed makes the same splits.
+    `fractions` holds for validation and test the share asked for, or `None` for the usual one.
 
     Raises:
         ArgumentError: a share for a part that the source brings along, or nothing left to train on.
@@ -114,7 +104,7 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
     indices = {**{split: pool[chosen] for split, chosen in divided.items()}, **brought}
     # In the order of files, batches of a loop that doesn't shuffle would hold one class only.
     indices[TRAIN] = np.random.default_rng(seed).permutation(indices[TRAIN])
-    return {split: indices[split] for split in SPLITS if len(indices.get(split, ()))}
+    return {split: indices[split] for split in (TRAIN, VALIDATION, TEST) if len(indices.get(split, ()))}
 
 
 def split_indices(
@@ -125,7 +115,7 @@ def split_indices(
     seed: int,
     stratum_names: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """Divide `range(len(strata))` by `fractions`, in every stratum alike.
+    """Divide `range(len(strata))` by `fractions`, in every stratum alike; indices are int64, ascending.
 
     In each stratum every split gets its fraction rounded down or up, and at least one image; which way is rounded is
     chosen so that the splits' totals come out right. Images of one group always stay together, which can cost
@@ -138,9 +128,6 @@ def split_indices(
         fractions: the split's name to its share; the shares add up to 1, and a split of 0 gets nothing.
         seed: the same seed makes the same splits.
         stratum_names: what to call the strata in errors.
-
-    Returns:
-        The split's name to its indices, int64, ascending.
 
     Raises:
         DataError: a stratum has fewer groups than there are splits to fill.
@@ -168,7 +155,7 @@ def split_indices(
 
 
 def _groups_by_stratum(strata, groups) -> dict[int, list[list[int]]]:
-    """Return each stratum's groups, as lists of indices, in the order of strata."""
+    """Return each stratum's groups, in the order of strata."""
     by_group: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         by_group.setdefault(group, []).append(index)
