@@ -1,6 +1,7 @@
 """The tree: what may import what, how large a file may be, a light import, a face that is whole."""
 
 import ast
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -74,6 +75,14 @@ def test_no_files_import_each_other_in_a_circle():
     assert arrows == {}
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text().splitlines()) <= 500
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
 def test_there_are_few_parts_and_few_arrows_between_them():
     arrows = {(top(name_of(path)), top(other)) for path in FILES for other in imports_of(path)}
     arrows = {(one, other) for one, other in arrows if one != other}
@@ -135,3 +144,11 @@ def test_every_public_name_has_a_docstring_and_is_there():
 
     missing = [name for name in kerastl.__all__ if name != "__version__" and not getattr(kerastl, name).__doc__]
     assert missing == []
+
+
+def test_the_picture_of_the_tree_is_of_todays_code():
+    spec = importlib.util.spec_from_file_location("draw_tree", PACKAGE.parent / "docs" / "draw_tree.py")
+    draw_tree = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_tree)
+    assert [list(row) for row in draw_tree.ROWS] == [row for row in ROWS if row != ["__main__"]]
+    assert draw_tree.PICTURE.read_text() == draw_tree.draw(), "run `make tree`"
