@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 
 from kerastl.errors import BackendError
 
-# glibc maps a block above its threshold anew at every allocation, and each page of it costs a fault: half of the time of a
+# glibc maps a block above its threshold again at every allocation, and each page of it costs a fault: half of the time of a
 # training step on feature maps, where every tensor is one. By itself the threshold grows to 32 MB at most, and not in every
 # process; see mallopt(3).
 LARGEST_KEPT_BLOCK = 32 * 2**20
@@ -45,7 +46,7 @@ def compiled_forward(model: keras.Model, step: int | None = None) -> Callable[[n
     """Return a compiled function from a batch of images to the model's outputs in inference mode, as NumPy arrays.
 
     On TensorFlow a graph (XLA is never forced), on JAX a jitted function, on PyTorch a call without gradients. The
-    weights are read at every call. Batches should be of one size; each new size may compile anew on JAX.
+    weights are read at every call. Batches should be of one size; each new size may compile again on JAX.
 
     Args:
         model: from one input of images.
@@ -79,27 +80,44 @@ def has_accelerator() -> bool:
     return torch.cuda.is_available()
 
 
+_quiet, _quiet_users, _quiet_lock = contextlib.ExitStack(), [], threading.Lock()
+
+
 @contextlib.contextmanager
 def quiet_output():
-    """Keep what native code and loggers write to the terminal out of it; of an error the exception is enough."""
-    before = logging.root.manager.disable
-    with tempfile.TemporaryFile() as sink:
-        saved = []
-        for stream in (sys.__stdout__, sys.__stderr__):
-            with contextlib.suppress(OSError, AttributeError, ValueError):
-                stream.flush()
-                number = stream.fileno()
-                saved.append((number, os.dup(number)))
-                os.dup2(sink.fileno(), number)
-        # TensorFlow's own handler holds on to the stream of a notebook, which no file descriptor leads to
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-            for number, copy in saved:
-                os.dup2(copy, number)
-                os.close(copy)
+    """Keep what native code and loggers write to the terminal out of it; of an error the exception is enough.
+
+    Of several threads the first one in silences the process, and the last one out gives its voice back.
+    """
+    me = object()
+    with _quiet_lock:
+        if not _quiet_users:
+            _silence(_quiet)
+        _quiet_users.append(me)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users.remove(me)
+            if not _quiet_users:
+                _quiet.close()
+
+
+def _silence(stack: contextlib.ExitStack) -> None:
+    """Redirect the terminal's streams and disable the loggers, until the stack is closed."""
+    sink = tempfile.TemporaryFile()  # noqa: SIM115 (the stack closes it)
+    stack.callback(sink.close)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            stream.flush()
+            number = stream.fileno()
+            copy = os.dup(number)
+            stack.callback(os.close, copy)
+            stack.callback(os.dup2, copy, number)
+            os.dup2(sink.fileno(), number)
+    # TensorFlow's own handler holds on to the stream of a notebook, which no file descriptor leads to
+    stack.callback(logging.disable, logging.root.manager.disable)
+    logging.disable(logging.CRITICAL)
 
 
 def _as_list(outputs) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 
 import keras
 import numpy as np
@@ -124,7 +125,7 @@ def test_a_start_that_is_most_of_the_work_goes_into_int8(images):
 
 
 def test_loggers_are_quiet_meanwhile_and_speak_again(capfd):
-    logger, said = logging.getLogger("tensorflow"), []
+    logger, said = logging.getLogger("kerastl.tests.quiet"), []
     handler = logging.Handler(logging.DEBUG)
     handler.emit = lambda record: said.append(record.getMessage())
     logger.addHandler(handler)
@@ -137,6 +138,25 @@ def test_loggers_are_quiet_meanwhile_and_speak_again(capfd):
         logger.removeHandler(handler)
     assert said == ["after"]
     assert "native" not in capfd.readouterr().err
+
+
+def test_threads_that_are_quiet_at_once_leave_nothing_silent(capfd):
+    inside, outside = threading.Barrier(2), threading.Event()
+
+    def overlap():
+        with backend.quiet_output():
+            inside.wait()
+            outside.wait()
+
+    thread = threading.Thread(target=overlap)
+    thread.start()
+    with backend.quiet_output():
+        inside.wait()
+    outside.set()
+    thread.join()
+    os.write(2, b"heard\n")
+    assert "heard" in capfd.readouterr().err
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_latencies_of_several_models_come_from_one_run(converted):

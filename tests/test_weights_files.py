@@ -223,6 +223,27 @@ def test_whatever_is_no_weights_file_is_an_error_that_names_it(content, suffix, 
         build_pretrained(request_for(), path)
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
+def test_a_damaged_file_is_an_error_that_names_it_or_is_read(suffix, tmp_path):
+    whole = tmp_path / f"whole{suffix}"
+    request = request_for()
+    model = request.build(None)
+    model.save(whole) if suffix == ".h5" else model.save_weights(whole)
+    content, random = whole.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for number in range(30):
+        damaged = bytearray(content if number % 2 else content[: int(random.integers(len(content)))])
+        for place in random.integers(0, max(len(damaged), 1), 4) if damaged else ():
+            damaged[place] ^= 1 << int(random.integers(8))
+        path = tmp_path / f"damaged{number}{suffix}"
+        path.write_bytes(damaged)
+        try:
+            build_pretrained(request, path)
+        except WeightsUnavailableError as error:
+            refused += path.name in str(error)
+    assert refused >= 10
+
+
 def test_a_missing_file_is_an_error_before_anything_is_built(tmp_path):
     def build():
         raise AssertionError("built something")

@@ -5,7 +5,6 @@ for one convolution. One MAC is two floating-point operations.
 """
 
 import dataclasses
-import warnings
 
 import keras
 
@@ -13,7 +12,7 @@ from kerastl.checks import check_choice, check_count, received
 from kerastl.costs.calls import elements, itemsize, spec_bytes, trace
 from kerastl.costs.macs import call_macs
 from kerastl.costs.memory import peak_activation_bytes, training_activation_bytes
-from kerastl.errors import ArgumentError, KerastlWarning
+from kerastl.errors import ArgumentError, warn
 from kerastl.tables import NamedRows, Printed, Table, readable_bytes
 
 CONV_KINDS = ("standard", "pointwise", "depthwise", "separable")
@@ -252,9 +251,7 @@ def _warn(problems) -> None:
         return
     lines = [f"{path!r} ({type(operation).__name__}): {problem}" for path, (operation, problem) in problems.items()]
     classes = sorted({type(operation).__name__ for operation, _ in problems.values()})
-    warnings.warn(
+    warn(
         f"No cost formula for {'; '.join(lines)}. Give one with "
         f"`kerastl.costs.register_layer_cost({classes[0]}, macs=...)`.",
-        KerastlWarning,
-        stacklevel=4,
     )

@@ -320,7 +320,7 @@ def _open_split(builder, split: str, image_key: str, keys: list[str]) -> tuple[i
         paths = [Path(path) for path in builder.info.splits[split].filepaths]
         record_at, count = _tf_record_reader(paths)
         if count != builder.info.splits[split].num_examples:  # whole records are missing
-            raise DataError(f"The files in {builder.data_dir} are damaged. Delete the folder: it is prepared anew.")
+            raise DataError(f"The files in {builder.data_dir} are damaged. Delete the folder: it is prepared again.")
     elif file_format is formats.ARRAY_RECORD:
         records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         record_at, count = records.__getitem__, len(records)
@@ -348,7 +348,7 @@ def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
                 places.append((path, start + _RECORD_HEADER_BYTES, length))
                 file.seek(start + _RECORD_HEADER_BYTES + length + _RECORD_FOOTER_BYTES)
             if file.tell() != size:
-                raise DataError(f"{path} is cut short. Delete its folder: it is prepared anew.")
+                raise DataError(f"{path} is cut short. Delete its folder: it is prepared again.")
 
     def record_at(index: int) -> bytes:
         path, start, length = places[index]
@@ -369,4 +369,4 @@ def _parse(record: bytes, image_key: str, keys: list[str]) -> tuple[bytes, dict]
             values[key] = feature.bytes_list.value[0] if feature.bytes_list.value else feature.int64_list.value[0]
         return features[image_key].bytes_list.value[0], values
     except (DecodeError, IndexError) as error:
-        raise DataError("A record of the data set is damaged. Delete its folder: it is prepared anew.") from error
+        raise DataError("A record of the data set is damaged. Delete its folder: it is prepared again.") from error

@@ -1,14 +1,13 @@
 """The gate: what was exported runs beside the Keras model on the same images, and is stopped where its outputs are worse."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_fraction
-from kerastl.errors import GateError, KerastlWarning
+from kerastl.errors import GateError, warn
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -231,8 +230,6 @@ def warn_of_what_was_not_run(comparisons: Comparisons) -> None:
     """Warn of exports that this system can't run, so that nobody takes them for compared ones."""
     names = [one.title for one in comparisons if not one.count]
     if names:
-        warnings.warn(
+        warn(
             f"{', '.join(names)} was written, but not compared with Keras: this system can't run it.",
-            KerastlWarning,
-            stacklevel=4,
         )

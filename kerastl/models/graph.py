@@ -8,13 +8,12 @@ import dataclasses
 import inspect
 import itertools
 import re
-import warnings
 
 import keras
 
 from kerastl import keras_internals
 from kerastl.checks import nearest, received
-from kerastl.errors import KerastlWarning, ModelError
+from kerastl.errors import ModelError, warn
 
 NORMALIZATION_LAYERS = (
     keras.layers.BatchNormalization,
@@ -357,11 +356,9 @@ def _warn_if_open(backbone: Backbone) -> None:
     last = max(index for index, name in enumerate(names) if name)
     late = [layer.name for layer in backbone.layers[last + 1 :] if _AUTOMATIC_NAME.match(layer.name)]
     if late:
-        warnings.warn(
+        warn(
             f"It is not clear whether {', '.join(late)} belong to the backbone; they are taken as part of it. "
-            f"Pass `backbone={backbone.layers[last].name!r}` (its last layer) if they are the head's.",
-            KerastlWarning,
-            stacklevel=4,
+            f"Pass `backbone={backbone.layers[last].name!r}` (its last layer) if they are the head's."
         )
 
 

@@ -51,7 +51,7 @@ def build_classifier(
 
     Raises:
         ArgumentError: any argument that can't be used; sizes below the backbone's smallest.
-        WeightsUnavailableError: the weights can't be had.
+        WeightsUnavailableError: the weights are not available.
     """
     num_classes = check_count("num_classes", num_classes, smallest=2, unit="two classes get a two-way softmax")
     check_choice("pooling", pooling, POOLINGS)

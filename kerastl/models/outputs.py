@@ -119,7 +119,7 @@ def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_siz
         views: 1 runs the images as they are; 2 averages them with their mirror images; 4 with both flips and the two
             together. Averaging flips at test time is as old as Krizhevsky et al., "ImageNet classification with deep
             convolutional neural networks" (2012).
-        batch_size: fill the batch up to so many images, so that a last, smaller one doesn't trace the model anew.
+        batch_size: fill the batch up to so many images, so that a last, smaller one doesn't trace the model again.
 
     Returns:
         float32, `(batch, classes)`.

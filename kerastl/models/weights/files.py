@@ -39,8 +39,16 @@ def load_weight_file(model: keras.Model, path: Path, *, backbone: str) -> keras.
     Raises:
         WeightsUnavailableError: it is no weights file, or a layer of `model` is missing in it or has another shape.
     """
-    with _open_weights(path) as file:
-        problems = _fill(model, file, path)
+    try:
+        with _open_weights(path) as file:
+            problems = _fill(model, file, path)
+    except WeightsUnavailableError:
+        raise
+    except Exception as error:  # in a damaged file h5py raises OSError, RuntimeError, KeyError, ValueError and others
+        raise WeightsUnavailableError(
+            f"{path.name} is not a readable Keras weights file: expected .weights.h5, .h5 or .keras. {error}. "
+            f"{received(weights=str(path))}"
+        ) from error
     if problems:
         more = f"; and {len(problems) - 3} more layers" if len(problems) > 3 else ""
         raise WeightsUnavailableError(
@@ -143,18 +151,12 @@ def _find_foreign_layers(model: keras.Model, saved: SavedLayers) -> list[str]:
 
 
 def _open_weights(path: Path) -> h5py.File:
-    """Open the HDF5 part of a weights file; whatever can't be read becomes a `WeightsUnavailableError`."""
-    try:
-        source = path
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                source = io.BytesIO(archive.read("model.weights.h5"))
-        return h5py.File(source, "r")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsUnavailableError(
-            f"{path.name} is not a readable Keras weights file: expected .weights.h5, .h5 or .keras. {error}. "
-            f"{received(weights=str(path))}"
-        ) from error
+    """Open the HDF5 part of a weights file."""
+    source = path
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            source = io.BytesIO(archive.read("model.weights.h5"))
+    return h5py.File(source, "r")
 
 
 def _is_keras_2_layout(file: h5py.File) -> bool:
