@@ -127,7 +127,7 @@ def test_mixed_float16_is_wrapped_once_and_not_twice():
         keras.config.set_dtype_policy("float32")
 
 
-def test_thawing_behind_the_outer_models_back_is_caught(pixels):
+def test_unfreezing_behind_the_outer_models_back_is_caught(pixels):
     # FACTS 2: Keras goes on training the variables that it found at its first step, and says nothing
     model = models.compiled(freezing.freeze(models.nested()))
     model.fit(*pixels, verbose=0)
@@ -136,7 +136,7 @@ def test_thawing_behind_the_outer_models_back_is_caught(pixels):
     if keras.backend.backend() != "jax":  # JAX raises by itself, in words of its own
         model.fit(*pixels, verbose=0)
     moved = models.changed(before, model.get_layer("tiny"))
-    assert not any(path.endswith("kernel") for path in moved), "the trap: Keras trains none of the thawed kernels"
+    assert not any(path.endswith("kernel") for path in moved), "the trap: Keras trains none of the unfrozen kernels"
     with pytest.raises(CompileError, match="`trainable` was changed after `compile`"):
         compiling.check_ready(model)
 

@@ -82,7 +82,7 @@ def test_the_heads_own_batch_norm_and_frozen_parts_are_left_alone():
     assert "kept" not in trainable_names(model)
 
 
-def test_a_wholly_frozen_model_can_be_thawed_again():
+def test_a_wholly_frozen_model_can_be_unfrozen_again():
     model = models.nested()
     model.trainable = False
     freezing.unfreeze(model, last_blocks=1)
@@ -168,18 +168,18 @@ def test_nothing_became_trainable_is_an_error():
 
 
 @settings(max_examples=25, deadline=None)
-@given(count=st.integers(1, 24), thaw=st.booleans())
-def test_any_count_thaws_exactly_the_weighted_layers_at_the_end(count, thaw):
+@given(count=st.integers(1, 24), batch_norm=st.booleans())
+def test_any_count_unfreezes_exactly_the_weighted_layers_at_the_end(count, batch_norm):
     model = models.nested()
     end = graph.find_backbone(model).layers[-count:]
     expected = {layer.name for layer in end if layer.weights}
-    if not thaw:
+    if not batch_norm:
         expected -= {layer.name for layer in graph.batch_norm_layers(model)}
     if not expected:
         with pytest.raises(ArgumentError):
-            freezing.unfreeze(model, last_layers=count, batch_norm=thaw)
+            freezing.unfreeze(model, last_layers=count, batch_norm=batch_norm)
         return
-    freezing.unfreeze(model, last_layers=count, batch_norm=thaw)
+    freezing.unfreeze(model, last_layers=count, batch_norm=batch_norm)
     assert trainable_names(model) == expected | {"predictions"}
 
 

@@ -53,6 +53,7 @@ class Catalogue:
 
 
 def check_shares(validation, test) -> dict[str, float | None]:
+    """Return the shares of the splits by name, `None` where nothing is said; raise for what can't be a share."""
     fractions = {
         VALIDATION: None if validation is None else check_fraction("validation", validation, zero=True, one=False),
         TEST: None if test is None else check_fraction("test", test, zero=True, one=False),

@@ -1,7 +1,7 @@
 """Where a model can be cut in two: the trunk, which is frozen and runs once, and the tail, which trains.
 
 The cut is the latest tensor before which nothing trains and from which alone everything after it can be computed. In
-NASNet, whose cells pass on two tensors, it is two.
+NASNet, whose cells pass on two tensors, it is two. Which of the places is taken, `plan.choose_cuts` says.
 """
 
 import dataclasses

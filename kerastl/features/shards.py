@@ -51,6 +51,7 @@ class ArraySpec:
 
 
 def new_manifest(key: str, specs: Iterable[ArraySpec], count: int | None) -> dict:
+    """Return the manifest of a store that holds no rows yet."""
     arrays = [{"name": spec.name, "row_shape": list(spec.row_shape), "dtype": spec.dtype} for spec in specs]
     known = {"format": FORMAT, "version": VERSION, "key": key, "arrays": arrays, "count": count}
     return {**known, "complete": False, "shards": [], "details": {}}
