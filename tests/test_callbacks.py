@@ -110,7 +110,7 @@ def test_changeable_weights_leave_out_what_is_frozen_at_any_level():
 
 
 def test_a_reused_early_stopping_forgets_the_phase_before():
-    # FACTS 5
+    # Keras 3.11 to 3.14 keep the best value of the phase before
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=1)
     stopping.set_model(models.compiled(models.flat()))
     stopping.on_train_begin()

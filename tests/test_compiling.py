@@ -48,7 +48,7 @@ def test_loss_metrics_and_optimizer_settings_are_kept_custom_ones_too(pixels):
 
 
 def test_the_optimizer_is_fresh_because_the_old_one_knows_the_old_variables(pixels):
-    # FACTS 6: a reused optimizer raises "Unknown variable"
+    # a reused optimizer raises "Unknown variable"
     model = models.compiled(freezing.freeze(models.nested()))
     model.fit(*pixels, verbose=0)
     old = model.optimizer
@@ -128,7 +128,7 @@ def test_mixed_float16_is_wrapped_once_and_not_twice():
 
 
 def test_unfreezing_behind_the_outer_models_back_is_caught(pixels):
-    # FACTS 2: Keras goes on training the variables that it found at its first step, and says nothing
+    # Keras goes on training the variables that it found at its first step, and says nothing
     model = models.compiled(freezing.freeze(models.nested()))
     model.fit(*pixels, verbose=0)
     before = models.snapshot(model.get_layer("tiny"))

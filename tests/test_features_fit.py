@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -139,7 +140,7 @@ def test_both_phases_together_equal_plain_keras(data):
 
 
 def test_callbacks_see_the_whole_model_and_can_stop_it(data, tmp_path):
-    # FACTS 16: `stop_training` is set on the whole model, while the loop runs on the tail
+    # `stop_training` is set on the whole model, while the loop runs on the tail
     model = twins(last_blocks=1)[0]
     seen = set()
 
@@ -527,3 +528,23 @@ def test_images_whose_features_are_nan_are_told(data):
     model = twins()[0]
     with pytest.warns(KerastlWarning, match="for 2 of the train images, number 7 "):
         session_module.fit(model, images, labels, cache=EXACT, epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"cache": True, "steps_per_epoch": 1}, {"cache": False}),
+        ({"views": 2, "steps_per_epoch": 1}, {"cache": False, "views": 1}),
+        ({"views": 2}, {"cache": False, "views": 1}),
+        ({"cache": True, "views": 2}, {"cache": False, "views": 1}),
+    ],
+)
+def test_what_a_refusal_advises_works(options, wanted, data):
+    model = models.compiled(
+        freezing.freeze(models.flat()), run_eagerly=True
+    )  # no augmentation that views could come from
+    with pytest.raises(ArgumentError) as caught:
+        session_module.fit(model, *data, **options, **QUIET)
+    (advice,) = re.findall(r"Pass `([^`]+)`", str(caught.value))
+    assert eval(f"dict({advice})") == wanted
+    session_module.fit(model, *data, **{**options, **wanted}, **QUIET)

@@ -112,7 +112,7 @@ def test_freezing_un_compiles_so_that_fit_raises(build, pixels):
 
 @pytest.mark.parametrize("build", [models.flat, models.nested])
 def test_training_moves_nothing_before_the_boundary_and_no_moving_statistic(build, pixels):
-    # FACTS 1: `training=False` on a nested backbone doesn't keep BatchNorm's statistics from moving in `fit`
+    # `training=False` on a nested backbone doesn't keep BatchNorm's statistics from moving in `fit`
     model = freezing.unfreeze(build(), last_blocks=1)
     before = models.snapshot(model)
     models.compiled(model, 1e-2).fit(*pixels, verbose=0, epochs=2)
@@ -184,7 +184,7 @@ def test_any_count_unfreezes_exactly_the_weighted_layers_at_the_end(count, batch
 
 
 def test_the_source_notes_slice_assignment_does_not_run():
-    # FACTS 3, and the reason for `unfreeze(last_layers=10)`
+    # slicing a list of layers sets nothing; and the reason for `unfreeze(last_layers=10)`
     with pytest.raises(AttributeError):
         models.flat().layers[:-10].trainable = False
 

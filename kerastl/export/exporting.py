@@ -16,12 +16,10 @@ from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS
 from kerastl.export.formats import FORMATS
 from kerastl.export.images import export_images
-from kerastl.export.inference import PIXEL_TYPES, inference_model
+from kerastl.export.inference import inference_model
 from kerastl.files import check_output_folder, new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
-
-__all__ = ["BUNDLE_FILES", "FORMATS", "PIXEL_TYPES", "export_model", "inference_model"]
 
 BUNDLE_FILES = (bundle.CARD, bundle.LABELS, *(one.path for one in FORMATS.values()))
 """What a bundle may hold, by names. Only a folder with nothing else in it is ever replaced."""

@@ -166,11 +166,15 @@ def make_plan(
         obstacle = None if plan.chosen else plan.reason
     if obstacle is None:
         return plan
-    if options.insist:
-        raise ArgumentError(f"The frozen part can't be run once: {obstacle}. Pass `cache=False` for plain Keras.")
-    if views > 1:
-        raise ArgumentError(f"`views={views}` can't be made: {obstacle}.")
+    check_optional(f"The frozen part can't be run once: {obstacle}", options, views)
     return CachePlan(False, obstacle)
+
+
+def check_optional(obstacle: str, options: CacheOptions | None, views: int) -> None:
+    """Raise `ArgumentError` for an obstacle where the options insist on caching, or several views need it."""
+    if views > 1 or (options is not None and options.insist):
+        plain = "`cache=False, views=1`" if views > 1 else "`cache=False`"
+        raise ArgumentError(f"{obstacle}. Pass {plain} for plain Keras. {received(views=views)}")
 
 
 def choose_cuts(model, train, validation, views, options) -> tuple:

@@ -1,7 +1,7 @@
-"""What a classifier answers, seen from outside: class probabilities, whatever its last activation is.
+"""What a classifier puts out, seen from outside: class probabilities, whatever its last activation is.
 
 Softmax, one sigmoid unit and plain logits all become an array `(count, classes)` of probabilities. A model with several
-outputs (auxiliary heads) answers with its first one, the main output.
+outputs (auxiliary heads) is judged by its first one, the main output.
 """
 
 from collections.abc import Callable
@@ -199,8 +199,8 @@ def to_probabilities(values: np.ndarray, kind: str | None) -> np.ndarray:
         )
     if np.isnan(values).any():
         raise ModelError(
-            "The model answers NaN: its weights were ruined in training (a learning rate that is too high, as a rule) "
-            "or the pixels hold NaN."
+            "The outputs of the model are NaN: its weights were ruined in training (a learning rate that is too high, as a "
+            "rule) or the pixels hold NaN."
         )
     kind = kind or _kind_by_value(values)
     if values.shape[1] == 1 and kind == "softmax":

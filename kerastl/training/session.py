@@ -7,10 +7,9 @@ import numpy as np
 
 from kerastl import backend
 from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
-from kerastl.errors import ArgumentError
 from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extraction import Trunk, extract
-from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
+from kerastl.features.plan import CacheOptions, CachePlan, check_optional, make_plan, options_of
 from kerastl.models import compiling, outputs
 
 
@@ -46,10 +45,9 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
     compiling.check_ready(model)
     options = options_of(cache)
     if len(getattr(model, "outputs", None) or []) > 1:
-        if views > 1 or (options is not None and options.insist):
-            raise ArgumentError(
-                f"The model has {len(model.outputs)} outputs, and only models with one can be cut. Pass `cache=False`."
-            )
+        check_optional(
+            f"The model has {len(model.outputs)} outputs, and only models with one can be cut", options, views
+        )
         return model.fit(x, y, **fit_arguments)
     check_first_batch(model, adapt(x, y))
     if is_tf_dataset(x):
@@ -60,8 +58,8 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
     arguments = dict(fit_arguments)
     train, validation = _rows_for_fit(x, y, arguments)
     obstacle = next((name for name in _STEP_ARGUMENTS if arguments.get(name) is not None), None)
-    if obstacle and options is not None and options.insist:
-        raise ArgumentError(f"`{obstacle}` uses a part of the data, which caching can't follow. Pass `cache=False`.")
+    if obstacle:
+        check_optional(f"`{obstacle}` uses a part of the data, which caching can't follow", options, views)
     epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
     plan = make_plan(
         model, None if obstacle else train, validation, epochs=[max(epochs, 1)], options=options, views=views
