@@ -14,16 +14,8 @@ import numpy as np
 
 from kerastl.backend import without_autotuning
 from kerastl.checks import check_choice, check_count, nearest, received
+from kerastl.data import images as image_files
 from kerastl.data.batches import ImageSource, attach_source, find_source
-from kerastl.data.images import (
-    IMAGE_SUFFIXES,
-    RESIZES,
-    check_image_size,
-    find_files,
-    in_threads,
-    is_hidden,
-    read_image,
-)
 from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catalogue, check_shares, divide
 from kerastl.errors import ArgumentError, DataError, warn
 from kerastl.tables import Printed, Table
@@ -44,8 +36,7 @@ class ImageSplits(Printed):
     Attributes:
         train: a `tf.data.Dataset` of batches: images uint8 RGB `(batch, height, width, 3)`, labels int32 `(batch,)`.
             Shuffled anew in every epoch.
-        validation: the same in a fixed order; `None` when there is none.
-        test: the same in a fixed order; `None` when there is none.
+        validation, test: the same in a fixed order; `None` when there is none.
         class_names: in the order of labels.
         class_counts: class name → number of images, all splits together.
         split_sizes: split name → number of images, for the splits that exist.
@@ -142,28 +133,24 @@ def load_images(
         data_dir: where TFDS and ELPV keep prepared data; by default `data/` of a checkout, else TFDS's own default.
         verbose: 0 shows no progress.
 
-    Returns:
-        An `ImageSplits`.
-
     Raises:
         ArgumentError: a wrong argument, or a share for a part that the source brings along.
         DataError: no such folder or data set, unreadable files, fewer than two classes, a class with too few images.
         BackendError: for ELPV, when the package `elpv-dataset` is missing.
         OutputError: a data set can't be written to `data_dir`.
     """
-    image_size = check_image_size(image_size)
+    image_size = image_files.check_image_size(image_size)
     batch_size = check_count("batch_size", batch_size)
     seed = check_count("seed", seed, smallest=0)
-    check_choice("resize", resize, RESIZES)
-    fractions = check_shares(validation, test)
+    check_choice("resize", resize, image_files.RESIZES)
+    shares = check_shares(validation, test)
     catalogue = _open_source(source, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
-    indices = divide(catalogue, fractions, seed)
-    return _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle)
+    return _image_splits(catalogue, divide(catalogue, shares, seed), image_size, batch_size, resize, seed, shuffle)
 
 
 def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
-    counts = np.bincount(catalogue.labels, minlength=len(catalogue.class_names)).tolist()
-    class_counts = dict(zip(catalogue.class_names, counts, strict=True))
+    counts = collections.Counter(catalogue.labels)
+    class_counts = {name: counts[label] for label, name in enumerate(catalogue.class_names)}
     for notice in (*catalogue.notices, *_notices(catalogue, class_counts)):
         warn(notice)
     datasets = {}
@@ -174,17 +161,13 @@ def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuf
         train=datasets[TRAIN],
         validation=datasets.get(VALIDATION),
         test=datasets.get(TEST),
-        class_names=catalogue.class_names,
         class_counts=class_counts,
         split_sizes={split: len(chosen) for split, chosen in indices.items()},
         image_size=image_size,
         resize=resize,
         seed=seed,
-        name=catalogue.name,
-        licence=catalogue.licence,
         files={split: tuple(catalogue.files[index] for index in chosen) for split, chosen in indices.items()},
-        skipped=catalogue.skipped,
-        ignored=catalogue.ignored,
+        **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored")},
     )
 
 
@@ -217,8 +200,7 @@ def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
     few = [f"{name} ({count})" for name, count in class_counts.items() if count < _FEW_IMAGES]
     if few:
         notices.append(
-            f"Classes with fewer than {_FEW_IMAGES} images: {_listing(few)}."
-            " Accuracies on so few say little; add images."
+            f"Classes with fewer than {_FEW_IMAGES} images: {_listing(few)}. Accuracies on so few say little; add images."
         )
     return notices
 
@@ -242,11 +224,9 @@ def _image_source(catalogue: Catalogue, indices: np.ndarray, image_size, resize:
 
     def read(index: int) -> np.ndarray:
         name = catalogue.files[indices[index]]
-        try:
+        with image_files.naming_the_image(name):
             data = catalogue.read_bytes(indices[index])
-        except OSError as error:
-            raise DataError(f"Can't read the image {name} any more: {error.strerror or error}.") from error
-        return read_image(data, image_size, resize, name=name)
+        return image_files.read_image(data, image_size, resize, name=name)
 
     return ImageSource(labels, image_size, digest.hexdigest(), shuffle, read, batch_size)
 
@@ -265,7 +245,7 @@ def _dataset(source: ImageSource, seed: int):
         return tf.ensure_shape(image, (*source.image_size, 3)), tf.ensure_shape(label, ())
 
     indices = tf.data.Dataset.range(len(source))
-    if source.shuffle:
+    if source.shuffles:
         # Numbers are shuffled, not images, so that the buffer can hold them all.
         indices = indices.shuffle(len(source), seed=seed, reshuffle_each_iteration=True)
     images = indices.map(load, num_parallel_calls=_READERS, deterministic=True)
@@ -282,25 +262,21 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
         DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files.
     """
     folder = Path(folder).expanduser()
-    _check_folder(folder)
     roots = _split_roots(folder)
-    class_names, notices = _class_names(roots)
-    images, ignored = _find_images(roots, class_names)
+    class_names = _class_names(roots)
+    images, ignored, notices = _find_images(roots, class_names)
     _check_every_class(roots, class_names, images, ignored)
-    results = list(in_threads(lambda image: _digest_or_error(image[0]), images, len(images), verbose=verbose))
-    good = [(*image, digest) for image, digest in zip(images, results, strict=True) if isinstance(digest, bytes)]
-    bad = [
-        (str(image[0]), str(error))
-        for image, error in zip(images, results, strict=True)
-        if isinstance(error, DataError)
-    ]
-    photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
-    if photographs:
-        notices.append(
-            f"Left out, as these formats can't be read: {_counts(photographs)}. Convert them to JPEG or PNG."
-        )
+    digests = image_files.with_progress(
+        image_files.in_threads(lambda image: _digest_or_error(image[0]), images), len(images), verbose=verbose
+    )
+    good, bad = [], {}
+    for image, digest in zip(images, digests, strict=True):
+        if isinstance(digest, bytes):
+            good.append((*image, digest))
+        else:
+            bad[str(image[0])] = str(digest)
     if bad:
-        listing = _listing([message for _, message in bad], 20, "\n  ")
+        listing = _listing(list(bad.values()), 20, "\n  ")
         unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
         if not skip_unreadable:
             raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
@@ -315,27 +291,10 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
         digests=digests,
         parts=parts,
         read_bytes=lambda index: paths[index].read_bytes(),
-        skipped=tuple(path for path, _ in bad),
+        skipped=tuple(bad),
         ignored=ignored,
         notices=tuple(notices),
     )
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise DataError(f"A source must be a folder, not a file; unpack archives first. {received(source=str(folder))}")
-    parent = folder.parent
-    beside = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    raise DataError(
-        f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders,"
-        f" 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
-    )
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def _split_roots(folder: Path) -> dict[str, Path]:
@@ -343,64 +302,72 @@ def _split_roots(folder: Path) -> dict[str, Path]:
 
     A class may be called "train": only beside `validation` or `test`, or alone, is it taken for a split.
     """
-    names = {path.name: path for path in _subfolders(folder)}
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        raise DataError(
+            f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
+            f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
+        )
     roots: dict[str, Path] = {}
-    for name, path in names.items():
-        split = SPLIT_FOLDERS.get(name.lower())
+    subfolders = _subfolders(folder)
+    for path in subfolders:
+        split = SPLIT_FOLDERS.get(path.name.lower())
         if split in roots:
             raise DataError(f"Two folders are both the {split} split: {roots[split]} and {path}. Keep one.")
         if split:
             roots[split] = path
-    others = [name for name in names if name.lower() not in SPLIT_FOLDERS]
+    others = [path.name for path in subfolders if path.name.lower() not in SPLIT_FOLDERS]
     if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
         return {TRAIN: folder}
     if others:
         raise DataError(
             f"{folder} looks like a data set that comes split ({', '.join(roots)}), but also holds"
-            f" {', '.join(repr(name) for name in others)}. Move one or the other elsewhere."
+            f" {', '.join(map(repr, others))}. Move one or the other elsewhere."
         )
     return {split: roots[split] for split in (TRAIN, VALIDATION, TEST) if split in roots}
 
 
-def _class_names(roots: dict[str, Path]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names of the classes, and notices of images that lie beside the class folders."""
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not image_files.is_hidden(path.name))
+
+
+def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
     names = tuple(path.name for path in _subfolders(roots[TRAIN]))
-    if not names:
+    if len(names) < 2:
         raise DataError(
-            f"{roots[TRAIN]} holds no class folders. Put the images of each class into a folder named after the class."
+            f"A classifier needs two classes or more. {roots[TRAIN]} holds {repr(names[0]) if names else 'no class folders'}."
+            " Put the images of each class into a folder named after the class."
         )
-    if len(names) == 1:
-        raise DataError(f"A classifier needs two classes or more; {roots[TRAIN]} holds one, {names[0]!r}.")
-    notices = []
-    for split, root in roots.items():
-        subfolders = _subfolders(root)
-        unknown = [path.name for path in subfolders if path.name not in names]
+    for root in roots.values():
+        unknown = [path.name for path in _subfolders(root) if path.name not in names]
         if unknown:
             raise DataError(
                 f"{root} holds classes that the training images lack: {', '.join(map(repr, unknown))}."
                 " Class folders must have the same names in every split."
             )
-        files = [path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-        loose = [str(path) for path in files if not is_hidden(path.name)]
-        if loose and not subfolders:
-            raise DataError(f"The images in {root} lie in no class folders, so the {split} split has no labels.")
+    return names
+
+
+def _find_images(roots: dict[str, Path], class_names) -> tuple[list[tuple[Path, int, str]], dict[str, int], list[str]]:
+    """Return path, label and split of each image; how many other files there are, by their ending; what to say of them."""
+    found, ignored, notices = [], collections.Counter(), []
+    for split, root in roots.items():
+        for label, class_name in enumerate(class_names):
+            images, others = image_files.find_files(root / class_name)
+            found += [(path, label, split) for path in images]
+            ignored.update(path.suffix.lower() or "without ending" for path in others)
+        files = [path for path in root.iterdir() if path.is_file() and not image_files.is_hidden(path.name)]
+        loose = [str(path) for path in files if path.suffix.lower() in image_files.IMAGE_SUFFIXES]
         if loose:
             notices.append(
                 f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {_listing(loose, 20)}"
             )
-    return names, notices
-
-
-def _find_images(roots: dict[str, Path], class_names) -> tuple[list[tuple[Path, int, str]], dict[str, int]]:
-    """Return path, label and split of each image, and how many other files there are, by their ending."""
-    found: list[tuple[Path, int, str]] = []
-    ignored: collections.Counter[str] = collections.Counter()
-    for split, root in roots.items():
-        for label, class_name in enumerate(class_names):
-            images, others = find_files(root / class_name)
-            found += [(path, label, split) for path in images]
-            ignored.update(path.suffix.lower() or "without ending" for path in others)
-    return found, dict(ignored)
+    photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
+    if photographs:
+        notices.append(
+            f"Left out, as these formats can't be read: {_counts(photographs)}. Convert them to JPEG or PNG."
+        )
+    return found, dict(ignored), notices
 
 
 def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> None:
@@ -409,24 +376,23 @@ def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> 
     for split, root in roots.items():
         if not any(part == split for _, _, part, *_ in images):
             raise DataError(
-                f"There are no readable images in {root}. Put one folder of images per class there.{left_out}"
+                f"There are no readable images in class folders of {root}. Put the images of each class into a folder"
+                f" named after the class.{left_out}"
             )
     present = {label for _, label, part, *_ in images if part == TRAIN}
     missing = [repr(name) for label, name in enumerate(class_names) if label not in present]
     if missing:
         raise DataError(
-            f"These class folders hold no readable images to train on: {', '.join(missing)}."
-            f" Fill or remove them.{left_out}"
+            f"These class folders hold no readable images to train on: {', '.join(missing)}. Fill or remove them.{left_out}"
         )
 
 
 def _digest_or_error(path: Path) -> bytes | DataError:
     try:
-        data = path.read_bytes()
+        with image_files.naming_the_image(str(path)):
+            data = path.read_bytes()
         # A small size lets JPEGs be decoded at an eighth of their size: all of the file is read, little is computed.
-        read_image(data, 8, name=str(path))
-    except OSError as error:
-        return DataError(f"Can't read the image {path}: {error.strerror or error}.")
+        image_files.read_image(data, 8, name=str(path))
     except DataError as error:
         return error
     return hashlib.sha256(data).digest()

@@ -3,9 +3,11 @@
 Everything goes through Pillow. What comes out is `(height, width, 3)`, RGB, 0–255.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +32,7 @@ _HIDDEN_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$r
 # times the wanted size keeps photographs within three of 255 levels of a full decode (a test holds it).
 _DECODED_OVER_WANTED = 3
 _SECONDS_BEFORE_PROGRESS = 3.0
-_WORKERS = min(32, (os.cpu_count() or 1) + 2)  # two more than cores, as some always wait for the disk
+_THREADS = min(32, (os.cpu_count() or 1) + 2)  # two more than cores, as some always wait for the disk
 
 
 def check_image_size(image_size) -> tuple[int, int]:
@@ -39,15 +41,11 @@ def check_image_size(image_size) -> tuple[int, int]:
     Raises:
         ArgumentError: for anything else.
     """
-    if isinstance(image_size, (tuple, list)):
-        if len(image_size) != 2:
-            raise ArgumentError(
-                f"`image_size` must be one number or (height, width). {received(image_size=image_size)}"
-            )
-        height, width = (check_count("image_size", side, unit="pixels") for side in image_size)
-        return height, width
-    side = check_count("image_size", image_size, unit="pixels")
-    return side, side
+    sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2:
+        raise ArgumentError(f"`image_size` must be one number or (height, width). {received(image_size=image_size)}")
+    height, width = (check_count("image_size", side, unit="pixels") for side in sides)
+    return height, width
 
 
 def read_image(
@@ -57,7 +55,7 @@ def read_image(
     *,
     name: str | None = None,
 ) -> np.ndarray:
-    """Read a JPEG, PNG, BMP, GIF, WEBP or TIFF image as upright RGB.
+    """Read a JPEG, PNG, BMP, GIF, WEBP or TIFF image as upright RGB, uint8 `(height, width, 3)`.
 
     EXIF rotation is applied; of animations and multi-page files the first frame is read; grey, palette and CMYK become
     RGB; 16-bit grey is divided by 257 (65535 becomes 255); transparent parts are laid on white, as a page shows them.
@@ -70,27 +68,47 @@ def read_image(
         resize: how to get there, see `resize_image`.
         name: what to call the image in errors; the path by default.
 
-    Returns:
-        uint8 `(height, width, 3)`.
-
     Raises:
         DataError: the file is missing, isn't an image, is damaged or cut short, is too large to be true (a
             decompression bomb), or holds pixels without a fixed white (floating point).
         ArgumentError: an unknown `resize`, a wrong `image_size`, or a `source` that is neither path nor bytes.
     """
     check_choice("resize", resize, RESIZES)
-    if image_size is not None:
-        image_size = check_image_size(image_size)
-    data, name = _bytes_of(source, name)
-    try:
-        image, reduction = _decode(data, image_size)
-        if image_size is None:
-            return np.array(image.convert("RGB"))
+    image_size = None if image_size is None else check_image_size(image_size)
+    if not isinstance(source, (bytes, str, os.PathLike)):
+        raise ArgumentError(
+            "`read_image` takes a path or the bytes of an image file; `resize_image` takes arrays."
+            f" {received(source=source)}"
+        )
+    is_path = not isinstance(source, bytes)
+    with naming_the_image(name or (os.fspath(source) if is_path else f"of {len(source)} bytes")):
+        image, reduction = _decode(Path(source).read_bytes() if is_path else source, image_size)
         # Grey is resized before it becomes three equal channels: the same result at a third of the work.
-        return np.array(_resize(image, image_size, resize, reduction).convert("RGB"))
-    # Pillow's decoders raise a dozen kinds of exceptions on damaged files (OSError, SyntaxError, struct.error, …).
+        image = image if image_size is None else _resize(image, image_size, resize, reduction)
+        return np.array(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def naming_the_image(name: str):
+    """Turn whatever goes wrong while an image is read into a `DataError` that names it.
+
+    Pillow's decoders raise a dozen kinds of exceptions on damaged files (OSError, SyntaxError, struct.error, …).
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
     except Exception as error:
-        raise DataError(f"Can't read the image {name}: {_reason(error)}") from error
+        reason = f"it is damaged or cut short ({type(error).__name__}: {error})."
+        if isinstance(error, DataError):
+            reason = str(error)
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "it is not a JPEG, PNG, BMP, GIF, WEBP or TIFF image."
+        elif isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            reason = f"it says that it is too large to be true. {error}"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = f"{error.strerror}."
+        raise DataError(f"Can't read the image {name}: {reason}") from error
 
 
 def resize_image(image, image_size: int | tuple[int, int], resize: str = "squash") -> np.ndarray:
@@ -123,22 +141,12 @@ def resize_image(image, image_size: int | tuple[int, int], resize: str = "squash
     return np.stack([np.asarray(_resize(channel, image_size, resize)) for channel in channels], axis=-1)
 
 
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Return the image files of a folder and of the folders in it, sorted; hidden files are left out.
-
-    Files are told by their ending (`IMAGE_SUFFIXES`), not opened.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise DataError(f"There is no such folder. {received(folder=os.fspath(folder))}")
-    return find_files(folder)[0]
-
-
 def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
-    """Return `(images, others)`: the files under `folder`, sorted, hidden ones left out, links to folders followed."""
-    images, others, visited = [], [], set()
+    """Return `(images, others)`: the files under `folder`, sorted, hidden ones left out, links to folders followed.
+
+    Images are told by their ending (`IMAGE_SUFFIXES`), not opened.
+    """
+    found, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # a link back to a folder above
@@ -146,12 +154,10 @@ def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            if is_hidden(name):
-                continue
-            path = Path(parent, name)
-            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
-    return sorted(images), sorted(others)
+        found += [Path(parent, name) for name in files if not is_hidden(name)]
+    found.sort()
+    images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    return images, [path for path in found if path.suffix.lower() not in IMAGE_SUFFIXES]
 
 
 def is_hidden(name: str) -> bool:
@@ -159,53 +165,32 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _HIDDEN_NAMES
 
 
-def in_threads(function: Callable, items: Iterable, total: int, *, verbose: int) -> Iterator:
-    """Yield `function(item)` in the order of `items`, worked out in threads, with a bar when it takes seconds."""
-    import keras
-
-    executor = concurrent.futures.ThreadPoolExecutor(_WORKERS)
-    started, shown = time.monotonic(), False
-    bar = keras.utils.Progbar(total, unit_name="image")  # made now, so that its estimate counts from here
+def in_threads(function: Callable, items: Iterable, *, threads: int = _THREADS, ahead: int = 4 * _THREADS) -> Iterator:
+    """Yield `function(item)` in the order of `items`, worked out in threads, up to `ahead` of them in advance."""
+    items, executor = iter(items), concurrent.futures.ThreadPoolExecutor(threads)
     try:
-        for done, result in enumerate(executor.map(function, items), start=1):
+        futures = collections.deque(executor.submit(function, item) for item in itertools.islice(items, ahead))
+        while futures:
+            result = futures.popleft().result()
+            futures.extend(executor.submit(function, item) for item in itertools.islice(items, 1))
             yield result
-            if not shown and verbose and time.monotonic() - started > _SECONDS_BEFORE_PROGRESS:
-                print("Reading the images", flush=True)
-                shown = True
-            if shown:
-                bar.update(done)
     finally:
-        # Without this, Ctrl-C would wait until everything that is queued has been done.
         executor.shutdown(cancel_futures=True)
 
 
-def _bytes_of(source, name: str | None) -> tuple[bytes, str]:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source), name or f"of {len(source)} bytes"
-    if not isinstance(source, (str, os.PathLike)):
-        raise ArgumentError(
-            "`read_image` takes a path or the bytes of an image file; `resize_image` takes arrays."
-            f" {received(source=source)}"
-        )
-    name = name or os.fspath(source)
-    try:
-        return Path(source).read_bytes(), name
-    except FileNotFoundError:
-        raise DataError(f"There is no image file {name}.") from None
-    except OSError as error:
-        raise DataError(f"Can't read the image {name}: {error.strerror or error}.") from error
+def with_progress(results: Iterable, total: int, *, verbose: int) -> Iterator:
+    """Yield the results, with a bar when they take seconds."""
+    import keras
 
-
-def _reason(error: Exception) -> str:
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error, DataError):
-        return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not a JPEG, PNG, BMP, GIF, WEBP or TIFF image."
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"it says that it is too large to be true. {error}"
-    return f"it is damaged or cut short ({type(error).__name__}: {error})."
+    started, shown = time.monotonic(), False
+    bar = keras.utils.Progbar(total, unit_name="image")  # made now, so that its estimate counts from here
+    for done, result in enumerate(results, start=1):
+        yield result
+        if not shown and verbose and time.monotonic() - started > _SECONDS_BEFORE_PROGRESS:
+            print("Reading the images", flush=True)
+            shown = True
+        if shown:
+            bar.update(done)
 
 
 def _decode(data: bytes, image_size: tuple[int, int] | None):
@@ -228,13 +213,10 @@ def _reduction(image, image_size: tuple[int, int] | None) -> int:
     if image_size is None or image.format not in ("JPEG", "MPO"):
         return 1
     # Both sides need the larger bound: the image may yet be rotated, or cropped to its short side.
-    side = _DECODED_OVER_WANTED * max(image_size)
-    for reduction in (8, 4, 2):
-        # Sizes that don't divide would leave a last row or column that is only partly covered, and shift the rest.
-        divides = image.width % reduction == 0 and image.height % reduction == 0
-        if divides and min(image.size) >= side * reduction:
-            return reduction
-    return 1
+    largest = min(image.size) / (_DECODED_OVER_WANTED * max(image_size))
+    # Sizes that don't divide would leave a last row or column that is only partly covered, and shift the rest.
+    exact = (by for by in (8, 4, 2) if image.width % by == image.height % by == 0)
+    return next((by for by in exact if by <= largest), 1)
 
 
 def _eight_bit(image):

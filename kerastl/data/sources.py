@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from kerastl.checks import nearest, received
-from kerastl.data.images import in_threads
+from kerastl.data.images import in_threads, with_progress
 from kerastl.data.splitting import SPLIT_FOLDERS, TRAIN, Catalogue
 from kerastl.errors import BackendError, DataError, KerastlError, OutputError
 
@@ -251,7 +251,7 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
             data, found = fetch(index)
             return hashlib.sha256(data).digest(), found
 
-        records = list(in_threads(look_at, range(count), count, verbose=verbose))
+        records = list(with_progress(in_threads(look_at, range(count)), count, verbose=verbose))
         if any(not 0 <= found[label_key] < len(class_names) for _, found in records):
             if part == TRAIN:
                 raise DataError(f"The training images of {name} have labels outside its classes.")

@@ -187,7 +187,7 @@ def image_paths(path: str | os.PathLike) -> list[Path]:
         DataError: a folder without images.
     """
     path = Path(path).expanduser()
-    found = image_files.list_images(path) if path.is_dir() else [path]
+    found = image_files.find_files(path)[0] if path.is_dir() else [path]
     if not found:
         endings = ", ".join(sorted(image_files.IMAGE_SUFFIXES))
         raise DataError(f"There are no images ({endings}) in that folder. {received(images=str(path))}")
