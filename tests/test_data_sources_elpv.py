@@ -1,5 +1,6 @@
 """ELPV: the counts that are published, the splits that are promised, and no connection."""
 
+import collections
 import socket
 import warnings
 
@@ -53,38 +54,38 @@ def data(data_dir):
 
 def test_counts(catalogue):
     assert catalogue.class_names == ("functional", "defective")
-    assert len(catalogue.labels) == 2624
-    assert np.bincount(catalogue.labels).tolist() == [1803, 821]
-    assert dict(zip(catalogue.stratum_names, np.bincount(catalogue.strata).tolist(), strict=True)) == {
+    assert len(catalogue.images) == 2624
+    assert collections.Counter(image.label for image in catalogue.images) == {0: 1803, 1: 821}
+    assert collections.Counter(image.stratum[1] for image in catalogue.images) == {
         "functional, mono": 705,
         "functional, poly": 1098,
         "defective, mono": 369,
         "defective, poly": 452,
     }
-    assert len(set(catalogue.digests)) == 2624
-    assert set(catalogue.parts) == {"train"}
+    assert len({image.digest for image in catalogue.images}) == 2624
+    assert {image.part for image in catalogue.images} == {"train"}
 
 
 def test_images_are_those_of_the_package(catalogue):
     from importlib.resources import files
 
-    assert catalogue.files[0] == "images/cell0001.png"
-    for index in (0, 1234, 2623):
-        path = files("elpv_dataset").joinpath("data", *catalogue.files[index].split("/"))
-        assert catalogue.read_bytes(index) == path.read_bytes()
+    assert catalogue.images[0].file == "images/cell0001.png"
+    for image in (catalogue.images[0], catalogue.images[1234], catalogue.images[2623]):
+        path = files("elpv_dataset").joinpath("data", *image.file.split("/"))
+        assert image.read() == path.read_bytes()
 
 
 def test_splits(data, catalogue):
     assert data.split_sizes == {"train": 1706, "validation": 262, "test": 656}
     assert data.class_counts == {"functional": 1803, "defective": 821}
-    strata = dict(zip(catalogue.files, catalogue.strata, strict=True))
-    totals = np.bincount(catalogue.strata)
+    strata = {image.file: image.stratum[0] for image in catalogue.images}
+    totals = np.bincount(list(strata.values()))
     everything = []
     for split, share in zip(SPLITS, (0.65, 0.10, 0.25), strict=True):
         counts = np.bincount([strata[file] for file in data.files[split]])
         assert np.abs(counts - share * totals).max() < 1
         everything += data.files[split]
-    assert sorted(everything) == sorted(catalogue.files)
+    assert sorted(everything) == sorted(strata)
 
 
 def test_seeds_decide(data, data_dir):

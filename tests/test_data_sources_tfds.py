@@ -232,7 +232,7 @@ def test_another_process_may_have_been_faster(tmp_path):
 
     builder = sources.write_builder(lambda: Overtaken(data_dir=tmp_path), verbose=0)
     catalogue = sources.catalogue_builder(builder, name="overtaken", verbose=0)
-    assert len(catalogue.labels) == 40
+    assert len(catalogue.images) == 40
     assert not list(tmp_path.rglob("*incomplete*"))
 
 

@@ -30,7 +30,7 @@ def strata_of(counts, seed):
 
 
 def split(strata, groups, shares, seed=0):
-    return split_indices(strata, groups, shares, seed=seed, stratum_names=NAMES)
+    return split_indices([(stratum, NAMES[stratum]) for stratum in strata], groups, shares, seed=seed)
 
 
 @settings(max_examples=150, deadline=None)

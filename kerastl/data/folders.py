@@ -16,7 +16,7 @@ from kerastl.backend import without_autotuning
 from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data import images as image_files
 from kerastl.data.batches import ImageSource, attach_source, find_source
-from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catalogue, check_shares, divide
+from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catalogue, Image, check_shares, divide
 from kerastl.errors import ArgumentError, DataError, warn
 from kerastl.tables import Printed, Table
 
@@ -143,19 +143,20 @@ def load_images(
     batch_size = check_count("batch_size", batch_size)
     seed = check_count("seed", seed, smallest=0)
     check_choice("resize", resize, image_files.RESIZES)
-    shares = check_shares(validation, test)
+    shares = check_shares(validation=validation, test=test)
     catalogue = _open_source(source, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
     return _image_splits(catalogue, divide(catalogue, shares, seed), image_size, batch_size, resize, seed, shuffle)
 
 
 def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
-    counts = collections.Counter(catalogue.labels)
+    counts = collections.Counter(image.label for image in catalogue.images)
     class_counts = {name: counts[label] for label, name in enumerate(catalogue.class_names)}
     for notice in (*catalogue.notices, *_notices(catalogue, class_counts)):
         warn(notice)
     datasets = {}
     for split, chosen in indices.items():
-        source = _image_source(catalogue, chosen, image_size, resize, batch_size, shuffle and split == TRAIN)
+        images = [catalogue.images[index] for index in chosen]
+        source = _image_source(images, image_size, resize, batch_size, shuffle and split == TRAIN)
         datasets[split] = _dataset(source, seed)
     return ImageSplits(
         train=datasets[TRAIN],
@@ -166,7 +167,7 @@ def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuf
         image_size=image_size,
         resize=resize,
         seed=seed,
-        files={split: tuple(catalogue.files[index] for index in chosen) for split, chosen in indices.items()},
+        files={split: tuple(catalogue.images[index].file for index in chosen) for split, chosen in indices.items()},
         **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored")},
     )
 
@@ -187,15 +188,15 @@ def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Ca
 def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
     """Return what to say of identical images under two labels or in two parts, and of classes with few images."""
     notices, groups = [], collections.defaultdict(list)
-    for index, digest in enumerate(catalogue.digests):
-        groups[digest].append(index)
-    for what, of_each, advice in (
-        ("classes", catalogue.labels, "At most one of the labels is right: remove the wrong ones."),
-        ("splits", catalogue.parts, "Validation and test then measure memory: keep one of each."),
+    for image in catalogue.images:
+        groups[image.digest].append(image)
+    for what, field, advice in (
+        ("classes", "label", "At most one of the labels is right: remove the wrong ones."),
+        ("splits", "part", "Validation and test then measure memory: keep one of each."),
     ):
-        mixed = [group for group in groups.values() if len({of_each[index] for index in group}) > 1]
+        mixed = [group for group in groups.values() if len({getattr(image, field) for image in group}) > 1]
         if mixed:
-            listing = _listing([" = ".join(catalogue.files[index] for index in group) for group in mixed])
+            listing = _listing([" = ".join(image.file for image in group) for group in mixed])
             notices.append(f"Identical images in different {what} ({len(mixed)}): {listing}. {advice}")
     few = [f"{name} ({count})" for name, count in class_counts.items() if count < _FEW_IMAGES]
     if few:
@@ -214,21 +215,21 @@ def _counts(by_suffix: dict[str, int]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
 
 
-def _image_source(catalogue: Catalogue, indices: np.ndarray, image_size, resize: str, batch_size, shuffle):
-    labels = np.array([catalogue.labels[index] for index in indices], dtype=np.int32)
+def _image_source(images: list[Image], image_size, resize: str, batch_size: int, shuffles: bool) -> ImageSource:
     # Of everything that decides what `read` returns, index by index, and of the labels. Contents count, not names: a
     # folder that was moved is the same data, a replaced file makes other data.
-    digest = hashlib.sha256(f"kerastl images 1|{image_size}|{resize}|{len(labels)}|".encode())
-    for index, label in zip(indices, labels, strict=True):
-        digest.update(catalogue.digests[index] + int(label).to_bytes(4, "big"))
+    digest = hashlib.sha256(f"kerastl images 1|{image_size}|{resize}|{len(images)}|".encode())
+    for image in images:
+        digest.update(image.digest + image.label.to_bytes(4, "big"))
 
     def read(index: int) -> np.ndarray:
-        name = catalogue.files[indices[index]]
-        with image_files.naming_the_image(name):
-            data = catalogue.read_bytes(indices[index])
-        return image_files.read_image(data, image_size, resize, name=name)
+        image = images[index]
+        with image_files.naming_the_image(image.file):
+            data = image.read()
+        return image_files.read_image(data, image_size, resize, name=image.file)
 
-    return ImageSource(labels, image_size, digest.hexdigest(), shuffle, read, batch_size)
+    labels = np.array([image.label for image in images], dtype=np.int32)
+    return ImageSource(labels, image_size, digest.hexdigest(), shuffles, read, batch_size)
 
 
 def _dataset(source: ImageSource, seed: int):
@@ -264,37 +265,22 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
     folder = Path(folder).expanduser()
     roots = _split_roots(folder)
     class_names = _class_names(roots)
-    images, ignored, notices = _find_images(roots, class_names)
-    _check_every_class(roots, class_names, images, ignored)
-    digests = image_files.with_progress(
-        image_files.in_threads(lambda image: _digest_or_error(image[0]), images), len(images), verbose=verbose
-    )
-    good, bad = [], {}
-    for image, digest in zip(images, digests, strict=True):
-        if isinstance(digest, bytes):
-            good.append((*image, digest))
-        else:
-            bad[str(image[0])] = str(digest)
+    found, ignored, notices = _find_images(roots, class_names)
+    _check_every_class(roots, class_names, found, ignored)
+    looks = image_files.in_threads(_digest_or_error, found)
+    looks = list(image_files.with_progress(looks, len(found), verbose=verbose))
+    pairs = list(zip(found, looks, strict=True))
+    images = [dataclasses.replace(image, digest=digest) for image, digest in pairs if isinstance(digest, bytes)]
+    bad = {image.file: str(error) for image, error in pairs if isinstance(error, DataError)}
     if bad:
         listing = _listing(list(bad.values()), 20, "\n  ")
         unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
         if not skip_unreadable:
             raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
         notices.append(f"{unreadable}\nSkipped, as skip_unreadable=True says.")
-        _check_every_class(roots, class_names, good, ignored)
-    paths, labels, parts, digests = map(list, zip(*good, strict=True))
-    return Catalogue(
-        name=folder.resolve().name,
-        class_names=class_names,
-        labels=labels,
-        files=list(map(str, paths)),
-        digests=digests,
-        parts=parts,
-        read_bytes=lambda index: paths[index].read_bytes(),
-        skipped=tuple(bad),
-        ignored=ignored,
-        notices=tuple(notices),
-    )
+        _check_every_class(roots, class_names, images, ignored)
+    name, skipped = folder.resolve().name, tuple(bad)
+    return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices))
 
 
 def _split_roots(folder: Path) -> dict[str, Path]:
@@ -348,13 +334,13 @@ def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
     return names
 
 
-def _find_images(roots: dict[str, Path], class_names) -> tuple[list[tuple[Path, int, str]], dict[str, int], list[str]]:
-    """Return path, label and split of each image; how many other files there are, by their ending; what to say of them."""
+def _find_images(roots: dict[str, Path], class_names) -> tuple[list[Image], dict[str, int], list[str]]:
+    """Return the images, not read yet; how many other files there are, by their ending; what to say of them."""
     found, ignored, notices = [], collections.Counter(), []
     for split, root in roots.items():
         for label, class_name in enumerate(class_names):
             images, others = image_files.find_files(root / class_name)
-            found += [(path, label, split) for path in images]
+            found += [Image(label, split, str(path), b"", path.read_bytes) for path in images]
             ignored.update(path.suffix.lower() or "without ending" for path in others)
         files = [path for path in root.iterdir() if path.is_file() and not image_files.is_hidden(path.name)]
         loose = [str(path) for path in files if path.suffix.lower() in image_files.IMAGE_SUFFIXES]
@@ -374,12 +360,12 @@ def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> 
     """Raise unless every class has images to train on, and every split that has a folder has some."""
     left_out = f" Other files that are there: {_counts(ignored)}." if ignored else ""
     for split, root in roots.items():
-        if not any(part == split for _, _, part, *_ in images):
+        if not any(image.part == split for image in images):
             raise DataError(
                 f"There are no readable images in class folders of {root}. Put the images of each class into a folder"
                 f" named after the class.{left_out}"
             )
-    present = {label for _, label, part, *_ in images if part == TRAIN}
+    present = {image.label for image in images if image.part == TRAIN}
     missing = [repr(name) for label, name in enumerate(class_names) if label not in present]
     if missing:
         raise DataError(
@@ -387,12 +373,12 @@ def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> 
         )
 
 
-def _digest_or_error(path: Path) -> bytes | DataError:
+def _digest_or_error(image: Image) -> bytes | DataError:
     try:
-        with image_files.naming_the_image(str(path)):
-            data = path.read_bytes()
+        with image_files.naming_the_image(image.file):
+            data = image.read()
         # A small size lets JPEGs be decoded at an eighth of their size: all of the file is read, little is computed.
-        image_files.read_image(data, 8, name=str(path))
+        image_files.read_image(data, 8, name=image.file)
     except DataError as error:
         return error
     return hashlib.sha256(data).digest()

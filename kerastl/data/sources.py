@@ -23,13 +23,12 @@ from google.protobuf.message import DecodeError
 
 from kerastl.checks import nearest, received
 from kerastl.data.images import in_threads, with_progress
-from kerastl.data.splitting import SPLIT_FOLDERS, TRAIN, Catalogue
+from kerastl.data.splitting import SPLIT_FOLDERS, TRAIN, Catalogue, Image
 from kerastl.errors import BackendError, DataError, KerastlError, OutputError
 
 _FILE_KEYS = ("file", "image/filename", "filename", "file_name")  # what data sets call an image's own name
-_NOT_WRITABLE = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
-_NO_SPACE = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_RECORD_LENGTH_BYTES, _RECORD_HEADER_BYTES, _RECORD_FOOTER_BYTES = 8, 12, 4
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC}
+_NOT_WRITABLE.add(getattr(errno, "EDQUOT", errno.ENOSPC))
 
 _PACKAGE = "elpv_dataset"
 # Of the labels in elpv-dataset 1.0.0.post1: other labels would be another version of the data set.
@@ -86,17 +85,10 @@ class Elpv(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
         folder = _package_data()
         for file, probability, cell_type in _read_labels(folder.joinpath("labels.csv").read_bytes()):
-            yield (
-                file,
-                {
-                    # The PNG's own bytes are stored: the pixels are not encoded again.
-                    "image": folder.joinpath(*file.split("/")).read_bytes(),
-                    "label": _CLASS_NAMES[float(probability) > 0.5],
-                    "defect_probability": float(probability),
-                    "cell_type": cell_type,
-                    "file": file,
-                },
-            )
+            example = {"defect_probability": float(probability), "cell_type": cell_type, "file": file}
+            example["label"] = _CLASS_NAMES[float(probability) > 0.5]
+            # The PNG's own bytes are stored: the pixels are not encoded again.
+            yield file, {**example, "image": folder.joinpath(*file.split("/")).read_bytes()}
 
 
 def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
@@ -110,10 +102,7 @@ def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 
         DataError: that package holds other labels than the release that this builder was written for.
         OutputError: the disk is full, or the folder can't be written.
     """
-
-    def make_builder():
-        return Elpv(data_dir=find_data_dir(data_dir))
-
+    make_builder = functools.partial(Elpv, data_dir=find_data_dir(data_dir))
     builder = make_builder()
     if not _is_prepared(builder):
         _package_data()  # said before TFDS starts
@@ -165,10 +154,7 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
         DataError: no data set of that name, one that can't be downloaded or prepared here, or no image classification.
         OutputError: it can't be written to `data_dir`.
     """
-
-    def make_builder():
-        return tfds.builder(name, data_dir=find_data_dir(data_dir), try_gcs=False)
-
+    make_builder = functools.partial(tfds.builder, name, data_dir=find_data_dir(data_dir), try_gcs=False)
     try:
         make_builder()
     except tfds.core.DatasetNotFoundError:
@@ -215,7 +201,7 @@ def write_builder(make_builder: Callable, *, verbose: int = 1):
             return again
         if isinstance(error, KerastlError):
             raise
-        if isinstance(error, _NOT_WRITABLE) or getattr(error, "errno", None) in _NO_SPACE:
+        if getattr(error, "errno", None) in _NOT_WRITABLE:
             raise OutputError(f"Can't write the data set to {builder.data_dir}: {_first_lines(error)}") from error
         raise DataError(
             f"The data set {builder.info.full_name} is not in {builder.data_dir}, and downloading or preparing it"
@@ -224,7 +210,7 @@ def write_builder(make_builder: Callable, *, verbose: int = 1):
     return builder
 
 
-def _first_lines(error: BaseException) -> str:
+def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:3]) or repr(error)
 
@@ -243,55 +229,44 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
     class_names = tuple(features[label_key].names)
     file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
     keys = [key for key in (label_key, stratum_feature, file_key) if key]
-    readers, parts, files, digests, values, notices = [], [], [], [], [], []
+
+    def read(record_at: Callable, index: int) -> bytes:
+        return _parse(record_at(index), image_key, ())[0]
+
+    def look_at(record_at: Callable, index: int) -> tuple[bytes, dict]:
+        data, values = _parse(record_at(index), image_key, keys)
+        return hashlib.sha256(data).digest(), values
+
+    images, notices = [], []
     for part, split in _splits(builder).items():
-        count, fetch = _open_split(builder, split, image_key, keys)
-
-        def look_at(index: int, fetch=fetch) -> tuple[bytes, dict]:
-            data, found = fetch(index)
-            return hashlib.sha256(data).digest(), found
-
-        records = list(with_progress(in_threads(look_at, range(count)), count, verbose=verbose))
-        if any(not 0 <= found[label_key] < len(class_names) for _, found in records):
+        record_at, count = _open_split(builder, split)
+        results = in_threads(functools.partial(look_at, record_at), range(count))
+        results = list(with_progress(results, count, verbose=verbose))
+        if any(not 0 <= values[label_key] < len(class_names) for _, values in results):
             if part == TRAIN:
                 raise DataError(f"The training images of {name} have labels outside its classes.")
             notices.append(f"The split {split!r} of {name} has no labels and is left out.")
             continue
-        readers += [functools.partial(fetch, index) for index in range(count)]
-        parts += [part] * count
-        digests += [digest for digest, _ in records]
-        values += [found for _, found in records]
-        files += [found[file_key].decode() if file_key else f"{split}[{i}]" for i, (_, found) in enumerate(records)]
-    strata = {}
-    if stratum_feature:
-        kinds = features[stratum_feature].names
-        strata["strata"] = [found[label_key] * len(kinds) + found[stratum_feature] for found in values]
-        strata["stratum_names"] = tuple(f"{label}, {kind}" for label in class_names for kind in kinds)
-    return Catalogue(
-        name=name,
-        class_names=class_names,
-        labels=[found[label_key] for found in values],
-        files=files,
-        digests=digests,
-        parts=parts,
-        read_bytes=lambda index: readers[index]()[0],
-        licence=builder.info.redistribution_info.license or None,
-        notices=tuple(notices),
-        **strata,
-    )
+        for index, (digest, values) in enumerate(results):
+            label, stratum = values[label_key], None
+            if stratum_feature:
+                kind, kinds = values[stratum_feature], features[stratum_feature].names
+                stratum = label * len(kinds) + kind, f"{class_names[label]}, {kinds[kind]}"
+            file = values[file_key].decode() if file_key else f"{split}[{index}]"
+            images.append(Image(label, part, file, digest, functools.partial(read, record_at, index), stratum))
+    licence = builder.info.redistribution_info.license or None
+    return Catalogue(name, class_names, images, licence=licence, notices=tuple(notices))
 
 
 def _image_and_label(builder) -> tuple[str, str]:
     """Return the keys of the image and of its class: the supervised pair, or the only features of their kind."""
-    features, pair = builder.info.features, builder.info.supervised_keys
-    if not (pair and len(pair) == 2 and all(isinstance(key, str) for key in pair)):
-        images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-        classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-        pair = (images[0], classes[0]) if len(images) == len(classes) == 1 else (None, None)
-    image_key, label_key = pair
-    is_image = image_key in features and isinstance(features[image_key], tfds.features.Image)
-    if is_image and isinstance(features[label_key], tfds.features.ClassLabel):
-        return image_key, label_key
+    features, pair = builder.info.features, builder.info.supervised_keys or ()
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    if len(pair) == 2 and pair[0] in images and pair[1] in labels:
+        return pair
+    if len(images) == len(labels) == 1:
+        return images[0], labels[0]
     raise DataError(
         f"{builder.info.full_name} is no image classification data set: it needs one image and one class label per"
         f" example. {received(features=list(features))}"
@@ -301,10 +276,7 @@ def _image_and_label(builder) -> tuple[str, str]:
 def _splits(builder) -> dict[str, str]:
     """Return what each split of the data set is used as: train, validation or test → its name."""
     names = [name for name in builder.info.splits if builder.info.splits[name].num_examples]
-    found: dict[str, str] = {}
-    for name in names:
-        if name in SPLIT_FOLDERS:
-            found.setdefault(SPLIT_FOLDERS[name], name)
+    found = {SPLIT_FOLDERS[name]: name for name in reversed(names) if name in SPLIT_FOLDERS}
     if TRAIN in found:
         return found
     if len(names) == 1:
@@ -312,24 +284,21 @@ def _splits(builder) -> dict[str, str]:
     raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
 
 
-def _open_split(builder, split: str, image_key: str, keys: list[str]) -> tuple[int, Callable]:
-    """Return how many examples the split has, and a function from an index to the encoded image and the values of `keys`."""
-    formats = tfds.core.FileFormat
+def _open_split(builder, split: str) -> tuple[Callable[[int], bytes], int]:
+    """Return a reader by index of the split's records, and their number."""
     file_format = builder.info.file_format
-    if file_format is formats.TFRECORD:
-        paths = [Path(path) for path in builder.info.splits[split].filepaths]
-        record_at, count = _tf_record_reader(paths)
-        if count != builder.info.splits[split].num_examples:  # whole records are missing
-            raise DataError(f"The files in {builder.data_dir} are damaged. Delete the folder: it is prepared again.")
-    elif file_format is formats.ARRAY_RECORD:
+    if file_format is tfds.core.FileFormat.ARRAY_RECORD:
         records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        record_at, count = records.__getitem__, len(records)
-    else:
+        return records.__getitem__, len(records)
+    if file_format is not tfds.core.FileFormat.TFRECORD:
         raise DataError(
             f"{builder.data_dir} is prepared in a format that can't be read by index. Choose another `data_dir`."
             f" {received(file_format=file_format.value)}"
         )
-    return count, lambda index: _parse(record_at(index), image_key, keys)
+    record_at, count = _tf_record_reader([Path(path) for path in builder.info.splits[split].filepaths])
+    if count != builder.info.splits[split].num_examples:  # whole records are missing
+        raise DataError(f"The files in {builder.data_dir} are damaged. Delete the folder: it is prepared again.")
+    return record_at, count
 
 
 def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
@@ -344,9 +313,9 @@ def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
         size = path.stat().st_size
         with path.open("rb") as file:
             while (start := file.tell()) < size:
-                length = int.from_bytes(file.read(_RECORD_LENGTH_BYTES), "little")
-                places.append((path, start + _RECORD_HEADER_BYTES, length))
-                file.seek(start + _RECORD_HEADER_BYTES + length + _RECORD_FOOTER_BYTES)
+                length = int.from_bytes(file.read(8), "little")
+                places.append((path, start + 12, length))
+                file.seek(start + 12 + length + 4)
             if file.tell() != size:
                 raise DataError(f"{path} is cut short. Delete its folder: it is prepared again.")
 
@@ -360,7 +329,7 @@ def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
     return record_at, len(places)
 
 
-def _parse(record: bytes, image_key: str, keys: list[str]) -> tuple[bytes, dict]:
+def _parse(record: bytes, image_key: str, keys) -> tuple[bytes, dict]:
     values = {}
     try:
         features = tf.train.Example.FromString(record).features.feature

@@ -3,6 +3,7 @@
 Splits are stratified and seeded, and equal images are kept together.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -19,32 +20,38 @@ _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as o
 
 
 @dataclasses.dataclass(frozen=True)
+class Image:
+    """One image of a source.
+
+    Attributes:
+        label: an index into the source's class names.
+        part: the split that it came in; `"train"` in a source that came unsplit.
+        file: its path, or its name in the data set.
+        digest: of its encoded bytes.
+        read: returns these bytes. Safe to call from several threads.
+        stratum: number and name of what splits are balanced by; by default the class.
+    """
+
+    label: int
+    part: str
+    file: str
+    digest: bytes
+    read: Callable[[], bytes]
+    stratum: tuple[int, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Catalogue:
     """The images of a source, unsplit or with the splits that they came with.
 
-    `name`, `class_names`, `licence`, `skipped` and `ignored` are those of `ImageSplits`.
-
-    Attributes:
-        labels: of each image, an index into `class_names`.
-        files: of each image, its path or its name in the data set.
-        digests: of each image, a digest of its encoded bytes.
-        parts: of each image, the split that it came in; all `"train"` for a source that came unsplit.
-        read_bytes: from an index to the encoded image. Safe to call from several threads.
-        strata: of each image, what splits are balanced by, an index into `stratum_names`; by default its label.
-        validation_share: of the images, where nobody says; so is `test_share`.
-        notices: what the user has to be warned of.
+    `name`, `class_names`, `licence`, `skipped` and `ignored` are those of `ImageSplits`; `validation_share` and
+    `test_share` are taken where nobody says, and `notices` is what the user has to be warned of.
     """
 
     name: str
     class_names: tuple[str, ...]
-    labels: list[int]
-    files: list[str]
-    digests: list[bytes]
-    parts: list[str]
-    read_bytes: Callable[[int], bytes] = dataclasses.field(repr=False)
+    images: list[Image] = dataclasses.field(repr=False)
     licence: str | None = None
-    strata: list[int] | None = None
-    stratum_names: tuple[str, ...] | None = None
     validation_share: float = 0.15
     test_share: float = 0.15
     skipped: tuple[str, ...] = ()
@@ -52,22 +59,18 @@ class Catalogue:
     notices: tuple[str, ...] = ()
 
 
-def check_shares(validation, test) -> dict[str, float | None]:
-    """Return the shares of the splits by name, `None` where nothing is said; raise for what can't be a share."""
-    fractions = {
-        VALIDATION: None if validation is None else check_fraction("validation", validation, zero=True, one=False),
-        TEST: None if test is None else check_fraction("test", test, zero=True, one=False),
+def check_shares(**shares: float | None) -> dict[str, float | None]:
+    """Return the shares of validation and test, `None` where nothing is said; raise for what can't be a share."""
+    checked = {
+        name: None if share is None else check_fraction(name, share, zero=True, one=False)
+        for name, share in shares.items()
     }
-    _check_sum(fractions)
-    return fractions
-
-
-def _check_sum(shares: dict[str, float | None]) -> None:
-    if sum(share or 0 for share in shares.values()) >= 1:
+    if sum(share or 0 for share in checked.values()) >= 1:
         raise ArgumentError(
             "`validation` and `test` together must leave something to train on, so add up to less than 1."
             f" {received(**shares)}"
         )
+    return checked
 
 
 def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.ndarray]:
@@ -79,7 +82,7 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
         ArgumentError: a share for a part that the source brings along, or nothing left to train on.
         DataError: a class has fewer different images than there are splits to fill.
     """
-    parts = np.array(catalogue.parts)
+    parts = np.array([image.part for image in catalogue.images])
     brought = {split: np.flatnonzero(parts == split) for split in (VALIDATION, TEST) if (parts == split).any()}
     for split in brought:
         if fractions[split] is not None:
@@ -89,18 +92,17 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
             )
     # Who keeps a part of the data apart has decided what to test on, if at all; unsplit sources get all three parts.
     usual = {VALIDATION: catalogue.validation_share, TEST: 0.0 if brought else catalogue.test_share}
-    shares = {
-        split: usual[split] if fractions[split] is None else fractions[split] for split in usual if split not in brought
-    }
-    _check_sum(shares)
+    missing = [split for split in usual if split not in brought]
+    shares = check_shares(
+        **{split: usual[split] if fractions[split] is None else fractions[split] for split in missing}
+    )
     pool = np.flatnonzero(parts == TRAIN)
-    strata = catalogue.labels if catalogue.strata is None else catalogue.strata
+    images = [catalogue.images[index] for index in pool]
     divided = split_indices(
-        [strata[index] for index in pool],
-        [catalogue.digests[index] for index in pool],
+        [image.stratum or (image.label, catalogue.class_names[image.label]) for image in images],
+        [image.digest for image in images],
         {TRAIN: 1 - sum(shares.values()), **shares},
         seed=seed,
-        stratum_names=catalogue.stratum_names or catalogue.class_names,
     )
     indices = {**{split: pool[chosen] for split, chosen in divided.items()}, **brought}
     # In the order of files, batches of a loop that doesn't shuffle would hold one class only.
@@ -109,12 +111,7 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
 
 
 def split_indices(
-    strata: Sequence[int],
-    groups: Sequence[Hashable],
-    fractions: Mapping[str, float],
-    *,
-    seed: int,
-    stratum_names: Sequence[str],
+    strata: Sequence[tuple[int, str]], groups: Sequence[Hashable], fractions: Mapping[str, float], *, seed: int
 ) -> dict[str, np.ndarray]:
     """Divide `range(len(strata))` by `fractions`, in every stratum alike; indices are int64, ascending.
 
@@ -123,19 +120,18 @@ def split_indices(
     exactness.
 
     Args:
-        strata: the stratum of each image, an index into `stratum_names`: its class, or its class and kind.
+        strata: of each image, number and name of its class, or of its class and kind.
         groups: what ties images together: equal values are never separated. A group that spans strata goes where its
             first image goes.
         fractions: the split's name to its share; the shares add up to 1, and a split of 0 gets nothing.
         seed: the same seed makes the same splits.
-        stratum_names: what to call the strata in errors.
 
     Raises:
         DataError: a stratum has fewer groups than there are splits to fill.
     """
     wanted = {name: share for name, share in fractions.items() if share > 0}
     members = _groups_by_stratum(strata, groups)
-    few = {stratum_names[stratum]: len(found) for stratum, found in members.items() if len(found) < len(wanted)}
+    few = {name: len(found) for (_, name), found in members.items() if len(found) < len(wanted)}
     if few:
         raise DataError(
             f"Every class needs at least {len(wanted)} different images, one for each of {', '.join(wanted)}."
@@ -155,14 +151,14 @@ def split_indices(
     return {name: np.sort(np.array(indices, dtype=np.int64)) for name, indices in chosen.items()}
 
 
-def _groups_by_stratum(strata, groups) -> dict[int, list[list[int]]]:
+def _groups_by_stratum(strata, groups) -> dict[tuple[int, str], list[list[int]]]:
     """Return each stratum's groups, in the order of strata."""
-    by_group: dict[Hashable, list[int]] = {}
+    by_group = collections.defaultdict(list)
     for index, group in enumerate(groups):
-        by_group.setdefault(group, []).append(index)
-    members: dict[int, list[list[int]]] = {int(stratum): [] for stratum in np.unique(np.asarray(strata))}
+        by_group[group].append(index)
+    members = {stratum: [] for stratum in sorted(set(strata))}
     for indices in by_group.values():
-        members[int(strata[indices[0]])].append(indices)
+        members[strata[indices[0]]].append(indices)
     return members
 
 
