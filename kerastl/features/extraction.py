@@ -6,22 +6,15 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from kerastl import keras_internals
 from kerastl.data.batches import Rows, read_ahead
-from kerastl.errors import (
-    DataError,
-    FeatureOverflowError,
-    StoreDamagedError,
-    StoreError,
-    StoreMismatchError,
-    warn,
-)
+from kerastl.errors import DataError, FeatureOverflowError, StoreDamagedError, StoreError, StoreMismatchError, warn
 from kerastl.features import store as stores
 from kerastl.features.litert import choose_engine
 from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
@@ -140,33 +133,22 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
 
 def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
     """Return the store in the user's folder: found, gone on with, or made; one process at a time."""
-    _check_folder(trunk.options.folder)
+    parent = Path(trunk.options.folder)
+    if parent.exists() and not parent.is_dir():
+        raise StoreError(f"`cache` names a file, not a folder. Received: cache={str(parent)!r}")
+    if others := sorted(path.name for path in parent.glob("*") if not path.name.startswith(("train-", "validation-"))):
+        raise StoreError(
+            f"The folder for features holds something else: {', '.join(others[:3])}. Name an empty or a new folder. "
+            f"Received: cache={str(parent)!r}"
+        )
     key, budget = trunk.key(rows, views), disk_budget(trunk.options)
-    folder = os.path.join(os.fspath(trunk.options.folder), f"{part}-{key[:12]}")
-
-    def tell():
-        print(f"Another process is working on {folder}; waiting for it.")
-
-    with stores.lock(folder, on_wait=tell):
+    folder = parent / f"{part}-{key[:12]}"
+    with stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
         store = _found_store(folder, key, rows)
         if store is not None:
             return store
         with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
-
-
-def _check_folder(folder) -> None:
-    """Raise `StoreError` unless a folder is new, empty, or holds nothing but stores (one for each trunk and data)."""
-    if not os.path.exists(folder):
-        return
-    if not os.path.isdir(folder):
-        raise StoreError(f"`cache` names a file, not a folder. Received: cache={os.fspath(folder)!r}")
-    names = [name for name in os.listdir(folder) if not name.startswith(("train-", "validation-"))]
-    if names:
-        raise StoreError(
-            f"The folder for features holds something else: {', '.join(sorted(names)[:3])}. Name an empty or a new folder. "
-            f"Received: cache={os.fspath(folder)!r}"
-        )
 
 
 def _found_store(folder, key, rows):
@@ -195,7 +177,7 @@ def _run(trunk, rows, views, writer, part) -> dict:
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
     done = writer.rows_done // views
     fingerprint = _Fingerprint() if rows.identity is None else None
-    bar, lost = _Bar(rows.count, done, part, trunk.verbose), _NotFinite(done, part)
+    bar, bad = _Bar(rows.count, done, part, trunk.verbose), []
 
     def prepared():
         for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, _BATCH)), start=done // _BATCH):
@@ -211,19 +193,23 @@ def _run(trunk, rows, views, writer, part) -> dict:
             f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
             for index in range(len(outputs[0]))
         }
-        lost.look(chunk, len(images))
+        bad += [bar.done + int(index) for index in _not_finite(chunk, len(images))]
         chunk["labels"] = np.repeat(labels, views, axis=0)
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)
         writer.append(chunk)
         bar.add(len(images))
     bar.close()
-    lost.warn()
+    if bad:
+        warn(
+            f"The frozen part gives NaN or infinity for {len(bad)} of the {part} images, number {bad[0]} (counted from 0) "
+            "the first of them. Look for NaN in these images and in the model's weights."
+        )
     return {"engine": engine.name, "views": views, "fingerprint": fingerprint.hexdigest() if fingerprint else None}
 
 
 class _Fingerprint:
-    """A digest of images and labels that doesn't depend on their order, for datasets without an identity."""
+    """A digest of images, labels and weights that doesn't depend on their order, for datasets without an identity."""
 
     def __init__(self):
         self._total, self._count = 0, 0
@@ -231,9 +217,8 @@ class _Fingerprint:
     def add(self, images, labels, weights=None) -> None:
         for index in range(len(images)):
             digest = hashlib.blake2b(np.ascontiguousarray(images[index]), digest_size=16)
-            digest.update(np.ascontiguousarray(labels[index]).astype("float64").tobytes())
-            if weights is not None:
-                digest.update(np.float64(weights[index]).tobytes())
+            for numbers in (labels, weights) if weights is not None else (labels,):
+                digest.update(np.asarray(numbers[index], "float64").tobytes())
             self._total = (self._total + int.from_bytes(digest.digest(), "little")) % 2**128
         self._count += len(images)
 
@@ -241,32 +226,15 @@ class _Fingerprint:
         return f"{self._total:032x}-{self._count}"
 
 
-class _NotFinite:
-    """Counts the images whose features are NaN or infinite: a loss of NaN would be all that the user gets to see of it."""
-
-    def __init__(self, done, part):
-        self._seen, self._part, self._count, self._first = done, part, 0, None
-
-    def look(self, features: dict, images: int) -> None:
-        """Take in the features of so many images, all views of them."""
-        # any NaN or infinity shows in the sum, which is many times faster than a look at each number
+def _not_finite(features: dict, images: int) -> np.ndarray:
+    """Return which of a batch's images have NaN or infinite features, in any view: a loss of NaN would say no more."""
+    bad = np.zeros(images, "bool")
+    for values in features.values():
         with np.errstate(invalid="ignore", over="ignore"):
-            suspect = [one for one in features.values() if not np.isfinite(one.sum())]
-        if suspect:
-            bad = np.zeros(images, "bool")
-            for one in suspect:
-                bad |= ~np.isfinite(one.reshape(images, -1)).all(axis=1)
-            if bad.any() and self._first is None:
-                self._first = self._seen + int(bad.argmax())
-            self._count += int(bad.sum())
-        self._seen += images
-
-    def warn(self) -> None:
-        if self._count:
-            warn(
-                f"The frozen part gives NaN or infinity for {self._count} of the {self._part} images, number {self._first} "
-                "(counted from 0) the first of them. Look for NaN in these images and in the model's weights."
-            )
+            total = values.sum()  # shows any NaN or infinity, many times faster than a look at each number
+        if not np.isfinite(total):
+            bad |= ~np.isfinite(values.reshape(images, -1)).all(axis=1)
+    return bad.nonzero()[0]
 
 
 def _in_turn(function, items, threads: int):
@@ -290,43 +258,30 @@ def _in_turn(function, items, threads: int):
 def _padded(images: np.ndarray) -> np.ndarray:
     """Fill up the last batch, so that every run has one shape: compilers and LiteRT prepare for a shape."""
     missing = _BATCH - len(images)
-    if missing <= 0:
-        return images
-    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images
 
 
 def _beside(views: list) -> np.ndarray:
     """Put the views of each image beside each other: `(images × views, …)`."""
-    if len(views) == 1:
-        return views[0]
-    stacked = np.stack(views, axis=1)
-    return stacked.reshape(-1, *stacked.shape[2:])
-
-
-def _is_live() -> bool:
-    """Tell whether output is watched as it comes: a terminal or a notebook, no pipe or file."""
-    return "ipykernel" in sys.modules or bool(getattr(sys.stdout, "isatty", lambda: False)())
+    return views[0] if len(views) == 1 else np.stack(views, axis=1).reshape(-1, *views[0].shape[1:])
 
 
 class _Bar:
-    """Keras's own progress bar, in the terminal and in a notebook; one line elsewhere."""
+    """Keras's own progress bar where output is watched as it comes, in a terminal or a notebook; one line elsewhere."""
 
     def __init__(self, count, done, part, verbose):
-        self._bar = None
-        self._done = done
-        if verbose:
-            total = "" if count is None else f"{count} "
-            print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
-        if verbose and _is_live():
+        self._bar, self.done = None, done
+        if not verbose:
+            return
+        total = "" if count is None else f"{count} "
+        print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
+        if "ipykernel" in sys.modules or getattr(sys.stdout, "isatty", lambda: False)():
             self._bar = keras.utils.Progbar(count, unit_name="image")
-            if done:
-                self._bar.update(done)
 
-    def add(self, images: int) -> None:
+    def add(self, images: int, finalize: bool = False) -> None:
+        self.done += images
         if self._bar is not None:
-            self._done += images
-            self._bar.update(self._done, finalize=False)
+            self._bar.update(self.done, finalize=finalize)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.update(self._done, finalize=True)
+        self.add(0, finalize=True)

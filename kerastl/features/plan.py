@@ -53,20 +53,19 @@ class CacheOptions:
         parse_bytes(self.budget)
 
 
-def parse_bytes(budget) -> int | None:
+def parse_bytes(budget: int | str | None) -> int | None:
     """Return a number of bytes from a number, or from text such as "500MB", "2 GB" or "1.5GiB".
 
     Raises:
         ArgumentError: anything else, or nothing positive.
     """
-    if budget is None:
-        return None
-    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
+    if budget is None or (type(budget) is int and budget > 0):
         return budget
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(budget).lower())
-    if match and isinstance(budget, str) and float(match.group(1)) > 0:
-        return int(float(match.group(1)) * units[match.group(2) or ""])
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", budget.lower()) if isinstance(budget, str) else None
+    )
+    if match and float(match.group(1)) > 0:
+        return int(float(match.group(1)) * (1024 if match.group(3) else 1000) ** " kmgt".index(match.group(2) or " "))
     raise ArgumentError(f"`budget` must be a number of bytes, or text such as '2GB'. {received(budget=budget)}")
 
 
@@ -76,12 +75,10 @@ def options_of(cache) -> CacheOptions | None:
     Raises:
         ArgumentError: anything but "auto", a bool, a folder, or `CacheOptions`.
     """
-    if isinstance(cache, CacheOptions):
+    if isinstance(cache, CacheOptions) or cache is None:
         return cache
-    if cache is False or cache is None:
-        return None
-    if cache is True:
-        return CacheOptions()
+    if isinstance(cache, bool):
+        return CacheOptions() if cache else None
     if isinstance(cache, str) and cache == "auto":
         return CacheOptions(insist=False)
     if isinstance(cache, (str, os.PathLike)) and os.fspath(cache):
@@ -155,19 +152,15 @@ def make_plan(
         if views > 1:
             raise ArgumentError(f"`views` above 1 needs caching: each view is computed once. {received(cache=False)}")
         return CachePlan(False, "cache=False")
-    found = None
     try:
         found = tuple(cuts) if cuts is not None else choose_cuts(model, train, validation, views, options)
         obstacle = _obstacle(model, train, found, views, options)
     except ModelError as error:
         obstacle = str(error)
-    if obstacle is None:
-        plan = _weigh(train, validation, found, epochs, views, options)
-        obstacle = None if plan.chosen else plan.reason
-    if obstacle is None:
-        return plan
-    check_optional(f"The frozen part can't be run once: {obstacle}", options, views)
-    return CachePlan(False, obstacle)
+    plan = CachePlan(False, obstacle) if obstacle else _weigh(train, validation, found, epochs, views, options)
+    if not plan.chosen:
+        check_optional(f"The frozen part can't be run once: {plan.reason}", options, views)
+    return plan
 
 
 def check_optional(obstacle: str, options: CacheOptions | None, views: int) -> None:
@@ -241,71 +234,61 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
     total = None if rows is None else rows * (values // views) * size
     place = _place(total, options)
     speed = _speed_up(train, validation, cuts, epochs, views)
-    notes = ()
-    if cuts[0].random_inside:
-        count = len(cuts[0].random_inside)
-        notes = (
-            f"{count} random layer{'s' * (count > 1)} inside it ({cuts[0].random_inside[0]}…) run in inference mode.",
-        )
-    common = {
-        "cuts": tuple(cuts),
-        "values_per_image": values,
-        "dtype": "float32" if options.dtype == "float32" else "float16",
-        "bytes_per_image": values * size,
-        "total_bytes": total,
-        "place": place,
-        "trunk_share": cuts[0].trunk_macs / max(cuts[0].model_macs, 1),
-        "expected_speed_up": speed,
-        "notes": notes,
-        "views": views,
-    }
+    random = cuts[0].random_inside
+    chosen, reason = True, f"about {speed:.1f} times faster"
     if place is None:
         memory, disk = readable_bytes(memory_budget(options)), readable_bytes(disk_budget(options))
-        room = f"{memory} of memory and {disk} of disk may be used"
-        return CachePlan(False, f"the features would take {readable_bytes(total)}, but {room}", **common)
-    if not options.insist and speed < _WORTHWHILE and views == 1:
-        return CachePlan(False, f"it would be only about {speed:.1f} times faster", **common)
-    return CachePlan(True, f"about {speed:.1f} times faster", **common)
+        reason = (
+            f"the features would take {readable_bytes(total)}, but {memory} of memory and {disk} of disk may be used"
+        )
+        chosen = False
+    elif not options.insist and speed < _WORTHWHILE and views == 1:
+        chosen, reason = False, f"it would be only {reason}"
+    return CachePlan(
+        chosen,
+        reason,
+        cuts=tuple(cuts),
+        values_per_image=values,
+        dtype="float32" if options.dtype == "float32" else "float16",
+        bytes_per_image=values * size,
+        total_bytes=total,
+        place=place,
+        trunk_share=cuts[0].trunk_macs / max(cuts[0].model_macs, 1),
+        expected_speed_up=speed,
+        notes=(f"{len(random)} random layer(s) inside it ({random[0]}…) run in inference mode.",) if random else (),
+        views=views,
+    )
 
 
 def _place(total, options) -> str | None:
-    if options.folder is not None:
-        return os.fspath(options.folder) if total is None or total <= disk_budget(options) else None
-    if total is None:
-        return "disk"
-    if total <= memory_budget(options):
+    """Return where features of so many bytes go; `None` where there is no room. What is unknown goes to disk."""
+    if options.folder is None and total is not None and total <= memory_budget(options):
         return "memory"
-    return "disk" if total <= disk_budget(options) else None
+    return os.fspath(options.folder or "disk") if total is None or total <= disk_budget(options) else None
 
 
 def _speed_up(train, validation, cuts, epochs, views) -> float:
     """Return plain work through cached work, in multiply-accumulates; a training step is three forward passes."""
-    total = cuts[0].model_macs
     images = train.count or 1
     held = 0.2 * images if validation is None or validation.count is None else validation.count
-    plain = cached = 0.0
+    plain, cached = 0.0, (images * views + held) * max(cut.trunk_macs for cut in cuts)
     for cut, count in zip(cuts[::-1], epochs, strict=True):
-        tail = total - cut.trunk_macs
-        plain += count * (images * (cut.trunk_macs + 3 * tail) + held * total)
-        cached += count * (images * 3 * tail + held * tail)
-    deepest = max(cut.trunk_macs for cut in cuts)
-    cached += (images * views + held) * deepest
+        tail = count * (3 * images + held) * (cut.model_macs - cut.trunk_macs)
+        plain += tail + count * (images + held) * cut.trunk_macs
+        cached += tail
     return plain / max(cached, 1.0)
 
 
 def memory_budget(options: CacheOptions) -> int:
     """Return the bytes of memory that features may take: the budget, or a quarter of what is free (2 GB if unknown)."""
-    if (budget := parse_bytes(options.budget)) is not None:
-        return min(budget, available_memory() // 2)
-    return available_memory() // 4
+    free, budget = available_memory(), parse_bytes(options.budget)
+    return free // 4 if budget is None else min(budget, free // 2)
 
 
 def disk_budget(options: CacheOptions) -> int:
     """Return the bytes of disk that features may take: the budget, or half of what is free."""
     place = pathlib.Path(options.folder or tempfile.gettempdir()).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.exists())).free
     budget = parse_bytes(options.budget)
     return free // 2 if budget is None else min(budget, free)
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.errors import ArgumentError, DataError, OutputError, StoreDamagedError, StoreError
-from kerastl.features.casting import cast_rows
 from kerastl.features.shards import (
     HEADER_BYTES,
     MANIFEST,
@@ -118,7 +117,7 @@ class StoreWriter:
             StoreError: the disk or the budget is full; what was appended before is safe.
         """
         count = self._check_rows(rows)
-        chunk = {name: cast_rows(name, rows[name], spec.row_shape, spec.dtype) for name, spec in self.specs.items()}
+        chunk = {name: spec.cast(rows[name]) for name, spec in self.specs.items()}
         if count:
             if self.count is None:
                 self._check_room(self.rows_done + count)

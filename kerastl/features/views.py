@@ -31,7 +31,10 @@ class Views:
     def __init__(self, front: keras.Model | None, count: int, seed: int = 0):
         self._front, self.count, self._seed = front, count, seed
         self._flips = flips_of(front)
-        self._generators = [] if front is None else _seed_generators(front)
+        layers = [] if front is None else keras_internals.flatten_layers(front)
+        self._generators = list(
+            {id(one): one for layer in layers for one in keras_internals.seed_generators(layer)}.values()
+        )
 
     def make(self, images: np.ndarray, batch: int, number: int) -> np.ndarray:
         """Return view `number` of the images `(batch, height, width, 3)`, batch `batch` of the data."""
@@ -52,43 +55,22 @@ class Views:
                 generator.state.assign(state)
 
     def _run(self, images, training):
-        if not training and self._is_identity():
-            return images
+        random = (isinstance(one, keras.layers.Layer) and graph.is_random(one) for one in _operations(self._front))
+        if not training and all(random):
+            return images  # such layers do nothing in inference mode
         outputs = self._front(keras.ops.convert_to_tensor(images, "float32"), training=training)
         return np.asarray(keras.ops.convert_to_numpy(outputs))
 
-    def _is_identity(self) -> bool:
-        """Tell whether the front does nothing in inference mode: it holds random layers only."""
-        layers = [node.operation for node in graph.nodes_in_order(self._front) if not node.is_input]
-        return all(isinstance(layer, keras.layers.Layer) and graph.is_random(layer) for layer in layers)
 
-
-def flips_of(front) -> list:
+def flips_of(front: keras.Model | None) -> list:
     """Return the flips that a front of nothing but `RandomFlip` layers can make, the plain image first."""
-    if front is None:
+    layers = _operations(front)
+    if not layers or not all(type(layer) is keras.layers.RandomFlip for layer in layers):
         return []
-    layers = [node.operation for node in graph.nodes_in_order(front) if not node.is_input]
-    leaves = [
-        leaf for layer in layers for leaf in (graph.leaf_layers(layer) if isinstance(layer, keras.Model) else [layer])
-    ]
-    leaves = [leaf for leaf in leaves if not isinstance(leaf, keras.layers.InputLayer)]
-    if not leaves or not all(type(leaf) is keras.layers.RandomFlip for leaf in leaves):
-        return []
-    modes = {leaf.mode for leaf in leaves}
-    horizontal = bool(modes & {"horizontal", "horizontal_and_vertical"})
-    vertical = bool(modes & {"vertical", "horizontal_and_vertical"})
-    chosen = (
-        {0}
-        | ({1} if horizontal else set())
-        | ({2} if vertical else set())
-        | ({3} if horizontal and vertical else set())
-    )
-    return [_FLIPS[index] for index in sorted(chosen)]
+    modes = " ".join(layer.mode for layer in layers)
+    both = (("vertical", 0), ("horizontal", 1))
+    return [flip for flip in _FLIPS if all(flip[axis] == _FLIPS[0][axis] or name in modes for name, axis in both)]
 
 
-def _seed_generators(model) -> list:
-    found = {}
-    for layer in keras_internals.flatten_layers(model):
-        for generator in keras_internals.seed_generators(layer):
-            found[id(generator)] = generator
-    return list(found.values())
+def _operations(front) -> list:
+    return [node.operation for node in graph.nodes_in_order(front) if not node.is_input] if front is not None else []
