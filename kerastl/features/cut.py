@@ -83,35 +83,30 @@ def find_cuts(model: keras.Model) -> list[Cut]:
         if len(tensors) != 1:
             raise ModelError(f"The model {model.name!r} has {len(tensors)} {kind}; only models with one can be cut.")
     positions = _positions(flat)
-    if not positions:
-        return []
-    macs = _macs_of_layers(flat)
+    macs = {row.name: row.macs for row in costs.layer_costs(flat)} if positions else {}
     cuts = [cut for live, nodes in positions if (cut := _cut(flat, live, nodes, macs)) is not None]
     single, double = [[cut for cut in cuts if len(cut.tensors) == width] for width in (1, 2)]
     reach = single[-1].trunk_macs if single else 0
-    if double and double[-1].trunk_macs > 2 * reach:
-        return double
-    return single
+    return double if double and double[-1].trunk_macs > 2 * reach else single
 
 
 def _positions(flat) -> list[tuple[list, list]]:
     """Return the places up to which everything is frozen and something holds weights, and which need one tensor or two.
 
-    Each is `(the tensors that are still needed there, the nodes before it)`.
+    Each is `(the tensors that are still needed there, the nodes before it)`. A random layer inside the trunk is one that
+    weights follow; behind the last weights it belongs to the head, and must go on drawing.
     """
     found, nodes, weighted, pending_random = [], [], False, False
     for node, live in graph.live_tensors(flat):
-        operation = node.operation
-        if not is_frozen(operation):
+        if not is_frozen(node.operation):
             break
         nodes.append(node)
-        if graph.has_weights(operation):
+        if graph.has_weights(node.operation):
             weighted, pending_random = True, False
-        elif isinstance(operation, keras.layers.Layer) and graph.is_random(operation):
-            pending_random = weighted  # behind the last weights it belongs to the head, and must go on drawing
+        elif _is_random(node):
+            pending_random = weighted
         if weighted and not pending_random and len(live) <= 2:
             found.append((live, list(nodes)))
-    # a random layer that weights follow lies inside the trunk; one that none follow ends it
     return found
 
 
@@ -135,21 +130,14 @@ def _cut(flat, live, nodes, macs) -> Cut | None:
 
 def _start(flat, nodes):
     """Return where the trunk begins, behind the augmentation in front, and the random layers inside the trunk."""
-    random = [
-        node for node in nodes if isinstance(node.operation, keras.layers.Layer) and graph.is_random(node.operation)
-    ]
     weighted = next((index for index, node in enumerate(nodes) if graph.has_weights(node.operation)), len(nodes))
-    order = {id(node): index for index, node in enumerate(nodes)}
-    front = [node for node in random if order[id(node)] < weighted]
-    inside = tuple(node.operation.name for node in random if order[id(node)] >= weighted)
+    front = [node for node in nodes[:weighted] if _is_random(node)]
+    inside = tuple(node.operation.name for node in nodes[weighted:] if _is_random(node))
     if not front:
         return flat.inputs[0], inside
-    last = front[-1]
-    for node, live in graph.live_tensors(flat, flat.outputs):
-        if node is last:
-            return (live[0], inside) if len(live) == 1 and live[0] is node.outputs[0] else (None, inside)
-    return None, inside
+    live = next(live for node, live in graph.live_tensors(flat, flat.outputs) if node is front[-1])
+    return (live[0] if len(live) == 1 and live[0] is front[-1].outputs[0] else None), inside
 
 
-def _macs_of_layers(flat) -> dict[str, int]:
-    return {row.name: row.macs for row in costs.layer_costs(flat)}
+def _is_random(node) -> bool:
+    return isinstance(node.operation, keras.layers.Layer) and graph.is_random(node.operation)

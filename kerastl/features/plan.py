@@ -255,7 +255,9 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
         place=place,
         trunk_share=cuts[0].trunk_macs / max(cuts[0].model_macs, 1),
         expected_speed_up=speed,
-        notes=(f"{len(random)} random layer(s) inside it ({random[0]}…) run in inference mode.",) if random else (),
+        notes=(f"{len(random)} random layer{'s'[: len(random) - 1]} inside it ({random[0]}…) run in inference mode.",)
+        if random
+        else (),
         views=views,
     )
 

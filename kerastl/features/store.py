@@ -93,8 +93,7 @@ class StoreWriter:
     Attributes:
         specs: the arrays by name.
         count: the rows there will be, or `None` where nobody knows yet.
-        rows_done: the rows that are there already. Always the end of a chunk that was appended, maybe by an earlier
-            process: the next row to append is this one.
+        rows_done: the rows that are there already, maybe from an earlier process: the next row to append is this one.
     """
 
     def __init__(self, specs: Iterable[ArraySpec], count: int | None, budget_bytes: int | None = None):
@@ -116,7 +115,13 @@ class StoreWriter:
             ArgumentError: arrays that are missing, unknown, or of another shape.
             StoreError: the disk or the budget is full; what was appended before is safe.
         """
-        count = self._check_rows(rows)
+        lengths = {name: len(values) for name, values in rows.items()}
+        count = next(iter(lengths.values()), 0)
+        if set(rows) != set(self.specs) or set(lengths.values()) != {count}:
+            names = ", ".join(self.specs)
+            raise ArgumentError(f"A chunk must hold {names}, all with as many rows. {received(rows=lengths)}")
+        if self.count is not None and self.rows_done + count > self.count:
+            raise self._other_length(f"{self.rows_done + count} or more")
         chunk = {name: spec.cast(rows[name]) for name, spec in self.specs.items()}
         if count:
             if self.count is None:
@@ -133,10 +138,7 @@ class StoreWriter:
             StoreError: the disk is full or fails.
         """
         if self.rows_done == 0 or self.rows_done != (self.count or self.rows_done):
-            raise DataError(
-                f"The store was begun for {self.count or 'at least one'} rows, and {self.rows_done} came. Did the "
-                f"length of the data change? {received(rows_done=self.rows_done, count=self.count)}"
-            )
+            raise self._other_length(self.rows_done)
         with self._explained():
             store = self._complete(details or {})
         self._open = False
@@ -152,20 +154,11 @@ class StoreWriter:
     def __exit__(self, *_):
         self.close()
 
-    def _check_rows(self, rows: Mapping[str, np.ndarray]) -> int:
-        lengths = {name: len(values) for name, values in rows.items()}
-        if set(rows) != set(self.specs) or len(set(lengths.values())) > 1:
-            names = ", ".join(self.specs)
-            raise ArgumentError(
-                f"A chunk must hold the arrays {names}, all with as many rows. {received(rows=lengths)}"
-            )
-        count = next(iter(lengths.values()))
-        if self.count is not None and self.rows_done + count > self.count:
-            raise DataError(
-                f"The store was begun for {self.count} rows, and more came. Did the length of the data change? "
-                f"{received(rows_done=self.rows_done, rows=count)}"
-            )
-        return count
+    def _other_length(self, rows) -> DataError:
+        return DataError(
+            f"The store was begun for {self.count or 'at least one'} rows, and {rows} came. Did the length of the data "
+            f"change? {received(rows=rows, count=self.count)}"
+        )
 
     def _check_room(self, rows: int) -> None:
         """Raise `StoreError` where a store of so many rows takes more bytes than it may, or than there are."""
@@ -197,27 +190,24 @@ class StoreWriter:
 
 
 class MemoryWriter(StoreWriter):
-    """A store in memory: plain arrays; where the number of rows isn't known they grow by an eighth."""
+    """A store in memory, for a known number of rows: plain arrays."""
 
-    def __init__(self, specs, count, budget_bytes=None):
+    def __init__(self, specs: Iterable[ArraySpec], count: int, budget_bytes: int | None = None):
         super().__init__(specs, count, budget_bytes)
         with self._explained():
-            self._arrays = {one.name: np.empty((count or 0, *one.row_shape), one.dtype) for one in self.specs.values()}
+            self._arrays = {one.name: np.empty((count, *one.row_shape), one.dtype) for one in self.specs.values()}
 
     def _write(self, chunk, count):
-        stop = self.rows_done + count
         for name, array in self._arrays.items():
-            if len(array) < stop:  # in place, as a copy would need twice the memory; nobody else sees the array
-                array.resize((stop + stop // 8, *array.shape[1:]), refcheck=False)
-            array[self.rows_done : stop] = chunk[name]
+            array[self.rows_done : self.rows_done + count] = chunk[name]
 
     def _complete(self, details):
         arrays, self._arrays = self._arrays, {}
-        for array in arrays.values():
-            array.resize((self.rows_done, *array.shape[1:]), refcheck=False)
-        return Store(
-            self.specs, self.rows_done, details, lambda spec, rows: arrays[spec.name].take(rows, axis=0), arrays.clear
-        )
+
+        def read(spec, rows):
+            return arrays[spec.name].take(rows, axis=0)
+
+        return Store(self.specs, self.rows_done, details, read, arrays.clear)
 
 
 class FolderWriter(StoreWriter):
