@@ -69,5 +69,5 @@ def test_what_is_no_data_is_refused(data):
 
 
 def test_a_batch_with_too_few_labels_is_refused():
-    with pytest.raises(DataError, match="lengths 4, 2"):
+    with pytest.raises(DataError, match=r"lengths=\[4, 2\]"):
         list(adapt([(IMAGES[:4], LABELS[:2])]).batches())

@@ -269,7 +269,7 @@ def test_a_long_list_of_unreadable_files_is_cut(flowers):
 def test_a_class_of_which_nothing_is_readable_is_an_error(flowers):
     for path in (flowers / "daisy").iterdir():
         path.write_bytes(b"no")
-    with pytest.raises(DataError, match="no readable images to train on: 'daisy'"):
+    with pytest.raises(DataError, match=r"without readable images: .*daisy"):
         load(flowers, skip_unreadable=True)
 
 
@@ -331,14 +331,14 @@ def test_a_class_that_training_lacks_is_named(come_split):
 def test_a_test_folder_without_classes_is_an_error(come_split):
     shutil.rmtree(come_split / "test")
     write_image(come_split / "test" / "one.png", 1)
-    with pytest.raises(DataError, match=r"no readable images in class folders of .*test"):
+    with pytest.raises(DataError, match=r"without readable images: .*test"):
         load(come_split)
 
 
 def test_an_empty_part_is_an_error(come_split):
     shutil.rmtree(come_split / "test")
     (come_split / "test").mkdir()
-    with pytest.raises(DataError, match=r"no readable images in class folders of .*test"):
+    with pytest.raises(DataError, match=r"without readable images: .*test"):
         load(come_split)
 
 
@@ -363,9 +363,9 @@ def test_a_class_may_be_called_train(tmp_path):
     ("counts", "message"),
     [
         ({}, "holds no class folders"),
-        ({"a": 0, "b": 0}, "no readable images in"),
+        ({"a": 0, "b": 0}, "without readable images: .*a, .*b"),
         ({"only": 5}, "needs two classes or more.* holds 'only'"),
-        ({"a": 9, "b": 0}, "no readable images to train on: 'b'"),
+        ({"a": 9, "b": 0}, "without readable images: .*b"),
         ({"a": 9, "b": 1}, r"at least 3 different images.*\{'b': 1\}"),
         ({"a": 9, "b": 2}, r"at least 3 different images.*\{'b': 2\}"),
     ],

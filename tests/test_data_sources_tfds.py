@@ -230,7 +230,7 @@ def test_another_process_may_have_been_faster(tmp_path):
     class Winner(PaintedWhole, skip_registration=True):
         name = "overtaken"
 
-    builder = sources.write_builder(lambda: Overtaken(data_dir=tmp_path), verbose=0)
+    builder = sources.prepare(Overtaken(data_dir=tmp_path), verbose=0)
     catalogue = sources.catalogue_builder(builder, name="overtaken", verbose=0)
     assert len(catalogue.images) == 40
     assert not list(tmp_path.rglob("*incomplete*"))

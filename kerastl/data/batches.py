@@ -30,7 +30,7 @@ class Rows:
 
     Attributes:
         count: number of images, or `None` where only a pass can tell.
-        batch_count: number of batches in one epoch, or `None` where only a pass can tell.
+        batch_count: number of batches in one epoch, or `None` likewise.
         batch_size: images in a training batch.
         identity: a digest that tells this data from any other, or `None` where it has none.
         skips: whether reading can start anywhere, and `images_at(indices)` returns a list of single images.
@@ -53,17 +53,8 @@ class Rows:
         return None if self.count is None else math.ceil(self.count / self.batch_size)
 
     def labelled_batches(self, num_classes: int):
-        """Yield `(images, class indices)`, empty batches left out.
-
-        Raises:
-            DataError: batches without labels, or labels that don't fit the number of classes.
-        """
+        """Yield `(images, class indices)`, empty batches left out; raises as `label_kind` does."""
         for images, labels, _ in self.batches():
-            if labels is None:
-                raise DataError(
-                    "Expected batches of (images, labels), a `tf.data.Dataset` or a pair of arrays. "
-                    f"{received(batch=type(images).__name__)}"
-                )
             if len(images):
                 yield images, class_indices(labels, num_classes)
 
@@ -147,10 +138,12 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
     source = find_source(data)
     if source is not None:
         return source if shuffle is None else dataclasses.replace(source, shuffles=bool(shuffle))
-    if y is None and isinstance(data, tuple) and len(data) in (2, 3):
+    if y is not None:
+        data = (data, y, sample_weight)
+    elif hasattr(data, "shape") and hasattr(data, "__getitem__"):
+        data = (data, None)
+    if isinstance(data, tuple) and len(data) in (2, 3):
         return _ArrayRows((*data, None)[:3], batch_size, shuffle)
-    if y is not None or (hasattr(data, "shape") and hasattr(data, "__getitem__")):
-        return _ArrayRows((data, y, sample_weight if y is not None else None), batch_size, shuffle)
     if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
         return _DatasetRows(data, shuffle)
     raise DataError(
@@ -172,13 +165,10 @@ class _ArrayRows(Rows):
         self._arrays = arrays
         self.batch_size, self.shuffles = batch_size or 32, shuffle is None or bool(shuffle)
         self.skips = all(one is None or hasattr(one, "shape") for one in arrays)
-        lengths = [len(one) if hasattr(one, "__len__") else None for one in arrays]
+        lengths = [len(one) for one in arrays if one is not None] if self.skips else [None]
+        if len(set(lengths)) > 1:
+            raise DataError(f"Images, labels and sample weights must be of one length. {received(lengths=lengths)}")
         self.count = lengths[0]
-        if self.skips and set(lengths) - {None, self.count}:
-            raise DataError(
-                "Images, labels and sample weights must be of one length. Received: lengths "
-                f"{', '.join(str(length) for length in lengths if length is not None)}"
-            )
 
     @functools.cached_property
     def first(self):
@@ -267,7 +257,7 @@ def _three_of(batch) -> tuple:
     arrays = tuple(_numpy(part) for part in (*parts, None, None)[:3])
     lengths = [len(array) for array in arrays if array is not None]
     if len(set(lengths)) > 1:
-        raise DataError(f"A batch must hold as many labels as images. Received: lengths {', '.join(map(str, lengths))}")
+        raise DataError(f"A batch must hold as many labels as images. {received(lengths=lengths)}")
     return arrays
 
 

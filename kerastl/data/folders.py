@@ -72,15 +72,12 @@ class ImageSplits(Printed):
     def _tables(self) -> list[Table]:
         height, width = self.image_size
         classes, images = len(self.class_names), sum(self.split_sizes.values())
-        counts = [
-            np.bincount(find_source(getattr(self, split)).labels, minlength=classes) for split in self.split_sizes
-        ]
-        rows = [
-            [name, *map(str, column), str(sum(column))] for name, *column in zip(self.class_names, *counts, strict=True)
-        ]
+        labels = [find_source(getattr(self, split)).labels for split in self.split_sizes]
+        counts = [np.bincount(one, minlength=classes) for one in labels]
+        rows = [[name, *row, sum(row)] for name, *row in zip(self.class_names, *counts, strict=True)]
         if classes > _ROWS_SHOWN:
             rows = [*rows[: _ROWS_SHOWN - 1], [f"… {classes - _ROWS_SHOWN + 1} more", *[""] * (len(counts) + 1)]]
-        rows.append(["total", *map(str, self.split_sizes.values()), str(images)])
+        rows = [list(map(str, row)) for row in [*rows, ["total", *self.split_sizes.values(), images]]]
         title = (
             f"{self.name}: {images} images, {classes} classes;"
             f" {height}×{width} pixels (height×width, {self.resize!r}), seed {self.seed}"
@@ -236,12 +233,8 @@ def _dataset(source: ImageSource, seed: int):
     """Return the `tf.data.Dataset` of a source: decoded in parallel, static shapes, cardinality known."""
     import tensorflow as tf
 
-    labels = source.labels
-
-    def read(index):
-        return source.read(int(index)), labels[index]
-
     def load(index):
+        read = lambda index: (source.read(index), source.labels[index])  # noqa: E731
         image, label = tf.numpy_function(read, [index], (tf.uint8, tf.int32))
         return tf.ensure_shape(image, (*source.image_size, 3)), tf.ensure_shape(label, ())
 
@@ -358,18 +351,13 @@ def _find_images(roots: dict[str, Path], class_names) -> tuple[list[Image], dict
 
 def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> None:
     """Raise unless every class has images to train on, and every split that has a folder has some."""
-    left_out = f" Other files that are there: {_counts(ignored)}." if ignored else ""
-    for split, root in roots.items():
-        if not any(image.part == split for image in images):
-            raise DataError(
-                f"There are no readable images in class folders of {root}. Put the images of each class into a folder"
-                f" named after the class.{left_out}"
-            )
-    present = {image.label for image in images if image.part == TRAIN}
-    missing = [repr(name) for label, name in enumerate(class_names) if label not in present]
-    if missing:
+    present = {(image.part, image.label) for image in images}
+    empty = [str(roots[TRAIN] / name) for label, name in enumerate(class_names) if (TRAIN, label) not in present]
+    empty += [str(root) for split, root in roots.items() if not any(part == split for part, _ in present)]
+    if empty:
+        left_out = f" Other files that are there: {_counts(ignored)}." if ignored else ""
         raise DataError(
-            f"These class folders hold no readable images to train on: {', '.join(missing)}. Fill or remove them.{left_out}"
+            f"Class folders without readable images: {', '.join(empty)}. Put images there, or remove the folder.{left_out}"
         )
 
 

@@ -7,24 +7,23 @@ from kerastl.errors import DataError
 
 
 def label_kind(labels: np.ndarray, num_classes: int) -> str:
-    """Tell integer labels from one-hot ones and check them against the number of classes.
+    """Return "integer" or "one-hot", having checked the labels against the number of classes.
 
-    Args:
-        labels: `(count,)` or `(count, 1)` integers in 0…num_classes − 1, or `(count, num_classes)` one-hot (or smoothed:
-            rows of non-negative numbers that add up to 1).
-        num_classes: number of classes that the model tells apart.
-
-    Returns:
-        "integer" or "one-hot".
+    Labels are `(count,)` or `(count, 1)` integers in 0…num_classes − 1, or `(count, num_classes)` one-hot (or smoothed:
+    rows of non-negative numbers that add up to 1).
 
     Raises:
-        DataError: labels of another form, out of range, or no finite numbers.
+        DataError: no labels, labels of another form, out of range, or no finite numbers.
     """
+    if labels is None:
+        raise DataError(
+            "Expected images with labels: a dataset of (images, labels), or a pair of arrays. Received: no labels"
+        )
     labels = np.asarray(labels)
-    if labels.dtype.kind not in "iufb":
-        raise DataError(f"Labels must be numbers: class indices or one-hot rows. {received(dtype=str(labels.dtype))}")
-    if not np.isfinite(labels).all():
-        raise DataError("Labels must be finite numbers; some are NaN or infinite. Look where they come from.")
+    if labels.dtype.kind not in "iufb" or not np.isfinite(labels).all():
+        raise DataError(
+            f"Labels must be finite numbers: class indices or one-hot rows. {received(dtype=str(labels.dtype))}"
+        )
     if labels.ndim == 2 and labels.shape[1] == num_classes and num_classes > 1:
         if (labels < 0).any() or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
             raise DataError(
@@ -47,10 +46,9 @@ def label_kind(labels: np.ndarray, num_classes: int) -> str:
 
 def class_indices(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the class of each label, int64 `(count,)`; raises as `label_kind` does."""
+    one_hot = label_kind(labels, num_classes) == "one-hot"
     labels = np.asarray(labels)
-    if label_kind(labels, num_classes) == "one-hot":
-        labels = labels.argmax(axis=1)
-    return labels.reshape(-1).astype("int64")
+    return (labels.argmax(axis=1) if one_hot else labels.reshape(-1)).astype("int64")
 
 
 def balanced_class_weight(labels: np.ndarray, num_classes: int) -> dict[int, float]:

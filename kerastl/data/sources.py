@@ -42,15 +42,10 @@ where the probability exceeds 0.5: 1,803 functional, 821 defective cells. For no
 """
 _CITATION = """\
 @Article{Deitsch2019,
-  author    = {Deitsch, Sergiu and Christlein, Vincent and Berger, Stephan and Buerhop-Lutz, Claudia and Maier, Andreas
-               and Gallwitz, Florian and Riess, Christian},
-  title     = {Automatic classification of defective photovoltaic module cells in electroluminescence images},
-  journal   = {Solar Energy},
-  year      = {2019},
-  volume    = {185},
-  pages     = {455--468},
-  doi       = {10.1016/j.solener.2019.02.067},
-}
+  author = {Deitsch, Sergiu and Christlein, Vincent and Berger, Stephan and Buerhop-Lutz, Claudia and Maier, Andreas and
+            Gallwitz, Florian and Riess, Christian},
+  title = {Automatic classification of defective photovoltaic module cells in electroluminescence images},
+  journal = {Solar Energy}, volume = {185}, pages = {455--468}, year = {2019}, doi = {10.1016/j.solener.2019.02.067}}
 """
 
 
@@ -102,14 +97,14 @@ def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 
         DataError: that package holds other labels than the release that this builder was written for.
         OutputError: the disk is full, or the folder can't be written.
     """
-    make_builder = functools.partial(Elpv, data_dir=find_data_dir(data_dir))
-    builder = make_builder()
+    builder = Elpv(data_dir=find_data_dir(data_dir))
     if not _is_prepared(builder):
         _package_data()  # said before TFDS starts
         if verbose:
             print(f"Preparing ELPV under {builder.data_dir} (once; 2,624 photographs, 90 MB)", flush=True)
-    builder = write_builder(make_builder, verbose=0)
-    catalogue = catalogue_builder(builder, name="elpv", stratum_feature="cell_type", verbose=verbose)
+    catalogue = catalogue_builder(
+        prepare(builder, verbose=0), name="elpv", stratum_feature="cell_type", verbose=verbose
+    )
     return dataclasses.replace(catalogue, validation_share=0.10, test_share=0.25)
 
 
@@ -154,9 +149,8 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
         DataError: no data set of that name, one that can't be downloaded or prepared here, or no image classification.
         OutputError: it can't be written to `data_dir`.
     """
-    make_builder = functools.partial(tfds.builder, name, data_dir=find_data_dir(data_dir), try_gcs=False)
     try:
-        make_builder()
+        builder = tfds.builder(name, data_dir=find_data_dir(data_dir), try_gcs=False)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise DataError(
@@ -166,8 +160,7 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
     # A wrong configuration or version shows as ValueError, AssertionError, KeyError, … according to the data set.
     except Exception as error:
         raise DataError(f"The data set tfds:{name} can't be set up. {_first_lines(error)}") from error
-    builder = write_builder(make_builder, verbose=verbose)
-    return catalogue_builder(builder, name=f"tfds:{builder.info.full_name}", verbose=verbose)
+    return catalogue_builder(prepare(builder, verbose=verbose), name=f"tfds:{builder.info.full_name}", verbose=verbose)
 
 
 def _is_prepared(builder) -> bool:
@@ -175,14 +168,13 @@ def _is_prepared(builder) -> bool:
     return Path(builder.data_dir, "dataset_info.json").is_file()
 
 
-def write_builder(make_builder: Callable, *, verbose: int = 1):
-    """Return the builder that `make_builder` makes, downloaded and prepared; whole or not at all, as TFDS does it.
+def prepare(builder, *, verbose: int = 1):
+    """Return the builder, its data downloaded and prepared; whole or not at all, as TFDS does it.
 
     Raises:
         DataError: a download or the preparation failed; the message says what failed.
         OutputError: the disk is full, or the folder can't be written.
     """
-    builder = make_builder()
     if _is_prepared(builder):
         return builder
     config = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -197,8 +189,8 @@ def write_builder(make_builder: Callable, *, verbose: int = 1):
             builder.download_and_prepare(download_config=config, file_format="tfrecord")
     # Requests, checksums, missing extra packages, manual downloads, …: every data set fails in its own way.
     except Exception as error:
-        if _is_prepared(again := make_builder()):  # another process was faster
-            return again
+        if _is_prepared(builder):  # another process was faster
+            return tfds.builder_from_directory(builder.data_dir)
         if isinstance(error, KerastlError):
             raise
         if getattr(error, "errno", None) in _NOT_WRITABLE:

@@ -115,14 +115,12 @@ def split_indices(
 ) -> dict[str, np.ndarray]:
     """Divide `range(len(strata))` by `fractions`, in every stratum alike; indices are int64, ascending.
 
-    In each stratum every split gets its fraction rounded down or up, and at least one image; which way is rounded is
-    chosen so that the splits' totals come out right. Images of one group always stay together, which can cost
-    exactness.
+    In each stratum every split gets its fraction rounded down or up, so that the splits' totals come out right, and at
+    least one image. Images of one group always stay together, which can cost exactness.
 
     Args:
         strata: of each image, number and name of its class, or of its class and kind.
-        groups: what ties images together: equal values are never separated. A group that spans strata goes where its
-            first image goes.
+        groups: equal values are never separated. A group that spans strata goes where its first image goes.
         fractions: the split's name to its share; the shares add up to 1, and a split of 0 gets nothing.
         seed: the same seed makes the same splits.
 
@@ -140,13 +138,12 @@ def split_indices(
     counts = [sum(len(indices) for indices in stratum) for stratum in members.values()]
     quotas = _quotas(np.array(counts), np.array(list(wanted.values())))
     generator = np.random.default_rng(seed)
-    chosen: dict[str, list[int]] = {name: [] for name in fractions}
-    names = list(wanted)
+    chosen, names = {name: [] for name in fractions}, list(wanted)
     for stratum, quota in zip(members.values(), quotas, strict=True):
         shuffled = [stratum[position] for position in generator.permutation(len(stratum))]
         # The largest groups first: single images can still fill every gap that these leave.
         ordered = sorted(shuffled, key=len, reverse=True)
-        for indices, column in zip(ordered, _places([len(group) for group in ordered], quota), strict=True):
+        for indices, column in zip(ordered, _places(list(map(len, ordered)), quota), strict=True):
             chosen[names[column]].extend(indices)
     return {name: np.sort(np.array(indices, dtype=np.int64)) for name, indices in chosen.items()}
 
