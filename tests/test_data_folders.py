@@ -458,15 +458,12 @@ def test_progress_shows_when_it_takes_long_and_not_when_quiet(capsys, monkeypatc
         time.sleep(0.01)
         return item * 2
 
-    def read(verbose):
-        return list(image_files.with_progress(image_files.in_threads(slowly, range(5)), 5, verbose=verbose))
-
-    assert read(verbose=0) == [0, 2, 4, 6, 8]
+    assert image_files.look_at_all(slowly, range(5), verbose=0) == [0, 2, 4, 6, 8]
     assert capsys.readouterr().out == ""
-    assert read(verbose=1) == [0, 2, 4, 6, 8]
+    assert image_files.look_at_all(slowly, range(5), verbose=1) == [0, 2, 4, 6, 8]
     assert "5/5" in capsys.readouterr().out
     monkeypatch.setattr(image_files, "_SECONDS_BEFORE_PROGRESS", 60.0)
-    read(verbose=1)
+    image_files.look_at_all(slowly, range(5), verbose=1)
     assert capsys.readouterr().out == ""
 
 

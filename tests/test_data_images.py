@@ -57,7 +57,6 @@ def test_formats(image_format, tmp_path):
     assert array.dtype == np.uint8
     np.testing.assert_allclose(corners(array), [RED, GREEN, BLUE, WHITE], atol=6)
     np.testing.assert_array_equal(read_image(path.read_bytes()), array)
-    np.testing.assert_array_equal(read_image(str(path)), array)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -178,7 +177,7 @@ def bad_files(tmp_path):
 
 def test_what_is_no_image_is_an_error_that_names_the_file(tmp_path):
     for path in bad_files(tmp_path):
-        for size in (None, 32):
+        for size in (None, (32, 32)):
             with pytest.raises(DataError) as caught:
                 read_image(path, size)
             assert str(path) in str(caught.value)
@@ -206,18 +205,10 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
             read_image(path)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3)), 7, None])
-def test_only_paths_and_bytes_are_read(wrong):
-    with pytest.raises(ArgumentError, match="takes a path or the bytes"):
-        read_image(wrong)
-
-
-def test_arguments_are_checked_before_the_file_is_touched(tmp_path):
-    with pytest.raises(ArgumentError, match="`resize` must be one of 'squash', 'crop', 'pad'"):
-        read_image(tmp_path / "nowhere.png", 32, resize="stretch")
-    for wrong in (0, -3, 2.5, True, "224", (3,), (3, 4, 5), (0, 4)):
-        with pytest.raises(ArgumentError, match="image_size"):
-            read_image(tmp_path / "nowhere.png", wrong)
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, True, "224", (3,), (3, 4, 5), (0, 4)])
+def test_wrong_sizes_are_refused(wrong):
+    with pytest.raises(ArgumentError, match="image_size"):
+        check_image_size(wrong)
 
 
 def test_image_size_is_height_then_width():
@@ -241,19 +232,23 @@ def test_reduced_jpeg_decoding_stays_near_the_full_one(resize, orientation):
 def test_reduced_jpeg_decoding_is_used_and_bounded_on_noise(resize):
     noise = np.random.default_rng(0).integers(0, 256, (808, 600, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), "JPEG", quality=90)
-    difference = np.abs(read_image(data, 48, resize).astype(int) - resize_image(read_image(data), 48, resize))
+    difference = np.abs(
+        read_image(data, (48, 48), resize).astype(int) - resize_image(read_image(data), (48, 48), resize)
+    )
     assert 0 < difference.max() <= 8
 
 
 def test_jpegs_whose_size_does_not_divide_are_decoded_in_full():
     data = encode(photograph((799, 601)), "JPEG", quality=90)
-    np.testing.assert_array_equal(read_image(data, 32, "crop"), resize_image(read_image(data), 32, "crop"))
+    np.testing.assert_array_equal(read_image(data, (32, 32), "crop"), resize_image(read_image(data), (32, 32), "crop"))
 
 
 def test_reading_and_resizing_are_the_same_as_both_at_once():
     data = encode(quadrants((90, 50)), "PNG")
     for resize in RESIZES:
-        np.testing.assert_array_equal(read_image(data, 32, resize), resize_image(read_image(data), 32, resize))
+        np.testing.assert_array_equal(
+            read_image(data, (32, 32), resize), resize_image(read_image(data), (32, 32), resize)
+        )
 
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -291,16 +286,16 @@ def test_the_same_size_changes_nothing_and_copies(resize):
 def test_reducing_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    np.testing.assert_allclose(resize_image(stripes, 8)[:, 1:-1], 127.5, atol=8)
+    np.testing.assert_allclose(resize_image(stripes, (8, 8))[:, 1:-1], 127.5, atol=8)
 
 
 def test_squash_crop_and_pad_differ_as_they_should():
     wide = np.array(quadrants((80, 40)))
-    assert corners(resize_image(wide, 20, "squash")) == [RED, GREEN, BLUE, WHITE]
+    assert corners(resize_image(wide, (20, 20), "squash")) == [RED, GREEN, BLUE, WHITE]
     left_to_right = np.zeros((10, 30, 3), np.uint8)
     left_to_right[:, 10:20] = 200
-    assert (resize_image(left_to_right, 10, "crop") == 200).all()
-    padded = resize_image(np.full((10, 30, 3), 200, np.uint8), 30, "pad")
+    assert (resize_image(left_to_right, (10, 10), "crop") == 200).all()
+    padded = resize_image(np.full((10, 30, 3), 200, np.uint8), (30, 30), "pad")
     assert (padded[10:20] == 200).all()
     assert (padded[:10] == 0).all()
     assert (padded[20:] == 0).all()
@@ -328,7 +323,7 @@ def test_grey_and_integer_arrays():
 )
 def test_arrays_that_are_no_images_are_refused(image, message):
     with pytest.raises(DataError, match=message):
-        resize_image(image, 8)
+        resize_image(image, (8, 8))
 
 
 def test_finding_files_walks_sorts_and_leaves_out_what_is_hidden(tmp_path):

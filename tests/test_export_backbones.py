@@ -35,7 +35,7 @@ def pixels_for(row, size, photographs) -> np.ndarray:
     """Two random images, two real ones, and 28 of several brightnesses, preprocessed."""
     random = np.random.default_rng(0)
     noise = random.uniform(0, 255, (2, size, size, 3))
-    real = np.stack([resize_image(one, size) for one in photographs[:2]])
+    real = np.stack([resize_image(one, (size, size)) for one in photographs[:2]])
     others = random.uniform(0, 255, (28, size, size, 3)) * random.uniform(0.2, 1, (28, 1, 1, 3))
     pixels = np.concatenate([noise, real, others]).astype("float32")
     return keras.ops.convert_to_numpy(backbones.preprocess(row, pixels))
@@ -92,7 +92,7 @@ def test_mobilenet_v3_in_int8_does_as_well_or_is_stopped_with_the_reason(photogr
     keras.utils.set_random_seed(0)
     model = build_classifier("mobilenet_v3_small", 3, input_shape=64, weights=None, dropout=0)
     random = np.random.default_rng(0)
-    real = np.stack([resize_image(one, 64) for one in photographs[:2]] * 16).astype("float32")
+    real = np.stack([resize_image(one, (64, 64)) for one in photographs[:2]] * 16).astype("float32")
     images = (
         (real * random.uniform(0.2, 1, (32, 1, 1, 1)) + random.normal(0, 20, real.shape)).clip(0, 255).astype("uint8")
     )

@@ -145,27 +145,24 @@ def load_images(
     return _image_splits(catalogue, divide(catalogue, shares, seed), image_size, batch_size, resize, seed, shuffle)
 
 
-def _image_splits(catalogue, indices, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
+def _image_splits(catalogue, splits, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
     counts = collections.Counter(image.label for image in catalogue.images)
     class_counts = {name: counts[label] for label, name in enumerate(catalogue.class_names)}
     for notice in (*catalogue.notices, *_notices(catalogue, class_counts)):
         warn(notice)
-    datasets = {}
-    for split, chosen in indices.items():
-        images = [catalogue.images[index] for index in chosen]
-        source = _image_source(images, image_size, resize, batch_size, shuffle and split == TRAIN)
-        datasets[split] = _dataset(source, seed)
+    datasets = {
+        split: _dataset(images, image_size, resize, batch_size, seed, shuffle and split == TRAIN)
+        for split, images in splits.items()
+    }
     return ImageSplits(
-        train=datasets[TRAIN],
-        validation=datasets.get(VALIDATION),
-        test=datasets.get(TEST),
+        **{split: datasets.get(split) for split in (TRAIN, VALIDATION, TEST)},
+        **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored")},
         class_counts=class_counts,
-        split_sizes={split: len(chosen) for split, chosen in indices.items()},
+        split_sizes={split: len(images) for split, images in splits.items()},
+        files={split: tuple(image.file for image in images) for split, images in splits.items()},
         image_size=image_size,
         resize=resize,
         seed=seed,
-        files={split: tuple(catalogue.images[index].file for index in chosen) for split, chosen in indices.items()},
-        **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored")},
     )
 
 
@@ -212,12 +209,16 @@ def _counts(by_suffix: dict[str, int]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
 
 
-def _image_source(images: list[Image], image_size, resize: str, batch_size: int, shuffles: bool) -> ImageSource:
+def _dataset(images: list[Image], image_size, resize: str, batch_size: int, seed: int, shuffles: bool):
+    """Return a `tf.data.Dataset` with its source: decoded in parallel, static shapes, cardinality known."""
+    import tensorflow as tf
+
     # Of everything that decides what `read` returns, index by index, and of the labels. Contents count, not names: a
     # folder that was moved is the same data, a replaced file makes other data.
     digest = hashlib.sha256(f"kerastl images 1|{image_size}|{resize}|{len(images)}|".encode())
     for image in images:
         digest.update(image.digest + image.label.to_bytes(4, "big"))
+    labels = np.array([image.label for image in images], dtype=np.int32)
 
     def read(index: int) -> np.ndarray:
         image = images[index]
@@ -225,25 +226,17 @@ def _image_source(images: list[Image], image_size, resize: str, batch_size: int,
             data = image.read()
         return image_files.read_image(data, image_size, resize, name=image.file)
 
-    labels = np.array([image.label for image in images], dtype=np.int32)
-    return ImageSource(labels, image_size, digest.hexdigest(), shuffles, read, batch_size)
-
-
-def _dataset(source: ImageSource, seed: int):
-    """Return the `tf.data.Dataset` of a source: decoded in parallel, static shapes, cardinality known."""
-    import tensorflow as tf
-
     def load(index):
-        read = lambda index: (source.read(index), source.labels[index])  # noqa: E731
-        image, label = tf.numpy_function(read, [index], (tf.uint8, tf.int32))
-        return tf.ensure_shape(image, (*source.image_size, 3)), tf.ensure_shape(label, ())
+        image, label = tf.numpy_function(lambda i: (read(i), labels[i]), [index], (tf.uint8, tf.int32))
+        return tf.ensure_shape(image, (*image_size, 3)), tf.ensure_shape(label, ())
 
-    indices = tf.data.Dataset.range(len(source))
-    if source.shuffles:
+    indices = tf.data.Dataset.range(len(images))
+    if shuffles:
         # Numbers are shuffled, not images, so that the buffer can hold them all.
-        indices = indices.shuffle(len(source), seed=seed, reshuffle_each_iteration=True)
-    images = indices.map(load, num_parallel_calls=_READERS, deterministic=True)
-    return attach_source(without_autotuning(images.batch(source.batch_size).prefetch(2)), source)
+        indices = indices.shuffle(len(images), seed=seed, reshuffle_each_iteration=True)
+    dataset = indices.map(load, num_parallel_calls=_READERS, deterministic=True).batch(batch_size).prefetch(2)
+    source = ImageSource(labels, image_size, digest.hexdigest(), shuffles, read, batch_size)
+    return attach_source(without_autotuning(dataset), source)
 
 
 def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbose: int) -> Catalogue:
@@ -260,11 +253,9 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
     class_names = _class_names(roots)
     found, ignored, notices = _find_images(roots, class_names)
     _check_every_class(roots, class_names, found, ignored)
-    looks = image_files.in_threads(_digest_or_error, found)
-    looks = list(image_files.with_progress(looks, len(found), verbose=verbose))
-    pairs = list(zip(found, looks, strict=True))
-    images = [dataclasses.replace(image, digest=digest) for image, digest in pairs if isinstance(digest, bytes)]
-    bad = {image.file: str(error) for image, error in pairs if isinstance(error, DataError)}
+    looks = list(zip(found, image_files.look_at_all(_digest_or_error, found, verbose=verbose), strict=True))
+    images = [dataclasses.replace(image, digest=digest) for image, digest in looks if isinstance(digest, bytes)]
+    bad = {image.file: str(error) for image, error in looks if isinstance(error, DataError)}
     if bad:
         listing = _listing(list(bad.values()), 20, "\n  ")
         unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
@@ -366,7 +357,7 @@ def _digest_or_error(image: Image) -> bytes | DataError:
         with image_files.naming_the_image(image.file):
             data = image.read()
         # A small size lets JPEGs be decoded at an eighth of their size: all of the file is read, little is computed.
-        image_files.read_image(data, 8, name=image.file)
+        image_files.read_image(data, (8, 8), name=image.file)
     except DataError as error:
         return error
     return hashlib.sha256(data).digest()

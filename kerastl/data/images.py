@@ -10,12 +10,12 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kerastl.checks import check_choice, check_count, received
+from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, DataError
 
 RESIZES = ("squash", "crop", "pad")
@@ -49,9 +49,9 @@ def check_image_size(image_size) -> tuple[int, int]:
 
 
 def read_image(
-    source: str | os.PathLike | bytes,
-    image_size: int | tuple[int, int] | None = None,
-    resize: str = "squash",
+    source: Path | bytes,
+    image_size: tuple[int, int] | None = None,
+    resize: str = RESIZES[0],
     *,
     name: str | None = None,
 ) -> np.ndarray:
@@ -64,25 +64,17 @@ def read_image(
 
     Args:
         source: a path, or the bytes of an image file.
-        image_size: pixels, one number or `(height, width)`; `None` keeps the size of the image.
+        image_size: `(height, width)` in pixels; `None` keeps the size of the image.
         resize: how to get there, see `resize_image`.
         name: what to call the image in errors; the path by default.
 
     Raises:
         DataError: the file is missing, isn't an image, is damaged or cut short, is too large to be true (a
             decompression bomb), or holds pixels without a fixed white (floating point).
-        ArgumentError: an unknown `resize`, a wrong `image_size`, or a `source` that is neither path nor bytes.
     """
-    check_choice("resize", resize, RESIZES)
-    image_size = None if image_size is None else check_image_size(image_size)
-    if not isinstance(source, (bytes, str, os.PathLike)):
-        raise ArgumentError(
-            "`read_image` takes a path or the bytes of an image file; `resize_image` takes arrays."
-            f" {received(source=source)}"
-        )
-    is_path = not isinstance(source, bytes)
-    with naming_the_image(name or (os.fspath(source) if is_path else f"of {len(source)} bytes")):
-        image, reduction = _decode(Path(source).read_bytes() if is_path else source, image_size)
+    with naming_the_image(name or str(source)):
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        image, reduction = _decode(data, image_size)
         # Grey is resized before it becomes three equal channels: the same result at a third of the work.
         image = image if image_size is None else _resize(image, image_size, resize, reduction)
         return np.array(image.convert("RGB"))
@@ -111,12 +103,12 @@ def naming_the_image(name: str):
         raise DataError(f"Can't read the image {name}: {reason}") from error
 
 
-def resize_image(image, image_size: int | tuple[int, int], resize: str = "squash") -> np.ndarray:
+def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -> np.ndarray:
     """Resize one image by antialiased bilinear interpolation.
 
     Args:
         image: `(height, width, 3)`, or grey as `(height, width)` or `(height, width, 1)`, in 0–255: integers or floats.
-        image_size: pixels, one number or `(height, width)`.
+        image_size: `(height, width)` in pixels.
         resize: `"squash"` stretches to the new shape (Keras's habit); `"crop"` first takes the largest central part of
             that shape; `"pad"` keeps everything, centred on black.
 
@@ -125,12 +117,9 @@ def resize_image(image, image_size: int | tuple[int, int], resize: str = "squash
 
     Raises:
         DataError: an array that is no image: another shape, another kind of numbers, integers outside 0–255.
-        ArgumentError: an unknown `resize` or a wrong `image_size`.
     """
     from PIL import Image
 
-    check_choice("resize", resize, RESIZES)
-    image_size = check_image_size(image_size)
     array = _rgb_array(image)
     if array.shape[:2] == image_size:
         return array.copy()
@@ -146,7 +135,7 @@ def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
 
     Images are told by their ending (`IMAGE_SUFFIXES`), not opened.
     """
-    found, visited = [], set()
+    found, visited = ([], []), set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # a link back to a folder above
@@ -154,10 +143,9 @@ def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [Path(parent, name) for name in files if not is_hidden(name)]
-    found.sort()
-    images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
-    return images, [path for path in found if path.suffix.lower() not in IMAGE_SUFFIXES]
+        for path in (Path(parent, name) for name in files if not is_hidden(name)):
+            found[path.suffix.lower() not in IMAGE_SUFFIXES].append(path)
+    return sorted(found[0]), sorted(found[1])
 
 
 def is_hidden(name: str) -> bool:
@@ -178,19 +166,20 @@ def in_threads(function: Callable, items: Iterable, *, threads: int = _THREADS, 
         executor.shutdown(cancel_futures=True)
 
 
-def with_progress(results: Iterable, total: int, *, verbose: int) -> Iterator:
-    """Yield the results, with a bar when they take seconds."""
+def look_at_all(function: Callable, items: Sequence, *, verbose: int) -> list:
+    """Return `function(item)` for each item, worked out in threads, with a bar when it takes seconds."""
     import keras
 
-    started, shown = time.monotonic(), False
-    bar = keras.utils.Progbar(total, unit_name="image")  # made now, so that its estimate counts from here
-    for done, result in enumerate(results, start=1):
-        yield result
+    started, shown, results = time.monotonic(), False, []
+    bar = keras.utils.Progbar(len(items), unit_name="image")  # made now, so that its estimate counts from here
+    for result in in_threads(function, items):
+        results.append(result)
         if not shown and verbose and time.monotonic() - started > _SECONDS_BEFORE_PROGRESS:
             print("Reading the images", flush=True)
             shown = True
         if shown:
-            bar.update(done)
+            bar.update(len(results))
+    return results
 
 
 def _decode(data: bytes, image_size: tuple[int, int] | None):
@@ -276,15 +265,13 @@ def _rgb_array(image) -> np.ndarray:
             "An image must be an array (height, width, 3), or grey as (height, width) or (height, width, 1)."
             f" {received(shape=np.shape(image))}"
         )
-    if np.issubdtype(array.dtype, np.integer):
-        if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
-            raise DataError(
-                "Integer pixels must lie in 0–255; divide 16-bit values by 257."
-                f" {received(smallest=int(array.min()), largest=int(array.max()))}"
-            )
-        array = array.astype(np.uint8, copy=False)
-    elif np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32, copy=False)
-    else:
+    kind = array.dtype.kind
+    if kind not in "iuf":
         raise DataError(f"An image must hold integers or floats. {received(dtype=str(array.dtype))}")
+    if kind != "f" and array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+        raise DataError(
+            "Integer pixels must lie in 0–255; divide 16-bit values by 257."
+            f" {received(smallest=int(array.min()), largest=int(array.max()))}"
+        )
+    array = array.astype("float32" if kind == "f" else "uint8", copy=False)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array

@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from kerastl.checks import nearest, received
-from kerastl.data.images import in_threads, with_progress
+from kerastl.data.images import look_at_all
 from kerastl.data.splitting import SPLIT_FOLDERS, TRAIN, Catalogue, Image
 from kerastl.errors import BackendError, DataError, KerastlError, OutputError
 
@@ -232,8 +232,7 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
     images, notices = [], []
     for part, split in _splits(builder).items():
         record_at, count = _open_split(builder, split)
-        results = in_threads(functools.partial(look_at, record_at), range(count))
-        results = list(with_progress(results, count, verbose=verbose))
+        results = look_at_all(functools.partial(look_at, record_at), range(count), verbose=verbose)
         if any(not 0 <= values[label_key] < len(class_names) for _, values in results):
             if part == TRAIN:
                 raise DataError(f"The training images of {name} have labels outside its classes.")

@@ -73,8 +73,8 @@ def check_shares(**shares: float | None) -> dict[str, float | None]:
     return checked
 
 
-def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.ndarray]:
-    """Return the indices of each split that gets any; the training indices in a mixed order.
+def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, list[Image]]:
+    """Return the images of each split that gets any; the training images in a mixed order.
 
     `fractions` holds for validation and test the share asked for, or `None` for the usual one.
 
@@ -82,8 +82,8 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
         ArgumentError: a share for a part that the source brings along, or nothing left to train on.
         DataError: a class has fewer different images than there are splits to fill.
     """
-    parts = np.array([image.part for image in catalogue.images])
-    brought = {split: np.flatnonzero(parts == split) for split in (VALIDATION, TEST) if (parts == split).any()}
+    divided = {part: [image for image in catalogue.images if image.part == part] for part in (TRAIN, VALIDATION, TEST)}
+    brought = [split for split in (VALIDATION, TEST) if divided[split]]
     for split in brought:
         if fractions[split] is not None:
             raise ArgumentError(
@@ -92,22 +92,19 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, np.nda
             )
     # Who keeps a part of the data apart has decided what to test on, if at all; unsplit sources get all three parts.
     usual = {VALIDATION: catalogue.validation_share, TEST: 0.0 if brought else catalogue.test_share}
-    missing = [split for split in usual if split not in brought]
-    shares = check_shares(
-        **{split: usual[split] if fractions[split] is None else fractions[split] for split in missing}
-    )
-    pool = np.flatnonzero(parts == TRAIN)
-    images = [catalogue.images[index] for index in pool]
-    divided = split_indices(
-        [image.stratum or (image.label, catalogue.class_names[image.label]) for image in images],
-        [image.digest for image in images],
+    shares = {split: share if fractions[split] is None else fractions[split] for split, share in usual.items()}
+    shares = check_shares(**{split: share for split, share in shares.items() if split not in brought})
+    pool = divided[TRAIN]
+    indices = split_indices(
+        [image.stratum or (image.label, catalogue.class_names[image.label]) for image in pool],
+        [image.digest for image in pool],
         {TRAIN: 1 - sum(shares.values()), **shares},
         seed=seed,
     )
-    indices = {**{split: pool[chosen] for split, chosen in divided.items()}, **brought}
     # In the order of files, batches of a loop that doesn't shuffle would hold one class only.
     indices[TRAIN] = np.random.default_rng(seed).permutation(indices[TRAIN])
-    return {split: indices[split] for split in (TRAIN, VALIDATION, TEST) if len(indices.get(split, ()))}
+    divided |= {split: [pool[index] for index in chosen] for split, chosen in indices.items()}
+    return {split: images for split, images in divided.items() if images}
 
 
 def split_indices(
