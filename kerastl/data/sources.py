@@ -222,29 +222,29 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
     file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
     keys = [key for key in (label_key, stratum_feature, file_key) if key]
 
-    def read(record_at: Callable, index: int) -> bytes:
-        return _parse(record_at(index), image_key, ())[0]
+    def read(record: Callable[[], bytes]) -> bytes:
+        return _parse(record(), image_key, ())[0]
 
-    def look_at(record_at: Callable, index: int) -> tuple[bytes, dict]:
-        data, values = _parse(record_at(index), image_key, keys)
+    def look_at(record: Callable[[], bytes]) -> tuple[bytes, dict]:
+        data, values = _parse(record(), image_key, keys)
         return hashlib.sha256(data).digest(), values
 
     images, notices = [], []
     for part, split in _splits(builder).items():
-        record_at, count = _open_split(builder, split)
-        results = look_at_all(functools.partial(look_at, record_at), range(count), verbose=verbose)
-        if any(not 0 <= values[label_key] < len(class_names) for _, values in results):
+        records = _records(builder, split)
+        looks = look_at_all(look_at, records, verbose=verbose)
+        if any(not 0 <= values[label_key] < len(class_names) for _, values in looks):
             if part == TRAIN:
                 raise DataError(f"The training images of {name} have labels outside its classes.")
             notices.append(f"The split {split!r} of {name} has no labels and is left out.")
             continue
-        for index, (digest, values) in enumerate(results):
+        for index, (record, (digest, values)) in enumerate(zip(records, looks, strict=True)):
             label, stratum = values[label_key], None
             if stratum_feature:
                 kind, kinds = values[stratum_feature], features[stratum_feature].names
                 stratum = label * len(kinds) + kind, f"{class_names[label]}, {kinds[kind]}"
             file = values[file_key].decode() if file_key else f"{split}[{index}]"
-            images.append(Image(label, part, file, digest, functools.partial(read, record_at, index), stratum))
+            images.append(Image(label, part, file, digest, functools.partial(read, record), stratum))
     licence = builder.info.redistribution_info.license or None
     return Catalogue(name, class_names, images, licence=licence, notices=tuple(notices))
 
@@ -275,49 +275,45 @@ def _splits(builder) -> dict[str, str]:
     raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
 
 
-def _open_split(builder, split: str) -> tuple[Callable[[int], bytes], int]:
-    """Return a reader by index of the split's records, and their number."""
-    file_format = builder.info.file_format
+def _records(builder, split: str) -> list[Callable[[], bytes]]:
+    """Return a function for each record of the split that reads it."""
+    file_format, info = builder.info.file_format, builder.info.splits[split]
     if file_format is tfds.core.FileFormat.ARRAY_RECORD:
         records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        return records.__getitem__, len(records)
+        return [functools.partial(records.__getitem__, index) for index in range(len(records))]
     if file_format is not tfds.core.FileFormat.TFRECORD:
         raise DataError(
             f"{builder.data_dir} is prepared in a format that can't be read by index. Choose another `data_dir`."
             f" {received(file_format=file_format.value)}"
         )
-    record_at, count = _tf_record_reader([Path(path) for path in builder.info.splits[split].filepaths])
-    if count != builder.info.splits[split].num_examples:  # whole records are missing
+    records = [record for path in info.filepaths for record in _records_in(Path(path))]
+    if len(records) != info.num_examples:
         raise DataError(f"The files in {builder.data_dir} are damaged. Delete the folder: it is prepared again.")
-    return record_at, count
+    return records
 
 
-def _tf_record_reader(paths: list[Path]) -> tuple[Callable[[int], bytes], int]:
-    """Return a reader by index over TFRecord files, and the number of records.
+def _records_in(path: Path) -> Iterator[Callable[[], bytes]]:
+    """Yield a function for each record of a TFRecord file, which TensorFlow reads in sequence only.
 
-    TensorFlow reads these files in sequence only. Each record is its length (8 bytes, little-endian), a checksum of the
-    length (4 bytes), the data, and a checksum of the data (4 bytes): one walk over the lengths gives every position.
+    Each record is its length (8 bytes, little-endian), a checksum of the length (4 bytes), the data, and a checksum of
+    the data (4 bytes): one walk over the lengths gives every position.
     https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
     """
-    places: list[tuple[Path, int, int]] = []
-    for path in paths:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            while (start := file.tell()) < size:
-                length = int.from_bytes(file.read(8), "little")
-                places.append((path, start + 12, length))
-                file.seek(start + 12 + length + 4)
-            if file.tell() != size:
-                raise DataError(f"{path} is cut short. Delete its folder: it is prepared again.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while (start := file.tell()) < size:
+            length = int.from_bytes(file.read(8), "little")
+            yield functools.partial(_read_part, path, start + 12, length)
+            file.seek(start + 12 + length + 4)
+        if file.tell() != size:
+            raise DataError(f"{path} is cut short. Delete its folder: it is prepared again.")
 
-    def record_at(index: int) -> bytes:
-        path, start, length = places[index]
-        # Opened anew for each record, as threads would move one another's position in a shared file.
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
 
-    return record_at, len(places)
+def _read_part(path: Path, start: int, length: int) -> bytes:
+    # Opened anew for each record, as threads would move one another's position in a shared file.
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
 def _parse(record: bytes, image_key: str, keys) -> tuple[bytes, dict]:
