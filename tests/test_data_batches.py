@@ -40,13 +40,13 @@ def test_every_kind_yields_the_same_rows(make, size):
         np.testing.assert_array_equal(np.concatenate(labels), LABELS)
         assert set(weights) == {None}
     np.testing.assert_array_equal(rows.first[0], IMAGES[: len(rows.first[0])])
-    np.testing.assert_array_equal(rows.all_labels(), LABELS)
+    np.testing.assert_array_equal(rows.labels, LABELS)
 
 
 def test_nothing_of_a_generator_is_used_up():
     generator = iter(BATCHES)
     rows = adapt(generator)
-    assert (rows.first, rows.all_labels(), rows.batch_count, rows_of(generator)) == (None, None, None, None)
+    assert (rows.first, rows.labels, rows.batch_count, rows_of(generator)) == (None, None, None, None)
     np.testing.assert_array_equal(np.concatenate([images for images, _, _ in rows.batches()]), IMAGES)
 
 

@@ -33,24 +33,22 @@ class Rows:
         batch_count: number of batches in one epoch, or `None` likewise.
         batch_size: images in a training batch.
         identity: a digest that tells this data from any other, or `None` where it has none.
-        skips: whether reading can start anywhere, and `images_at(indices)` returns a list of single images.
+        skips: whether reading can start anywhere, and `read(index)` returns a single image.
         shuffles: whether training should draw a new order in every epoch.
+        labels: all of them; a dataset is read for it once; `None` for a generator.
         first: the `(images, labels)` of a few samples as arrays, or `None` where looking would use data up (a generator)
             or images and labels are not one array each.
     """
 
-    def all_labels(self) -> np.ndarray | None:
-        """Return every label, reading a dataset once where nothing else tells; `None` for a generator."""
+    @property
+    def batch_count(self) -> int | None:
+        return None if self.count is None else math.ceil(self.count / self.batch_size)
 
     def batches(self, start: int = 0, size: int | None = None):
         """Yield `(images, labels, sample_weights)`, what is missing as `None`, from image `start` on.
 
         `size` images at a time; by default `batch_size`, of datasets the batches as they come.
         """
-
-    @property
-    def batch_count(self) -> int | None:
-        return None if self.count is None else math.ceil(self.count / self.batch_size)
 
     def labelled_batches(self, num_classes: int):
         """Yield `(images, class indices)`, empty batches left out; raises as `label_kind` does."""
@@ -91,12 +89,6 @@ class ImageSource(Rows):
     @functools.cached_property
     def first(self):
         return next(self.batches(0, _FIRST))[:2]
-
-    def all_labels(self):
-        return self.labels
-
-    def images_at(self, indices):
-        return [self.read(index) for index in indices]
 
     def batches(self, start=0, size=None):
         size = size or self.batch_size
@@ -184,11 +176,12 @@ class _ArrayRows(Rows):
                 digest.update(np.ascontiguousarray(_numpy(array[start : start + 256])))
         return digest.hexdigest()
 
-    def all_labels(self):
+    @property
+    def labels(self):
         return _numpy(self._arrays[1])
 
-    def images_at(self, indices):
-        return [_numpy(self._arrays[0][index]) for index in indices]
+    def read(self, index):
+        return _numpy(self._arrays[0][index])
 
     def batches(self, start=0, size=None):
         size = size or self.batch_size
@@ -224,7 +217,8 @@ class _DatasetRows(Rows):
     def batch_size(self) -> int:
         return 32 if self.first is None else len(self.first[0])
 
-    def all_labels(self):
+    @functools.cached_property
+    def labels(self):
         if self._once:
             return None
         labels = [_numpy(batch[1]) for batch in self._passes()]

@@ -221,10 +221,7 @@ def _dataset(images: list[Image], image_size, resize: str, batch_size: int, seed
     labels = np.array([image.label for image in images], dtype=np.int32)
 
     def read(index: int) -> np.ndarray:
-        image = images[index]
-        with image_files.naming_the_image(image.file):
-            data = image.read()
-        return image_files.read_image(data, image_size, resize, name=image.file)
+        return image_files.read_image(images[index].read, image_size, resize, name=images[index].file)
 
     def load(index):
         image, label = tf.numpy_function(lambda i: (read(i), labels[i]), [index], (tf.uint8, tf.int32))

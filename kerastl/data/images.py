@@ -63,7 +63,7 @@ def read_image(
     within three of 255 levels of a full decode on photographs, within eight where neighbouring pixels are noise.
 
     Args:
-        source: a path, or the bytes of an image file.
+        source: a path, the bytes of an image file, or a function that returns them.
         image_size: `(height, width)` in pixels; `None` keeps the size of the image.
         resize: how to get there, see `resize_image`.
         name: what to call the image in errors; the path by default.
@@ -73,8 +73,9 @@ def read_image(
             decompression bomb), or holds pixels without a fixed white (floating point).
     """
     with naming_the_image(name or str(source)):
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image, reduction = _decode(data, image_size)
+        if not isinstance(source, bytes):
+            source = source() if callable(source) else Path(source).read_bytes()
+        image, reduction = _decode(source, image_size)
         # Grey is resized before it becomes three equal channels: the same result at a third of the work.
         image = image if image_size is None else _resize(image, image_size, resize, reduction)
         return np.array(image.convert("RGB"))

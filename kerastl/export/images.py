@@ -97,7 +97,7 @@ def _representative(data, model) -> np.ndarray:
     rows = adapt(data)
     if rows.skips:
         few = min(REPRESENTATIVE, rows.count)
-        images = rows.images_at(np.unique(np.linspace(0, rows.count - 1, few).round().astype(int)))
+        images = [rows.read(index) for index in np.unique(np.linspace(0, rows.count - 1, few).round().astype(int))]
     else:
         single = (image for batch, _ in _batches(data, None) for image in batch)
         images = list(itertools.islice(single, REPRESENTATIVE))

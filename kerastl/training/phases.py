@@ -66,7 +66,7 @@ class Settings:
             check_first_batch(self.model, rows)
             kinds[name] = None
             if rows.first is not None:
-                labels = rows.all_labels() if rows.skips else rows.first[1]
+                labels = rows.labels if rows.skips else rows.first[1]
                 kinds[name] = label_kind(labels, self.num_classes)
         if len(set(kinds.values()) - {None}) > 1:
             raise DataError(f"The labels of `train` and `validation` must be of one kind. {received(**kinds)}")
@@ -76,7 +76,7 @@ class Settings:
         if class_weight is None or isinstance(class_weight, dict):
             return class_weight
         check_choice("class_weight", class_weight, ["balanced"])
-        labels = self.train_rows.all_labels()
+        labels = self.train_rows.labels
         if labels is None:
             raise DataError(
                 "`class_weight='balanced'` needs labels that can be counted; a generator's can't. Pass a dict."
