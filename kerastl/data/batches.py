@@ -62,15 +62,12 @@ class ImageSource(Rows):
     """The images that `load_images` found for one of its datasets, in a fixed order.
 
     It hangs on the dataset object itself: a dataset derived with `.map` or `.filter` is another object, holds other data,
-    and rightly has none.
+    and rightly has none. Its `identity` is a hex digest of the images, their order, labels, size and resizing.
 
     Attributes:
-        labels: integer labels, `(count,)`.
+        labels: integers, `(count,)`.
         image_size: `(height, width)` in pixels of what `read` returns.
-        identity: a hex digest of the images, their order, labels, size and resizing: equal digests mean equal data.
-        shuffles: whether the dataset shuffles its images anew in every epoch (training data does).
         read: from an index to that image, uint8 RGB `(height, width, 3)`. Safe to call from several threads.
-        batch_size: images in a batch of the dataset.
     """
 
     labels: np.ndarray
@@ -119,8 +116,7 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
     Args:
         data: images `(count, height, width, 3)`, a `(x, y)` or `(x, y, sample_weight)` tuple, a dataset of batches, a
             `DataLoader`, a generator.
-        y: labels, where `data` holds the images only.
-        sample_weight: of each image, beside `y`.
+        y, sample_weight: of each image, where `data` holds the images only.
         batch_size: for arrays; 32 by default.
         shuffle: what `fit` was told; `None` for what the data itself does.
 

@@ -239,9 +239,6 @@ def _dataset(images: list[Image], image_size, resize: str, batch_size: int, seed
 def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbose: int) -> Catalogue:
     """Return the catalogue of a folder of class folders, or of one with `train`, `validation` and `test` folders.
 
-    Every file is read and decoded once, at a reduced scale where that is possible, so that damaged files are found
-    before training starts.
-
     Raises:
         DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files.
     """
@@ -275,15 +272,15 @@ def _split_roots(folder: Path) -> dict[str, Path]:
             f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
             f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
         )
-    roots: dict[str, Path] = {}
-    subfolders = _subfolders(folder)
-    for path in subfolders:
+    roots, others = {}, []
+    for path in _subfolders(folder):
         split = SPLIT_FOLDERS.get(path.name.lower())
         if split in roots:
             raise DataError(f"Two folders are both the {split} split: {roots[split]} and {path}. Keep one.")
         if split:
             roots[split] = path
-    others = [path.name for path in subfolders if path.name.lower() not in SPLIT_FOLDERS]
+        else:
+            others.append(path.name)
     if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
         return {TRAIN: folder}
     if others:

@@ -94,8 +94,7 @@ def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 
 
     Raises:
         BackendError: ELPV isn't prepared, and the package `elpv-dataset` isn't installed.
-        DataError: that package holds other labels than the release that this builder was written for.
-        OutputError: the disk is full, or the folder can't be written.
+        DataError, OutputError: see `prepare`; or that package holds other labels than those of its release 1.0.0.post1.
     """
     builder = Elpv(data_dir=find_data_dir(data_dir))
     if not _is_prepared(builder):
@@ -124,8 +123,8 @@ def _read_labels(table: bytes) -> Iterator[list[str]]:
     checksum = hashlib.sha256(table).hexdigest()
     if checksum != _LABELS_SHA256:
         raise DataError(
-            "The installed `elpv-dataset` holds other labels than release 1.0.0.post1, for which version 1.0.0 of this"
-            f" data set is written. Install elpv-dataset==1.0.0.post1. {received(sha256=checksum)}"
+            "The installed `elpv-dataset` holds other labels than release 1.0.0.post1. Install"
+            f" elpv-dataset==1.0.0.post1. {received(sha256=checksum)}"
         )
     yield from csv.reader(table.decode("ascii").splitlines(), delimiter=" ", skipinitialspace=True)
 
@@ -135,11 +134,10 @@ def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
 
     TFDS's default is `TFDS_DATA_DIR` in the environment, else `~/tensorflow_datasets`.
     """
-    if data_dir is not None:
-        return str(Path(data_dir).expanduser())
     checkout = Path(__file__).resolve().parents[2]
-    in_checkout = (checkout / "setup.cfg").is_file() and (checkout / "data").is_dir()
-    return str(checkout / "data") if in_checkout and not os.environ.get("TFDS_DATA_DIR") else None
+    if data_dir is None and (checkout / "setup.cfg").is_file() and not os.environ.get("TFDS_DATA_DIR"):
+        data_dir = checkout / "data" if (checkout / "data").is_dir() else None
+    return None if data_dir is None else str(Path(data_dir).expanduser())
 
 
 def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
@@ -208,10 +206,9 @@ def _first_lines(error: Exception) -> str:
 
 
 def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None, verbose: int = 1) -> Catalogue:
-    """Return the catalogue of a prepared TFDS builder with an image and a class label.
+    """Return the catalogue of a prepared TFDS builder; splits are balanced by label, or label × `stratum_feature`.
 
-    Every image's bytes are read once, for the digests; images are not decoded. Splits are balanced by the label, with a
-    `stratum_feature` (a `ClassLabel`) by label × this feature.
+    Every image's bytes are read once, for the digests; images are not decoded.
 
     Raises:
         DataError: no image feature, no class label, or no split to train on.
@@ -268,11 +265,9 @@ def _splits(builder) -> dict[str, str]:
     """Return what each split of the data set is used as: train, validation or test → its name."""
     names = [name for name in builder.info.splits if builder.info.splits[name].num_examples]
     found = {SPLIT_FOLDERS[name]: name for name in reversed(names) if name in SPLIT_FOLDERS}
-    if TRAIN in found:
-        return found
-    if len(names) == 1:
-        return {TRAIN: names[0]}
-    raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
+    if TRAIN not in found and len(names) != 1:
+        raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
+    return found if TRAIN in found else {TRAIN: names[0]}
 
 
 def _records(builder, split: str) -> list[Callable[[], bytes]]:
@@ -317,12 +312,9 @@ def _read_part(path: Path, start: int, length: int) -> bytes:
 
 
 def _parse(record: bytes, image_key: str, keys) -> tuple[bytes, dict]:
-    values = {}
     try:
         features = tf.train.Example.FromString(record).features.feature
-        for key in keys:
-            feature = features[key]
-            values[key] = feature.bytes_list.value[0] if feature.bytes_list.value else feature.int64_list.value[0]
+        values = {key: (features[key].bytes_list.value or features[key].int64_list.value)[0] for key in keys}
         return features[image_key].bytes_list.value[0], values
     except (DecodeError, IndexError) as error:
         raise DataError("A record of the data set is damaged. Delete its folder: it is prepared again.") from error
