@@ -5,16 +5,15 @@ others the axes that they drew on (`axes.figure` is the figure). What is returne
 last line of a notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches
 pyplot.
 
-Modules: `drawing` (what all share), `history`, `confusion`, `mistakes`, `norms`, `maps`, `heat`, `comparison`.
+Modules: `drawing` (what all share), `history`, `confusion` (and mistakes), `norms`, `maps`, `heat`, `comparison`.
 """
 
 from kerastl.evaluation.plots.comparison import plot_comparison
-from kerastl.evaluation.plots.confusion import plot_confusion_matrix
+from kerastl.evaluation.plots.confusion import plot_confusion_matrix, plot_mistakes
 from kerastl.evaluation.plots.drawing import empty_figure
 from kerastl.evaluation.plots.heat import plot_grad_cam
 from kerastl.evaluation.plots.history import plot_history
 from kerastl.evaluation.plots.maps import plot_feature_maps, plot_filters
-from kerastl.evaluation.plots.mistakes import plot_mistakes
 from kerastl.evaluation.plots.norms import plot_gradient_norms
 
 __all__ = [

@@ -1,19 +1,20 @@
 """Backbones compared: published accuracy, and multiply-accumulates, against measured time."""
 
-import itertools
-import math
-
 import numpy as np
 
 from kerastl.checks import check_choice
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import INK, QUIET, given_axes, new_figure
+from kerastl.evaluation.plots.drawing import INK, QUIET, draw_grid, panels_of
 
 _POINTS = "#1565c0"
 
-# Where a name may stand beside its point: distances in points, and directions, those first that read best
-_DISTANCES = (7, 12, 18, 26, 36, 48, 64)
-_DIRECTIONS = (0, 180, 90, 270, 30, 150, 330, 210, 60, 120, 300, 240)
+# Where a name may stand beside its point: distance in points, and direction; those first that read best
+_DIRECTIONS = np.radians([0, 180, 90, 270, 30, 150, 330, 210, 60, 120, 300, 240])
+_PLACES = [
+    (distance, np.array([np.cos(turn), np.sin(turn)]))
+    for distance in (7, 12, 18, 26, 36, 48, 64)
+    for turn in _DIRECTIONS
+]
 
 
 def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1, axes=None):
@@ -41,148 +42,102 @@ def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1,
     rows = [row for row in comparison.rows if (precision, threads) in row.latency]
     if not rows:
         raise ArgumentError(f"No backbone was timed in {precision}: {comparison.rows[0].problems}.")
-    if axes is None:
-        axes = new_figure(figsize=(11.5, 4.6)).subplots(1, 2)
-    axes = given_axes(axes, 2, "for accuracy and for MACs")
-    judged = [row for row in rows if row.top1 is not None]
-    latencies = {row.name: row.latency[precision, threads] for row in rows}
-    _draw_points(axes[0], judged, latencies, [row.top1.percent for row in judged])
-    axes[0].set_ylabel("ImageNet top-1, published, %")
-    _draw_points(axes[1], rows, latencies, [row.macs / 1e6 for row in rows])
-    _draw_proportional(axes[1], rows, latencies)
-    axes[1].set_ylabel("multiply-accumulates, millions")
-    what = f"one image, {precision}, {threads} thread{'s' * (threads > 1)}"
-    for panel in axes:
-        panel.set_xlabel(f"milliseconds for {what}")
-    figure = axes[0].figure
-    figure.draw_without_rendering()  # places can be told once the layout is settled
-    _name_points(axes[0], judged, latencies, [row.top1.percent for row in judged])
-    _name_points(axes[1], rows, latencies, [row.macs / 1e6 for row in rows])
-    return figure
+    panels = panels_of(axes, 2, "for accuracy and for MACs", figsize=(11.5, 4.6))
+    published = [row for row in rows if row.top1 is not None]
+    drawn = []
+    for panel, shown, heights in (
+        (panels[0], published, [row.top1.percent for row in published]),
+        (panels[1], rows, [row.macs / 1e6 for row in rows]),
+    ):
+        latencies = [row.latency[precision, threads] for row in shown]
+        times = 1000 * np.array([(one.lower, one.median, one.upper) for one in latencies]).reshape(-1, 3).T
+        _draw_points(panel, times, heights)
+        panel.set_xlabel(f"milliseconds for one image, {precision}, {threads} thread{'s' * (threads > 1)}")
+        drawn.append((panel, [row.name for row in shown], times, np.array(heights)))
+    panels[0].set_ylabel("ImageNet top-1, published, %")
+    panels[1].set_ylabel("multiply-accumulates, millions")
+    _draw_proportional(panels[1], times[1], heights)
+    panels[0].figure.draw_without_rendering()  # places can be told once the layout is settled
+    for one in drawn:
+        _name_points(*one)
+    return panels[0].figure
 
 
-def _draw_points(panel, rows, latencies, heights) -> None:
-    times = [1000 * latencies[row.name].median for row in rows]
-    spread = [
-        [1000 * (latencies[row.name].median - latencies[row.name].lower) for row in rows],
-        [1000 * (latencies[row.name].upper - latencies[row.name].median) for row in rows],
-    ]
-    panel.errorbar(times, heights, xerr=spread, fmt="o", color=_POINTS, ecolor=QUIET, elinewidth=1.2, markersize=6)
+def _draw_points(panel, times, heights) -> None:
+    lower, median, upper = times
+    spread = [median - lower, upper - median]
+    panel.errorbar(median, heights, xerr=spread, fmt="o", color=_POINTS, ecolor=QUIET, elinewidth=1.2, markersize=6)
     panel.margins(x=0.16, y=0.12)
-    if _is_wide(times):
-        _make_logarithmic(panel.xaxis)
-    else:
+    if not _made_logarithmic(panel.xaxis, median):
         panel.set_xlim(left=0)
-    panel.grid(color="#e3e7eb", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
+    draw_grid(panel)
 
 
-def _is_wide(values) -> bool:
-    return max(values) > 8 * min(values)
-
-
-def _make_logarithmic(axis) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
+def _made_logarithmic(axis, values) -> bool:
+    """Make the axis of far-apart values logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    if max(values, default=0) <= 8 * min(values, default=0):
+        return False
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+    return True
 
 
-def _draw_proportional(panel, rows, latencies) -> None:
+def _draw_proportional(panel, times, millions) -> None:
     """Draw MACs in proportion to time, at the median speed of all."""
-    millions = [row.macs / 1e6 for row in rows]
-    if _is_wide(millions):
-        _make_logarithmic(panel.yaxis)
-    else:
+    if not _made_logarithmic(panel.yaxis, millions):
         panel.set_ylim(bottom=0)
-    times = [1000 * latencies[row.name].median for row in rows]
     speed = np.median(np.array(millions) / times)
     limits = panel.get_xlim(), panel.get_ylim()
     line = np.geomspace(max(limits[0][0], 1e-3 * limits[0][1]), limits[0][1], 100)
     panel.plot(line, speed * line, "--", color=QUIET, linewidth=1, label="time proportional to MACs")
-    panel.set_xlim(limits[0])
-    panel.set_ylim(limits[1])
+    panel.set(xlim=limits[0], ylim=limits[1])
     panel.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def _name_points(panel, rows, latencies, heights) -> None:
-    """Write each backbone's name beside its point, where nothing else stands."""
+def _name_points(panel, names, times, heights) -> None:
+    """Write each backbone's name beside its point, where it covers nothing else, or as little as can be."""
     pixels = panel.figure.dpi / 72
-    points = [(1000 * latencies[row.name].median, height) for row, height in zip(rows, heights, strict=True)]
-    taken = _taken(panel, rows, latencies, points, pixels)
-    for row, point in zip(rows, points, strict=True):
-        place = panel.transData.transform(point)
-        style = {"fontsize": 8.5, "color": INK, "ha": "center", "va": "center"}
-        probe = panel.annotate(row.name, (0, 0), xycoords="figure pixels", **style)
+    taken, inside = _taken(panel, times, heights, pixels), panel.bbox.extents[None]
+    style = {"fontsize": 8.5, "color": INK, "ha": "center", "va": "center"}
+    for name, point in zip(names, zip(times[1], heights, strict=True), strict=True):
+        probe = panel.annotate(name, (0, 0), xycoords="figure pixels", **style)
         extent = probe.get_window_extent()
         probe.remove()
-        half = extent.width / 2 + pixels, extent.height / 2
-        x, y, distance, box = _free_place(place, half, pixels, taken, panel.bbox.extents)
-        taken.append(box)
+        half = np.array([extent.width / 2 + pixels, extent.height / 2])
+        # measured from the label's edge, so that long names don't cover the point
+        places = [(turn * (distance * pixels + half), distance) for distance, turn in _PLACES]
+        boxes = [_boxes(panel.transData.transform(point) + offset, half) for offset, _ in places]
+        best = np.argmin([_shared(box, taken) + _shared(box, box[None]) - _shared(box, inside) for box in boxes])
+        offset, distance = places[best]
+        taken = np.vstack([taken, boxes[best]])
         line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
-        line = line if distance > _DISTANCES[1] else None
-        offset = (x / pixels, y / pixels)
-        text = panel.annotate(row.name, point, xytext=offset, textcoords="offset points", arrowprops=line, **style)
-        text.set_in_layout(False)
+        options = {"textcoords": "offset points", "arrowprops": line if distance > 12 else None, **style}
+        panel.annotate(name, point, xytext=offset / pixels, **options).set_in_layout(False)
 
 
-def _taken(panel, rows, latencies, points, pixels) -> list:
+def _taken(panel, times, heights, pixels) -> np.ndarray:
     """Return boxes, in pixels, that no name should cover: points, bars, the dashed line, the legend."""
-    taken = []
-    for row, (_, height) in zip(rows, points, strict=True):
-        ends = [(1000 * time, height) for time in (latencies[row.name].lower, latencies[row.name].upper)]
-        (left, y), (right, _) = panel.transData.transform(ends)
-        taken.append((left - pixels, y - 4 * pixels, right + pixels, y + 4 * pixels))
-        taken.append(
-            _box(panel.transData.transform((1000 * latencies[row.name].median, height)), 0, 0, *[4 * pixels] * 2)
-        )
+    left, middle, right = (panel.transData.transform(np.column_stack([ends, heights])) for ends in times)
+    margin = np.array([1, 4]) * pixels
+    taken = [_boxes(middle, 4 * pixels), np.hstack([left - margin, right + margin])]
     for line in panel.lines:
         if line.get_linestyle() == "--":
-            places = panel.transData.transform(np.column_stack(line.get_data()))
-            between = [place for ends in itertools.pairwise(places) for place in np.linspace(*ends, 8)]
-            taken += [_box(place, 0, 0, pixels, pixels) for place in between]
+            corners = panel.transData.transform(np.column_stack(line.get_data()))
+            taken.append(_boxes(np.linspace(corners[:-1], corners[1:], 8).reshape(-1, 2), pixels))
     legend = panel.get_legend()
-    return taken if legend is None else [*taken, legend.get_window_extent().extents]
+    return np.vstack(taken if legend is None else [*taken, legend.get_window_extent().extents])
 
 
-def _free_place(point, half, pixels, taken, inside):
-    """Return offset, distance and box of the first place around a point that overlaps nothing; else of the least bad."""
-    best = None
-    for distance in _DISTANCES:
-        for direction in _DIRECTIONS:
-            across, up = math.cos(math.radians(direction)), math.sin(math.radians(direction))
-            # measured from the label's edge, so that long names don't cover the point
-            x = across * (distance * pixels + half[0])
-            y = up * (distance * pixels + half[1])
-            box = _box(point, x, y, *half)
-            overlap = sum(_overlap(box, other) for other in taken) + _outside(box, inside)
-            if best is None or overlap < best[0]:
-                best = overlap, x, y, distance, box
-            if not overlap:
-                return best[1:]
-    return best[1:]
+def _boxes(centres, half) -> np.ndarray:
+    """Return `(left, bottom, right, top)` around each centre."""
+    return np.hstack([centres - half, centres + half])
 
 
-def _box(point, x, y, half_width, half_height):
-    return (
-        point[0] + x - half_width,
-        point[1] + y - half_height,
-        point[0] + x + half_width,
-        point[1] + y + half_height,
-    )
-
-
-def _overlap(one, other) -> float:
-    """Return the area that two boxes `(left, bottom, right, top)` share."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _outside(box, inside) -> float:
-    """Return how much of a box lies outside another."""
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, inside)
+def _shared(box, others) -> float:
+    """Return the area that a box shares with others, summed."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return np.clip(sides, 0, None).prod(axis=1).sum()

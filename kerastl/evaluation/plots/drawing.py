@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 
 import numpy as np
 
@@ -35,24 +36,42 @@ def as_png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def shown(axes):
-    """Return axes of a figure of ours so that a notebook shows them as their picture."""
-    if isinstance(axes, np.ndarray):
-        return axes.view(AxesArray)
-    axes._repr_png_ = functools.partial(as_png, axes.figure)
-    return axes
+def panels_of(axes, count: int, what: str, *, columns: int | None = None, **figure_options) -> np.ndarray:
+    """Return `count` axes in a flat array: the first of those that a user passed, or those of a new figure.
 
-
-def given_axes(axes, count: int, what: str) -> np.ndarray:
-    """Return the first `count` of the axes that a user passed, in a flat array.
+    A notebook shows axes of a new figure, which stand in rows of `columns`, as their picture.
 
     Raises:
-        ArgumentError: there are fewer.
+        ArgumentError: the user passed fewer.
     """
-    panels = np.atleast_1d(np.asarray(axes, dtype=object)).ravel()
-    if len(panels) < count:
-        raise ArgumentError(f"Expected {count} axes, {what}. {received(axes=len(panels))}")
-    return panels[:count]
+    if axes is not None:
+        panels = np.atleast_1d(np.asarray(axes, dtype=object)).ravel()
+        if len(panels) < count:
+            raise ArgumentError(f"Expected {count} axes, {what}. {received(axes=len(panels))}")
+        return panels[:count]
+    columns = min(columns or count, count)
+    figure = new_figure(**figure_options)
+    panels = figure.subplots(math.ceil(count / columns), columns, squeeze=False).ravel()
+    for panel in panels:
+        panel._repr_png_ = figure._repr_png_
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return panels[:count].view(AxesArray)
+
+
+def draw_grid(panel, axis: str = "both") -> None:
+    """Give a panel of curves or points a quiet grid, and no frame at the top and at the right."""
+    panel.grid(axis=axis, color="#e3e7eb", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def colour_bar(panels, drawn, label: str, colour: str = QUIET, **options) -> None:
+    """Say beside panels that are drawn on one scale what its colours mean."""
+    bar = panels.flat[0].figure.colorbar(drawn, ax=list(panels.flat), pad=0.02, aspect=30, **options)
+    bar.set_label(label, fontsize=8.5, color=colour)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
 
 
 def label_left_edge(panels, label: str) -> None:
@@ -72,9 +91,8 @@ def label_left_edge(panels, label: str) -> None:
 def empty_figure(text: str):
     """Return a figure that holds nothing but a line of text."""
     figure = new_figure(figsize=(5, 1.5))
-    panel = figure.subplots()
-    panel.set_axis_off()
-    panel.text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
+    figure.subplots().set_axis_off()
+    figure.axes[0].text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
     return figure
 
 

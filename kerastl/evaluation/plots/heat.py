@@ -6,16 +6,7 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import (
-    INK,
-    displayable,
-    given_axes,
-    hide_ticks,
-    new_figure,
-    percent,
-    shorten,
-    shown,
-)
+from kerastl.evaluation.plots.drawing import INK, colour_bar, displayable, hide_ticks, panels_of, percent, shorten
 
 _COLOURS = "inferno"
 
@@ -42,16 +33,14 @@ def plot_grad_cam(
     Raises:
         ArgumentError: the lengths or sizes don't fit together, or there are too few axes.
         DataError: arrays that are no images.
-        DataError: arrays that are no images.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     images, heat_maps = _as_batches(images, heat_maps)
     shown_count = min(check_count("count", count), len(images))
     titles = _titles(heat_maps, probabilities, class_names, class_index, labels)
-    ours = axes is None
-    if ours:
-        panels = _pairs(shown_count, np.divide(*heat_maps.shape[1:]), lines=titles[0][0].count("\n") + 1)
-    else:
-        panels = given_axes(axes, 2 * shown_count, "two for each image").reshape(shown_count, 2)
+    panels = _pairs(axes, shown_count, np.divide(*heat_maps.shape[1:]), lines=titles[0][0].count("\n") + 1)
     for index, (left, right) in enumerate(panels):
         picture = displayable(images[index])
         left.imshow(picture)
@@ -59,8 +48,10 @@ def plot_grad_cam(
         for panel, title in zip((left, right), titles[index], strict=True):
             hide_ticks(panel)
             panel.set_title(title, fontsize=8.5, loc="left", color=INK)
-    _colour_bar(panels)
-    return shown(panels) if ours else panels
+    shrink = 1.0 if len(panels) <= 2 else 0.75 if len(panels) <= 4 else 0.5
+    scale = ScalarMappable(Normalize(0, 1), _COLOURS)
+    colour_bar(panels, scale, "heat (1: the image's largest)", "black", shrink=shrink, ticks=[0, 0.5, 1])
+    return panels
 
 
 def _as_batches(images, heat_maps) -> tuple[list, np.ndarray]:
@@ -135,27 +126,10 @@ def _under_heat(picture, heat) -> np.ndarray:
     return np.clip((1 - cover) * grey + cover * colormaps[_COLOURS](heat[..., 0])[..., :3], 0, 1)
 
 
-def _pairs(count: int, shape: float, lines: int) -> np.ndarray:
+def _pairs(axes, count: int, shape: float, lines: int) -> np.ndarray:
     """Return axes `(count, 2)`: one pair in a row, or two where there are several."""
     across = 1 if count == 1 else 2
-    rows = math.ceil(count / across)
     side = 2.5 if across == 1 else 2.2  # inches
-    height = rows * (side * min(shape, 2.0) + 0.1 + 0.17 * lines)
-    figure = new_figure(figsize=(2 * across * side + 0.8, max(1.4, height)), layout="compressed")
-    panels = figure.subplots(rows, 2 * across, squeeze=False).reshape(-1, 2)
-    for panel in panels[count:].ravel():
-        panel.set_axis_off()
-    return panels[:count]
-
-
-def _colour_bar(panels) -> None:
-    from matplotlib.cm import ScalarMappable
-
-    mappable = ScalarMappable(cmap=_COLOURS)
-    mappable.set_clim(0, 1)
-    shrink = 1.0 if len(panels) <= 2 else 0.75 if len(panels) <= 4 else 0.5
-    bar = panels[0, 0].figure.colorbar(mappable, ax=list(panels.ravel()), pad=0.02, aspect=30, shrink=shrink)
-    bar.set_ticks([0, 0.5, 1])
-    bar.set_label("heat (1: the image's largest)", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    height = math.ceil(count / across) * (side * min(shape, 2.0) + 0.1 + 0.17 * lines)
+    options = {"figsize": (2 * across * side + 0.8, max(1.4, height)), "layout": "compressed"}
+    return panels_of(axes, 2 * count, "two for each image", columns=2 * across, **options).reshape(count, 2)

@@ -1,10 +1,12 @@
 """Curves of a training run, over both phases."""
 
+import itertools
+
 import numpy as np
 
 from kerastl.checks import received
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import QUIET, new_figure, round_ticks
+from kerastl.evaluation.plots.drawing import QUIET, draw_grid, panels_of, round_ticks
 from kerastl.tables import readable_seconds
 
 _AUXILIARY = "auxiliary_"  # what the outputs of auxiliary heads are called begins so
@@ -30,38 +32,28 @@ def plot_history(history, *, axes=None):
     """
     phases = _phases_of(history)
     metrics = _panel_metrics(phases)
-    if axes is None:
-        figure = new_figure(figsize=(5.6 * len(metrics), 3.9))
-        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-    axes = list(np.atleast_1d(axes).ravel())
-    if len(axes) < len(metrics):
-        raise ArgumentError(f"Expected {len(metrics)} axes, for {' and '.join(metrics)}. {received(axes=len(axes))}")
+    panels = panels_of(axes, len(metrics), f"for {' and '.join(metrics)}", figsize=(5.6 * len(metrics), 3.9))
     best = _best_position(history, phases)
-    for metric, panel in zip(metrics, axes, strict=False):
+    for metric, panel in zip(metrics, panels, strict=True):
         _draw_curves(panel, phases, metric)
         _mark_phases(panel, phases)
         _mark_best(panel, phases, metric, best)
         _add_time_axis(panel, phases)
-        _legend_below(panel)
-    return axes[0].figure
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False, fontsize=9)
+    return panels[0].figure
 
 
 def _phases_of(history) -> list[dict]:
-    """Return `{"name", "values", "seconds", "start"}` per phase; `start` counts the epochs before it."""
-    named = (
-        [("head", history.head), ("fine_tune", history.fine_tune)]
-        if hasattr(history, "head")
-        else [("training", history)]
-    )
+    """Return `{"name", "values", "seconds", "start", "epochs"}` per phase; `start` counts the epochs before it."""
+    both = {name: getattr(history, name) for name in ("head", "fine_tune") if hasattr(history, "head")}
     phases, start = [], 0
-    for name, one in named:
+    for name, one in (both or {"training": history}).items():
         values = one if isinstance(one, dict) else getattr(one, "history", None) or {}
         epochs = len(values.get("loss", ()))
-        if not epochs:
-            continue
-        seconds = list(getattr(one, "epoch_seconds", None) or ())
-        phases.append({"name": name, "values": values, "seconds": seconds, "start": start, "epochs": epochs})
-        start += epochs
+        if epochs:
+            seconds = list(getattr(one, "epoch_seconds", None) or ())
+            phases.append({"name": name, "values": values, "seconds": seconds, "start": start, "epochs": epochs})
+            start += epochs
     if phases:
         return phases
     raise ArgumentError(
@@ -80,31 +72,23 @@ def _panel_metrics(phases) -> list[str]:
     return [loss, *(accuracies or [key for key in keys if not key.endswith("_loss")])[:1]]
 
 
-def _series(phases, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return epochs (from 1, over both phases) and values; phases that lack the key leave a gap."""
-    epochs, values = [], []
-    for phase in phases:
-        found = phase["values"].get(key, [])[: phase["epochs"]]
-        epochs += [phase["start"] + index + 1 for index in range(len(found))]
-        values += [float(value) for value in found]
-    return np.array(epochs), np.array(values)
+def _series(phase, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs (from 1, over both phases) and values, as many as the phase has."""
+    values = np.array(phase["values"].get(key, ())[: phase["epochs"]], float)
+    return phase["start"] + 1 + np.arange(len(values)), values
 
 
 def _draw_curves(panel, phases, metric: str) -> None:
     for key, label, colour in ((metric, "training", _TRAINING), (f"val_{metric}", "validation", _VALIDATION)):
         for number, phase in enumerate(phases):
             # A line per phase: the second one starts from the first one's best epoch, not from its last
-            epochs, values = _series([phase], key)
+            epochs, values = _series(phase, key)
             once = label if number == 0 else "_nolegend_"
             if len(epochs):
                 panel.plot(epochs, values, color=colour, label=once, marker="o", markersize=3.5, linewidth=1.6)
     last = phases[-1]["start"] + phases[-1]["epochs"]
-    panel.set_xlim(0.5, last + 0.5)
-    panel.set_xticks(round_ticks(last))
-    panel.set_xlabel("epoch")
-    panel.set_ylabel(metric.replace("_", " "))
-    panel.grid(axis="y", color="#e3e7eb", linewidth=0.8)
-    panel.spines[["top", "right"]].set_visible(False)
+    panel.set(xlim=(0.5, last + 0.5), xticks=round_ticks(last), xlabel="epoch", ylabel=metric.replace("_", " "))
+    draw_grid(panel, "y")
 
 
 def _mark_phases(panel, phases) -> None:
@@ -123,13 +107,11 @@ def _mark_phases(panel, phases) -> None:
 
 def _best_position(history, phases) -> int | None:
     """Return the best epoch counted over both phases; 0 for the starting weights; `None` where nobody knows."""
-    if hasattr(history, "head"):
-        if history.best_phase == "start":
-            return 0
-        starts = {phase["name"]: phase["start"] for phase in phases}
-        return starts[history.best_phase] + history.best_epoch if history.best_phase in starts else None
     best = getattr(history, "best_epoch", None)
-    return int(best) if best is not None else None
+    if best is None or not hasattr(history, "head"):
+        return best
+    starts = {"start": 0, **{phase["name"]: phase["start"] for phase in phases}}
+    return starts[history.best_phase] + best if history.best_phase in starts else None
 
 
 def _mark_best(panel, phases, metric: str, best: int | None) -> None:
@@ -138,14 +120,11 @@ def _mark_best(panel, phases, metric: str, best: int | None) -> None:
     if best == 0:
         panel.plot([], [], " ", label="kept: the starting weights")
         return
-    for key in (f"val_{metric}", metric):
-        epochs, values = _series(phases, key)
-        at = np.flatnonzero(epochs == best)
-        if len(at) and np.isfinite(values[at[0]]):
-            value = values[at[0]]
-            label = f"kept: epoch {best}, {value:.3f}"
+    for key, phase in itertools.product((f"val_{metric}", metric), phases):
+        epochs, values = _series(phase, key)
+        for value in values[(epochs == best) & np.isfinite(values)]:
             ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2, "color": _BEST}
-            panel.plot([best], [value], "o", label=label, **ring)
+            panel.plot([best], [value], "o", label=f"kept: epoch {best}, {value:.3f}", **ring)
             return
 
 
@@ -154,14 +133,9 @@ def _add_time_axis(panel, phases) -> None:
     epochs = sum(phase["epochs"] for phase in phases)
     if len(seconds) != epochs:
         return
-    ends = np.cumsum(seconds)
-    ticks = round_ticks(epochs)
+    ends, ticks = np.cumsum(seconds), round_ticks(epochs)
     above = panel.secondary_xaxis(1.09 if len(phases) > 1 else 1.02)
     above.set_xticks(ticks, [readable_seconds(ends[tick - 1]) for tick in ticks])
     above.tick_params(labelsize=8, colors=QUIET, length=2)
     above.spines[:].set_visible(False)
     above.set_xlabel("time after that epoch", fontsize=8, color=QUIET)
-
-
-def _legend_below(panel) -> None:
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False, fontsize=9)

@@ -6,9 +6,10 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import QUIET, given_axes, hide_ticks, new_figure, shown
+from kerastl.evaluation.plots.drawing import QUIET, colour_bar, hide_ticks, panels_of
 
 _COLUMNS = 8
+_WEIGHTS = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
 _SMALL_TITLE = {"fontsize": 7, "color": QUIET, "pad": 2}
 
 
@@ -41,15 +42,13 @@ def plot_feature_maps(maps, *, image: int = 0, channels=None, count: int = 32, a
     limit = float(np.percentile(np.abs(finite), 99.8)) if finite.size else 0.0
     signed = bool((finite < 0).any())
     colours = {"cmap": "RdBu_r", "vmin": -(limit or 1)} if signed else {"cmap": "viridis", "vmin": 0}
-    ours = axes is None
-    height, width = maps.shape[:2]
-    panels = _grid(len(chosen), height / width) if ours else given_axes(axes, len(chosen), "one for each channel")
+    panels = _grid(axes, len(chosen), "one for each channel", shape=np.divide(*maps.shape[:2]))
     for panel, channel in zip(panels, chosen, strict=True):
         drawn = panel.imshow(maps[..., channel], vmax=limit or 1, interpolation="nearest", **colours)
         panel.set_title(str(channel), **_SMALL_TITLE)
         hide_ticks(panel)
-    _colour_bar(panels, drawn, "activation", extend="both" if signed else "max")
-    return shown(panels) if ours else panels
+    colour_bar(panels, drawn, "activation", extend="both" if signed else "max")
+    return panels
 
 
 def plot_filters(filters, *, count: int = 32, axes=None):
@@ -76,50 +75,47 @@ def plot_filters(filters, *, count: int = 32, axes=None):
         raise ArgumentError(
             f"Expected filters (height, width, input channels, filters). {received(shape=filters.shape)}"
         )
-    ours = axes is None
     if filters.shape[:2] == (1, 1):
         return _plot_matrix(filters[0, 0], axes)
     tiles, columns = _tiles(filters, count)
-    panels = (
-        _grid(len(tiles), 1.0, columns, largest=1.2) if ours else given_axes(axes, len(tiles), "one for each panel")
-    )
+    panels = _grid(axes, len(tiles), "one for each panel", columns=columns, largest=1.2)
     for panel, (title, tile) in zip(panels, tiles, strict=True):
-        drawn = panel.imshow(tile, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        drawn = panel.imshow(tile, **_WEIGHTS)
         panel.set_title(title, **_SMALL_TITLE)
         hide_ticks(panel)
     if tiles[0][1].ndim == 2:
-        _colour_bar(panels, drawn, "weight ÷ largest of the filter")
-    return shown(panels) if ours else panels
+        colour_bar(panels, drawn, "weight ÷ largest of the filter")
+    return panels
 
 
 def _tiles(filters, count: int) -> tuple[list[tuple[str, np.ndarray]], int]:
     """Return `(title, picture)` for each panel, RGB in 0–1 or weights in −1…1, and how many stand in a row."""
     inputs, outputs = filters.shape[2:]
-    scaled = filters / np.maximum(np.abs(filters).max(axis=(0, 1, 2), keepdims=True), 1e-12)
+    if outputs == 1 < inputs != 3:  # depthwise: each channel has a filter of its own
+        filters, inputs, outputs = np.swapaxes(filters, 2, 3), 1, inputs
+    scaled = _scaled(filters, axis=(0, 1, 2))
     if inputs == 3:
         return [(str(index), 0.5 + scaled[..., index] / 2) for index in range(min(outputs, count))], _COLUMNS
     if inputs == 1:
         return [(str(index), scaled[:, :, 0, index]) for index in range(min(outputs, count))], _COLUMNS
-    if outputs == 1:  # depthwise: each channel has a filter of its own
-        own = filters[..., 0] / np.maximum(np.abs(filters[..., 0]).max(axis=(0, 1), keepdims=True), 1e-12)
-        return [(str(index), own[..., index]) for index in range(min(inputs, count))], _COLUMNS
     across = min(inputs, _COLUMNS, count)
     down = min(outputs, max(1, count // across))
     places = [(row, column) for row in range(down) for column in range(across)]
     return [(f"{row} ← {column}", scaled[:, :, column, row]) for row, column in places], across
 
 
+def _scaled(weights, axis) -> np.ndarray:
+    return weights / np.maximum(np.abs(weights).max(axis=axis, keepdims=True), 1e-12)
+
+
 def _plot_matrix(matrix, axes):
-    ours = axes is None
     tall, wide = matrix.shape
-    panel = new_figure(figsize=(6.4, 1.2 + 5.0 * min(1.4, max(0.25, tall / wide)))).subplots() if ours else None
-    panels = np.array([panel], dtype=object) if ours else given_axes(axes, 1, "for the matrix")
-    scaled = matrix / np.maximum(np.abs(matrix).max(axis=0, keepdims=True), 1e-12)
-    drawn = panels[0].imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
-    panels[0].set_xlabel("filter")
-    panels[0].set_ylabel("input channel")
-    _colour_bar(panels, drawn, "weight ÷ largest of the filter")
-    return shown(panels) if ours else panels
+    figsize = (6.4, 1.2 + 5.0 * min(1.4, max(0.25, tall / wide)))
+    panels = panels_of(axes, 1, "for the matrix", figsize=figsize)
+    drawn = panels[0].imshow(_scaled(matrix, axis=0), aspect="auto", **_WEIGHTS)
+    panels[0].set(xlabel="filter", ylabel="input channel")
+    colour_bar(panels, drawn, "weight ÷ largest of the filter")
+    return panels
 
 
 def _chosen(channels, available: int, count: int) -> list[int]:
@@ -131,21 +127,12 @@ def _chosen(channels, available: int, count: int) -> list[int]:
     raise ArgumentError(f"`channels` must be indexes from 0 to {available - 1}. {received(channels=channels)}")
 
 
-def _grid(count: int, shape: float, columns: int = _COLUMNS, largest: float = 2.4) -> np.ndarray:
+def _grid(axes, count: int, what: str, *, shape: float = 1.0, columns: int = _COLUMNS, largest: float = 2.4):
     """Return `count` panels in rows of `columns`, each `shape` times as high as wide and at most `largest` inches wide."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     columns = min(columns, count)
-    rows = math.ceil(count / columns)
     side = min(largest, 9.2 / columns)
-    figure = new_figure(figsize=(side * columns + 0.9, max(1.4, (side * shape + 0.2) * rows)), layout="compressed")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels[count:]:
-        panel.set_axis_off()
-    return panels[:count]
-
-
-def _colour_bar(panels, drawn, label: str, **options) -> None:
-    bar = panels[0].figure.colorbar(drawn, ax=list(panels), pad=0.02, aspect=30, **options)
-    bar.set_label(label, fontsize=8.5, color=QUIET)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    figsize = (side * columns + 0.9, max(1.4, (side * shape + 0.2) * math.ceil(count / columns)))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02, compress=True)
+    return panels_of(axes, count, what, columns=columns, figsize=figsize, layout=layout)

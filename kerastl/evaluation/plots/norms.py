@@ -4,16 +4,7 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import (
-    INK,
-    QUIET,
-    given_axes,
-    label_left_edge,
-    new_figure,
-    round_ticks,
-    shorten,
-    shown,
-)
+from kerastl.evaluation.plots.drawing import INK, QUIET, draw_grid, label_left_edge, panels_of, round_ticks, shorten
 
 _KERNELS, _NORMALIZATION, _BROKEN = "#1565c0", "#8b98a5", "#d9480f"
 
@@ -40,10 +31,7 @@ def plot_gradient_norms(norms, *, axes=None):
     models = {name: _rows(one) for name, one in (norms if isinstance(norms, dict) else {None: norms}).items()}
     if not models:
         raise ArgumentError(f"Expected the gradient norms of at least one model. {received(norms=norms)}")
-    ours = axes is None
-    if ours:
-        axes = new_figure(figsize=(1.2 + 4.4 * len(models), 3.9)).subplots(1, len(models), squeeze=False)
-    panels = given_axes(axes, len(models), "one for each model")
+    panels = panels_of(axes, len(models), "one for each model", figsize=(1.2 + 4.4 * len(models), 3.9))
     lowest, highest = _limits([row.gradient_norm for rows in models.values() for row in rows])
     for panel, (name, rows) in zip(panels, models.items(), strict=True):
         _draw(panel, rows)
@@ -53,8 +41,7 @@ def plot_gradient_norms(norms, *, axes=None):
         if name is not None:
             panel.set_title(shorten(name, 44), fontsize=10.5, color=INK)
     label_left_edge(panels, "L2 norm of the gradient")
-    panels = panels if isinstance(norms, dict) else panels[0]
-    return shown(panels) if ours else panels
+    return panels if isinstance(norms, dict) else panels[0]
 
 
 def _rows(norms) -> list:
@@ -112,7 +99,5 @@ def _label(panel, rows) -> None:
     else:
         panel.set_xticks(round_ticks(count))
         panel.set_xlabel("layer, counted from the input", color=QUIET)
-    panel.grid(axis="y", color="#e3e7eb", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
+    draw_grid(panel, "y")
     panel.legend(frameon=False, fontsize=8.5, loc="best")
