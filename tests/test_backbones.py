@@ -43,15 +43,11 @@ def front_of(model):
     return None if output is None else keras.Model(model.input, output)
 
 
-def constructor_of(row):
-    return row.constructor if callable(row.constructor) else getattr(keras.applications, row.constructor)
-
-
 def preprocessing_of(row):
     """What Keras itself does for the family; for networks of our own, what their reference implementations do."""
     if row.name == "efficientnet_lite0":
         return lambda pixels: (pixels - 127) / 128
-    if callable(row.constructor):
+    if row.constructor.__module__ == "kerastl.models.networks":
         return lambda pixels: keras.applications.imagenet_utils.preprocess_input(pixels, mode="torch")
     return getattr(keras.applications, row.family).preprocess_input
 
@@ -61,8 +57,8 @@ def run(model, images):
 
 
 def test_every_constructor_of_keras_applications_has_a_row():
-    constructors = {name for name in dir(keras.applications) if name[0].isupper()}
-    assert constructors == {row.constructor for row in BACKBONES.values() if isinstance(row.constructor, str)}
+    constructors = {getattr(keras.applications, name) for name in dir(keras.applications) if name[0].isupper()}
+    assert constructors <= {row.constructor for row in BACKBONES.values()}
 
 
 def test_names_are_snake_case_and_every_family_is_tested():
@@ -81,7 +77,7 @@ def test_a_backbone_is_built_at_its_smallest_size_frozen_and_knows_its_row(name)
     assert all(not layer.trainable for layer in model.layers)
     assert find_backbone_row(model) == row
     with pytest.raises(ValueError, match="at least"):  # Keras itself refuses what the table refuses
-        constructor_of(row)(include_top=False, weights=None, input_shape=(size, size - 1, 3))
+        row.constructor(include_top=False, weights=None, input_shape=(size, size - 1, 3))
 
     front = front_of(model)
     if row.preprocessing != IN_MODEL:
@@ -99,7 +95,7 @@ def test_a_backbone_is_built_at_its_smallest_size_frozen_and_knows_its_row(name)
 @pytest.mark.parametrize("name", list_backbones())
 def test_the_native_size_is_the_constructor_default(name):
     row = backbone_row(name)
-    model = constructor_of(row)(weights=None)
+    model = row.constructor(weights=None)
     if row.family == "mobilenet_v3":  # takes any size unless told; its weights were trained at 224
         assert model.input_shape[1:] == (None, None, 3)
         assert row.native_size == 224
@@ -167,9 +163,9 @@ def test_input_shape_is_a_shape_a_number_or_the_native_size():
     assert check_input_shape(row, [71, 80, 3]) == (71, 80, 3)
     with pytest.raises(ArgumentError, match=r"71×71 pixels or more.*not 71×70"):
         check_input_shape(row, (71, 70, 3))
-    with pytest.raises(ArgumentError, match="must end in 3"):
+    with pytest.raises(ArgumentError, match="Repeat grey images"):
         check_input_shape(row, (96, 96, 1))
-    for wrong in [(96, 96), (None, None, 3), "96", (96.0, 96.0, 3), True, (96, 96, 3, 1)]:
+    for wrong in [(96, 96), (None, None, 3), "96", (96.0, 96.0, 3), (96, 96, 3, 1)]:
         with pytest.raises(ArgumentError, match="one whole number for a square"):
             check_input_shape(row, wrong)
 
@@ -177,7 +173,7 @@ def test_input_shape_is_a_shape_a_number_or_the_native_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"include_top": False}, "no `include_top`"),
+        ({"include_top": False}, "no option `include_top`: a backbone has no top"),
         ({"classes": 5}, "`num_classes`"),
         ({"pooling": "average"}, "Did you mean 'avg'"),
         ({"alfa": 0.5}, "no option `alfa`. Did you mean 'alpha'"),
@@ -189,7 +185,8 @@ def test_arguments_are_checked_before_anything_is_built(options, message, monkey
     def build_nothing(include_top, input_shape, weights, alpha=1.0, pooling=None, classes=1, name=None):
         raise AssertionError("built something")
 
-    monkeypatch.setattr(keras.applications, "MobileNetV2", build_nothing)
+    row = dataclasses.replace(BACKBONES["mobilenet_v2"], constructor=build_nothing)
+    monkeypatch.setitem(BACKBONES, "mobilenet_v2", row)
     with pytest.raises(ArgumentError, match=message):
         load_backbone("mobilenet_v2", **{"weights": None, **options})
 

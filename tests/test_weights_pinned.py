@@ -116,7 +116,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_file(pinned, monkeypatch):
 def test_a_cache_folder_that_cannot_be_made_is_an_error(pinned, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match="could not be kept in the Keras cache"):
+    with pytest.raises(OutputError, match="could not be fetched and kept in the Keras cache"):
         read_pinned(pinned, verbose=0)
 
 

@@ -22,13 +22,7 @@ import keras
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, WeightsUnavailableError
-from kerastl.models.blocks import (
-    basic_block,
-    channel_axis,
-    fire_module,
-    inverted_residual_block,
-    shuffle_unit,
-)
+from kerastl.models.blocks import basic_block, channel_axis, fire_module, inverted_residual_block, shuffle_unit
 from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
 from kerastl.models.weights.pinned import read_pinned
 
@@ -36,6 +30,8 @@ layers = keras.layers
 
 IMAGE_SIZE = 224
 SMALLEST_SIZE = 32
+
+_POOLINGS = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
 
 # Channels of (squeeze, each expand) of fire2 … fire9, and the modules that a max pooling follows
 _FIRE_CHANNELS = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
@@ -77,11 +73,16 @@ def _constructor(body):
         name=body.__name__,
         **options,
     ) -> keras.Model:
-        _check_options(body.__name__, weights, include_top, pooling, classes)
+        check_choice("pooling", pooling, (None, *_POOLINGS))
+        check_count("classes", classes)
         inputs, x = _image_input(input_tensor, input_shape, include_top)
+        _check_weights(body.__name__, weights, classes if include_top else 1000, x.shape[channel_axis()])
         x = body(x, **options)
         x, top = x if isinstance(x, tuple) else (x, _dense_top)
-        x = top(x, classes, classifier_activation) if include_top else _pooled(x, pooling)
+        if include_top:
+            x = top(x, classes, classifier_activation)
+        elif pooling:
+            x = _POOLINGS[pooling](name=f"{pooling}_pool")(x)
         model = keras.Model(inputs, x, name=name)
         if weights == "imagenet":
             fill_efficientnet_lite0(model, read_pinned(EFFICIENTNET_LITE0))
@@ -157,13 +158,13 @@ def shufflenet(x, groups=3):
     Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
     """
     check_choice("groups", groups, _SHUFFLENET_CHANNELS)
-    x = _padded_max_pool(_stem(x, 24, 3, epsilon=1e-5))
+    x = _torch_stem(x, 24, 3)
     for stage, repeats in _SHUFFLENET_REPEATS.items():
         filters = _SHUFFLENET_CHANNELS[groups] * 2 ** (stage - 2)
         for number in range(1, repeats + 1):
             options = {
                 "stride": 2 if number == 1 else 1,
-                "group_first": not (stage == 2 and number == 1),  # its 24 input channels are too few to be grouped
+                "group_first": (stage, number) != (2, 1),  # its 24 input channels are too few to be grouped
             }
             x = shuffle_unit(x, filters, groups=groups, name=f"stage{stage}_block{number}", **options)
     return x
@@ -182,20 +183,17 @@ def efficientnet_lite0(x):
     Source: Tan and Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes:
     tensorflow/tpu, `models/official/efficientnet/lite`.
     """
-    x = _stem(x, 32, 3, epsilon=1e-3, padding="same", six=True)
+    x = _conv_norm_relu6(x, 32, 3, 2, "conv1")
     for stage, (repeats, kernel_size, stride, expansion, filters) in enumerate(_EFFICIENTNET_STAGES, start=1):
-        for number in range(repeats):
-            options = {"expansion": expansion, "kernel_size": kernel_size, "momentum": 0.99}
-            name = f"block{stage}{chr(ord('a') + number)}"
-            x = inverted_residual_block(x, filters, stride=stride if number == 0 else 1, name=name, **options)
-    x = layers.Conv2D(1280, 1, padding="same", use_bias=False, name="top_conv")(x)
-    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-3, name="top_bn")(x)
-    x = layers.ReLU(6.0, name="top_relu")(x)
-    return x, functools.partial(_dense_top, dropout=0.2)
+        options = {"expansion": expansion, "kernel_size": kernel_size, "momentum": 0.99}
+        for letter in "abcd"[:repeats]:
+            name = f"block{stage}{letter}"
+            x = inverted_residual_block(x, filters, stride=stride if letter == "a" else 1, name=name, **options)
+    return _conv_norm_relu6(x, 1280, 1, 1, "top"), functools.partial(_dense_top, dropout=0.2)
 
 
 def _resnet(x, blocks_of_stages):
-    x = _padded_max_pool(_stem(x, 64, 7, epsilon=1e-5))
+    x = _torch_stem(x, 64, 7)
     for stage, blocks in enumerate(blocks_of_stages, start=2):
         for number in range(1, blocks + 1):
             stride = 2 if stage > 2 and number == 1 else 1
@@ -203,19 +201,20 @@ def _resnet(x, blocks_of_stages):
     return x
 
 
-def _stem(x, filters, kernel_size, *, epsilon, padding="symmetric", six=False):
-    """First convolution of stride 2, BatchNorm, ReLU. `"symmetric"` pads as PyTorch does, `"same"` as TensorFlow."""
-    if padding == "symmetric":
-        x = layers.ZeroPadding2D(kernel_size // 2, name="conv1_pad")(x)
-    conv_padding = "valid" if padding == "symmetric" else "same"
-    x = layers.Conv2D(filters, kernel_size, strides=2, padding=conv_padding, use_bias=False, name="conv1_conv")(x)
-    x = layers.BatchNormalization(axis=channel_axis(), epsilon=epsilon, name="conv1_bn")(x)
-    return layers.ReLU(6.0 if six else None, name="conv1_relu")(x)
-
-
-def _padded_max_pool(x):
+def _torch_stem(x, filters, kernel_size):
+    """First convolution of stride 2, BatchNorm, ReLU, max pooling, all padded on both sides as PyTorch does."""
+    x = layers.ZeroPadding2D(kernel_size // 2, name="conv1_pad")(x)
+    x = layers.Conv2D(filters, kernel_size, strides=2, use_bias=False, name="conv1_conv")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-5, name="conv1_bn")(x)
+    x = layers.ReLU(name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)  # after ReLU zeros never win
     return layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+
+
+def _conv_norm_relu6(x, filters, kernel_size, stride, name):
+    x = layers.Conv2D(filters, kernel_size, stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-3, name=f"{name}_bn")(x)
+    return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 
 def _pool_to_the_edge(x, name):
@@ -226,54 +225,51 @@ def _pool_to_the_edge(x, name):
 
 def _image_input(input_tensor, input_shape, include_top):
     """Return the model's inputs and the tensor to begin with."""
-    if input_tensor is not None:
-        if not isinstance(input_tensor, keras.KerasTensor) or len(input_tensor.shape) != 4:
-            raise ArgumentError(
-                "`input_tensor` must be a Keras tensor of images, such as `keras.Input((224, 224, 3))`. "
-                f"{received(input_tensor=input_tensor)}"
-            )
-        if input_shape is not None and tuple(input_shape) != tuple(input_tensor.shape[1:]):
-            raise ArgumentError(
-                "`input_shape` contradicts `input_tensor`; leave it out. "
-                f"{received(input_shape=input_shape, input_tensor=tuple(input_tensor.shape[1:]))}"
-            )
-        _check_size(tuple(input_tensor.shape[1:]))
-        return keras.utils.get_source_inputs(input_tensor), input_tensor
-    shape = _default_shape(include_top) if input_shape is None else tuple(input_shape)
-    _check_size(shape)
-    inputs = keras.Input(shape)
-    return inputs, inputs
+    if input_tensor is None:
+        if input_shape is None:
+            size = IMAGE_SIZE if include_top else None
+            input_shape = (size, size, 3) if channel_axis() == -1 else (3, size, size)
+        inputs = keras.Input(_checked(input_shape))
+        return inputs, inputs
+    is_image = isinstance(input_tensor, keras.KerasTensor) and len(input_tensor.shape) == 4
+    if not is_image or (input_shape is not None and tuple(input_shape) != tuple(input_tensor.shape[1:])):
+        raise ArgumentError(
+            "`input_tensor` must be a Keras tensor of images, such as `keras.Input((224, 224, 3))`, and `input_shape` "
+            f"be left out, or the same. {received(input_tensor=input_tensor, input_shape=input_shape)}"
+        )
+    _checked(input_tensor.shape[1:])
+    return keras.utils.get_source_inputs(input_tensor), input_tensor
 
 
-def _default_shape(include_top):
-    sizes = (IMAGE_SIZE, IMAGE_SIZE) if include_top else (None, None)
-    return (*sizes, 3) if channel_axis() == -1 else (3, *sizes)
-
-
-def _check_size(shape) -> None:
+def _checked(shape) -> tuple:
+    shape = tuple(shape)
     channels, sizes = (shape[-1], shape[:-1]) if channel_axis() == -1 else (shape[0], shape[1:])
-    if len(shape) == 3 and channels is not None and all(size is None or size >= SMALLEST_SIZE for size in sizes):
+    if len(shape) != 3 or channels is None or any(size is not None and size < SMALLEST_SIZE for size in sizes):
+        raise ArgumentError(
+            f"`input_shape` must be (height, width, channels) with at least {SMALLEST_SIZE} pixels each way, or None for "
+            f"any size. {received(input_shape=shape)}"
+        )
+    return shape
+
+
+def _check_weights(kind, weights, classes, channels) -> None:
+    if weights is None or (weights != "imagenet" and os.path.exists(weights)):
         return
-    raise ArgumentError(
-        f"`input_shape` must be (height, width, channels) with at least {SMALLEST_SIZE} pixels each way, or None for "
-        f"any size. {received(input_shape=shape)}"
-    )
-
-
-def _check_options(kind, weights, include_top, pooling, classes) -> None:
-    check_choice("pooling", pooling, (None, "avg", "max"))
-    check_count("classes", classes)
-    has_weights = kind == "efficientnet_lite0"
-    if weights == "imagenet" and not has_weights:
+    if weights != "imagenet":
+        raise ArgumentError(
+            '`weights` must be None, "imagenet" (for EfficientNet-Lite0) or the path of a file. '
+            f"{received(weights=weights)}"
+        )
+    if kind != "efficientnet_lite0":
         raise WeightsUnavailableError(
             f"There are no ImageNet weights for {kind} in Keras's format. Pass `weights=None` and train it, or choose "
             f'a backbone that has some: "efficientnet_lite0", "mobilenet_v2". {received(weights=weights)}'
         )
-    if weights == "imagenet" and include_top and classes != 1000:
-        raise ArgumentError(f"The ImageNet weights with the top have 1000 classes. {received(classes=classes)}")
-    if weights not in (None, "imagenet") and not os.path.exists(weights):
-        options = '`None`, `"imagenet"`' if has_weights else "`None`"
-        raise ArgumentError(f"`weights` must be {options} or the path of a file. {received(weights=weights)}")
+    if (classes, channels) != (1000, 3):
+        raise ArgumentError(
+            "The ImageNet weights are for images of 3 channels and, with the top, 1000 classes. "
+            f"{received(classes=classes, channels=channels)}"
+        )
 
 
 def _dense_top(x, classes, activation, dropout=0.0):
@@ -289,11 +285,3 @@ def _convolutional_top(x, classes, activation):
     x = layers.ReLU(name="conv10_relu")(x)
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     return layers.Activation(activation, name="predictions")(x)
-
-
-def _pooled(x, pooling):
-    if pooling == "avg":
-        return layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    if pooling == "max":
-        return layers.GlobalMaxPooling2D(name="max_pool")(x)
-    return x

