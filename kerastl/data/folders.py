@@ -323,9 +323,8 @@ def _find_images(roots: dict[str, Path], class_names) -> tuple[list[Image], dict
         files = [path for path in root.iterdir() if path.is_file() and not image_files.is_hidden(path.name)]
         loose = [str(path) for path in files if path.suffix.lower() in image_files.IMAGE_SUFFIXES]
         if loose:
-            notices.append(
-                f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {_listing(loose, 20)}"
-            )
+            listing = _listing(loose, 20)
+            notices.append(f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {listing}")
     photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
     if photographs:
         notices.append(

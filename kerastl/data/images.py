@@ -36,11 +36,7 @@ _THREADS = min(32, (os.cpu_count() or 1) + 2)  # two more than cores, as some al
 
 
 def check_image_size(image_size) -> tuple[int, int]:
-    """Return `image_size`, a whole number or a `(height, width)` pair in pixels, as `(height, width)`.
-
-    Raises:
-        ArgumentError: for anything else.
-    """
+    """Return a whole number or a `(height, width)` pair in pixels as a pair; raise `ArgumentError` for anything else."""
     sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(sides) != 2:
         raise ArgumentError(f"`image_size` must be one number or (height, width). {received(image_size=image_size)}")
@@ -226,9 +222,7 @@ def _eight_bit(image):
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    if image.mode == "L":
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    return image.convert("L" if image.mode in ("L", "1") else "RGB")
 
 
 def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1):
@@ -236,11 +230,9 @@ def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1)
     from PIL import Image
 
     height, width = image_size
-    if image.size == (width, height):
-        return image
     bilinear = Image.Resampling.BILINEAR
-    if resize == "squash":
-        return image.resize((width, height), bilinear)
+    if resize == "squash" or image.size == (width, height):
+        return image.resize((width, height), bilinear)  # of its own size a copy
     if resize == "crop":
         # The part is chosen in whole pixels of the file, so that decoding at a fraction doesn't move it.
         full_width, full_height = image.width * reduction, image.height * reduction

@@ -17,7 +17,7 @@ def label_kind(labels: np.ndarray, num_classes: int) -> str:
     """
     if labels is None:
         raise DataError(
-            "Expected images with labels: a dataset of (images, labels), or a pair of arrays. Received: no labels"
+            "Expected batches of (images, labels), or a pair of arrays. Received: no labels"
         )
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iufb" or not np.isfinite(labels).all():
