@@ -16,9 +16,7 @@ def label_kind(labels: np.ndarray, num_classes: int) -> str:
         DataError: no labels, labels of another form, out of range, or no finite numbers.
     """
     if labels is None:
-        raise DataError(
-            "Expected batches of (images, labels), or a pair of arrays. Received: no labels"
-        )
+        raise DataError("Expected batches of (images, labels), or a pair of arrays. Received: no labels")
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iufb" or not np.isfinite(labels).all():
         raise DataError(
