@@ -43,6 +43,14 @@ def test_every_kind_yields_the_same_rows(make, size):
     np.testing.assert_array_equal(rows.labels, LABELS)
 
 
+def test_lists_of_images_are_read_in_batches_but_not_by_index():
+    rows = adapt((list(IMAGES), list(LABELS)), batch_size=4)
+    assert (rows.first, rows.skips, rows.batch_count) == (None, False, 3)
+    images, labels, _ = zip(*rows.batches(), strict=True)
+    np.testing.assert_array_equal(np.concatenate(images), IMAGES)
+    np.testing.assert_array_equal(np.concatenate(labels), LABELS)
+
+
 def test_nothing_of_a_generator_is_used_up():
     generator = iter(BATCHES)
     rows = adapt(generator)

@@ -153,10 +153,10 @@ class _ArrayRows(Rows):
         self._arrays = arrays
         self.batch_size, self.shuffles = batch_size or 32, shuffle is None or bool(shuffle)
         self.skips = all(one is None or hasattr(one, "shape") for one in arrays)
-        lengths = [len(one) for one in arrays if one is not None] if self.skips else [None]
-        if len(set(lengths)) > 1:
+        lengths = [len(one) for one in arrays if hasattr(one, "__len__")]
+        if self.skips and len(set(lengths)) > 1:
             raise DataError(f"Images, labels and sample weights must be of one length. {received(lengths=lengths)}")
-        self.count = lengths[0]
+        self.count = lengths[0] if lengths else None
 
     @functools.cached_property
     def first(self):
