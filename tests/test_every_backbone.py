@@ -1,4 +1,9 @@
-"""Every backbone goes through freezing, unfreezing and cutting: the smallest of each family always, the others when slow."""
+"""Every backbone is what its row says, and goes through freezing, unfreezing and cutting.
+
+The smallest of each family always, the others when slow.
+"""
+
+import dataclasses
 
 import keras
 import numpy as np
@@ -33,14 +38,19 @@ def test_the_smallest_of_every_family_is_among_the_quick_ones():
     assert [family for family, names in families.items() if not names & SMALLEST] == []
 
 
+def backbone_in(model):
+    return model.get_layer(graph.find_backbone(model).name)
+
+
 def images_of(size):
     return np.random.default_rng(1).uniform(0, 255, (4, size, size, 3)).astype("float32")
 
 
 def classifier(name):
     """A classifier with random weights whose BatchNorm statistics fit the data, so that signals don't fade away."""
-    size = max(32, backbones.backbone_row(name).smallest_size)
+    size = backbones.backbone_row(name).smallest_size
     model = build_classifier(name, 2, input_shape=(size, size, 3), weights=None, dropout=0)
+    assert not any(layer.trainable for layer in graph.leaf_layers(backbone_in(model)))
     for layer in (layers := graph.batch_norm_layers(model)):
         layer.trainable, layer.momentum = True, 0.0
     model(images_of(size), training=True)
@@ -50,9 +60,14 @@ def classifier(name):
 
 
 @pytest.fixture(params=NAMES, scope="module")  # so that the tests of one backbone follow each other, on one model
-def model(request):
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
     keras.utils.set_random_seed(0)
-    yield classifier(request.param)
+    yield classifier(name)
     keras.backend.clear_session()
 
 
@@ -61,9 +76,48 @@ def data(model):
     return images_of(model.input_shape[1]), np.array([0, 1, 0, 1])
 
 
+def front_of(model):
+    """The part of a backbone before its first convolution, as a model; `None` where there is none."""
+    output = None
+    for operation in model.operations[1:]:
+        is_normalization = isinstance(operation, keras.layers.Normalization)
+        if isinstance(operation, keras.layers.ZeroPadding2D) or (operation.weights and not is_normalization):
+            break
+        output = operation.output
+    return None if output is None else keras.Model(model.input, output)
+
+
+def assert_prepares_pixels_as_its_row_says(backbone, row):
+    front, images = front_of(backbone), images_of(backbone.input_shape[1])
+    if row.preprocessing != backbones.IN_MODEL:
+        assert front is None
+    elif row.family == "efficientnet":  # the statistics come with the weights: see test_weights.py
+        np.testing.assert_allclose(front(images), images / 255, atol=1e-6)
+    else:
+        expected = backbones.preprocess(dataclasses.replace(row, preprocessing=row.built_in), images)
+        np.testing.assert_allclose(front(images), expected, atol=1e-5)
+
+
+def test_a_backbone_takes_its_smallest_size_and_knows_its_row(name, model):
+    row, backbone = backbones.backbone_row(name), backbone_in(model)
+    size = row.smallest_size
+    assert backbone.input_shape == (None, size, size, 3)
+    assert len(backbone.output_shape) == 4
+    assert backbones.find_backbone_row(backbone) == row
+    with pytest.raises(ValueError, match="at least"):  # Keras itself refuses what the table refuses
+        row.constructor(include_top=False, weights=None, input_shape=(size, size - 1, 3))
+    assert_prepares_pixels_as_its_row_says(backbone, row)
+
+
+def test_a_larger_efficientnet_v2_prepares_pixels_in_another_way():
+    row = backbones.backbone_row("efficientnet_v2_s")
+    backbone = backbones.load_backbone(row.name, input_shape=32, weights=None)
+    assert_prepares_pixels_as_its_row_says(backbone, row)
+
+
 def test_freeze_keeps_the_backbone_bit_identical_and_unfreeze_moves_the_last_block_alone(model, data):
     freezing.freeze(model)
-    backbone = model.get_layer(graph.find_backbone(model).name)
+    backbone = backbone_in(model)
     before = models.snapshot(backbone)
     models.compiled(model, 1e-2, run_eagerly=True).fit(*data, verbose=0)  # quicker for a single step than tracing
     assert not models.changed(before, backbone)
