@@ -67,14 +67,25 @@ def test_calls_of_lists_every_call_and_forget_calls_takes_new_ones_back():
     assert tuple(layer.output.shape) == (None, 2)
 
 
-def test_functional_call_is_the_call_of_every_functional_model():
-    assert type(models.flat()).call is internals.functional_call()
+def test_functional_class_is_that_of_every_functional_model():
+    assert type(models.flat()) is internals.functional_class()
+    assert not issubclass(keras.Sequential, internals.functional_class())
 
-    class Own(keras.Model):
-        def call(self, x):
-            return x
 
-    assert Own.call is not internals.functional_call()
+@pytest.mark.parametrize("build", [models.flat, models.sequential])
+def test_calls_can_be_replaced_and_are_as_before_afterwards(build, pixels):
+    model = build()
+    expected, before, spec = model.predict(pixels[0], verbose=0), set(vars(model)), repr(model.input_spec)
+
+    def call(original, inputs, **options):
+        return inputs["twice"] * 2 if isinstance(inputs, dict) else original(inputs, **options)
+
+    with internals.calls_replaced(model, call):
+        np.testing.assert_array_equal(model.predict({"twice": np.ones((2, 3))}, verbose=0), np.full((2, 3), 2))
+        np.testing.assert_array_equal(model.predict(pixels[0], verbose=0), expected)
+    assert set(vars(model)) == before
+    assert repr(model.input_spec) == spec
+    np.testing.assert_array_equal(model.predict(pixels[0], verbose=0), expected)
 
 
 def test_compile_arguments_are_the_live_ones_also_when_the_model_is_un_compiled():
@@ -134,6 +145,6 @@ def test_every_function_is_tried_here():
     functions = {
         name for name, one in inspect.getmembers(internals, inspect.isfunction) if one.__module__ == internals.__name__
     }
-    functions |= {"functional_call"}
+    functions |= {"functional_class"}
     text = pathlib.Path(__file__).read_text()
     assert {name for name in functions if f"internals.{name}" not in text} == set()

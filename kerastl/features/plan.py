@@ -220,9 +220,6 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
     regularized = [node.operation for node in graph.nodes_in_order(cuts[0].flat, cuts[0].tensors)]
     if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
         return "a frozen layer has an activity regularizer, whose loss depends on every image"
-    order = [id(variable) for variable in cuts[-1].tail().trainable_variables]
-    if keras.backend.backend() == "jax" and order != [id(one) for one in model.trainable_variables]:
-        return "the tail's weights come in another order than the model's, which JAX can't train"
     return None
 
 

@@ -60,7 +60,7 @@ def opens(layer) -> bool:
     return (
         isinstance(layer, keras.Model)
         and graph.is_walkable(layer)
-        and type(layer).call is keras_internals.functional_call()
+        and type(layer).call is keras_internals.functional_class().call
     )
 
 

@@ -5,7 +5,7 @@ import contextlib
 import keras
 import numpy as np
 
-from kerastl import backend
+from kerastl import backend, keras_internals
 from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
 from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extraction import Trunk, extract
@@ -139,8 +139,10 @@ class FeatureBatches(keras.utils.PyDataset):
     def __getitem__(self, index):
         images = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         rows = images * self._views + self._view[images]
-        features = tuple(self._store.read(name, rows) for name in self._names)  # the tail casts them, many times faster
-        batch = (features[0] if len(features) == 1 else features, self._labels[images])
+        features = {
+            name: self._store.read(name, rows) for name in self._names
+        }  # the tail casts them, many times faster
+        batch = (features, self._labels[images])
         return batch if self._weights is None else (*batch, self._weights[images])
 
     @property
@@ -173,40 +175,6 @@ class FeatureBatches(keras.utils.PyDataset):
             self._view = self._random.integers(0, self._views, self.count)
 
 
-class _PassOnStop(keras.callbacks.Callback):
-    """Callbacks act on the whole model; the loop that has to stop is the tail's."""
-
-    def __init__(self, tail):
-        super().__init__()
-        self._tail = tail
-
-    def on_train_begin(self, logs=None):
-        self.model.stop_training = False
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._pass_on()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._pass_on()
-
-    def _pass_on(self):
-        if self.model.stop_training:
-            self._tail.stop_training = True
-
-
-@contextlib.contextmanager
-def _state_in_reach(model, tail):
-    """Let callbacks that change weights in mid-epoch ask the whole model for its state; on JAX the tail holds it then."""
-    if not hasattr(tail, "jax_state_sync"):
-        yield
-        return
-    model.jax_state_sync = tail.jax_state_sync
-    try:
-        yield
-    finally:
-        del model.jax_state_sync
-
-
 class Session:
     """The features of training and validation images, and training on them; close it when done.
 
@@ -224,10 +192,11 @@ class Session:
 
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
         self._model, self._plan, self._train_rows, self._validation_rows = model, plan, train, validation
-        self._options, self._tails, self._batches = options, {}, {}
+        self._tails, self._batches = {id(cut): cut.tail() for cut in plan.cuts}, {}
         self._stack = contextlib.ExitStack()
         backend.keep_freed_memory()
         self._stack.callback(backend.give_memory_back)
+        self._stack.callback(self._forget_steps)
         trunk = Trunk(plan, options, verbose)
         total = None if train.count is None else train.count * plan.views + ((validation and validation.count) or 0)
         try:
@@ -250,6 +219,10 @@ class Session:
         """The cuts of the plan."""
         return self._plan.cuts
 
+    def _forget_steps(self) -> None:
+        """Let Keras compile the model's steps anew: those that were compiled hold the tail."""
+        self._model.train_function = self._model.test_function = self._model.predict_function = None
+
     def close(self) -> None:
         """Let go of the stores; temporary ones are removed."""
         self._stack.close()
@@ -258,62 +231,45 @@ class Session:
         self._stack.callback(store.close)
         return store
 
-    def fit(self, cut: Cut, *, callbacks=None, epochs=1, verbose="auto", initial_epoch=0, **arguments):
-        """Train the tail behind a cut as `model.fit` would train the model; return the `History`.
+    def fit(self, cut: Cut, **arguments):
+        """Call `model.fit` on the features of a cut; return its `History`.
 
-        The callbacks see the whole model. Arguments are those of `fit` that don't say what the data is.
+        Arguments are those of `fit` that don't say what the data is.
         """
-        compiling.check_ready(self._model)
-        tail = self._compiled_tail(cut)
         train = self._batches_of(cut, "train")
         if not train.weighted:  # Keras itself refuses both
             train.weigh(arguments.pop("class_weight", None))
-        verbose = 1 if verbose == "auto" else verbose
-        inner = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else None
-        used = list(inner.callbacks if inner else callbacks or [])
-        used = [one for one in used if not isinstance(one, (keras.callbacks.ProgbarLogger, keras.callbacks.History))]
-        history = keras.callbacks.History()
-        callback_list = keras.callbacks.CallbackList(
-            [history, *used, _PassOnStop(tail)],
-            add_history=False,
-            add_progbar=bool(verbose),
-            verbose=verbose,
-            epochs=epochs,
-            steps=len(train),
-            model=self._model,
-        )
-        tail.history = history
         backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
-        with _state_in_reach(self._model, tail):
-            tail.fit(
+        with self._taking_features(cut):
+            return self._model.fit(
                 self._data(cut, "train"),
                 validation_data=self._data(cut, "validation"),
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                verbose=verbose,
                 shuffle=False,  # the batches shuffle themselves
-                callbacks=callback_list,
                 **arguments,
             )
-        self._model.history = history
-        return history
 
     def evaluate(self, cut: Cut) -> dict | None:
         """Return the logs of the model on the validation images, or `None` where there are none."""
         data = self._data(cut, "validation")
-        return None if data is None else self._compiled_tail(cut).evaluate(data, verbose=0, return_dict=True)
+        if data is None:
+            return None
+        with self._taking_features(cut):
+            return self._model.evaluate(data, verbose=0, return_dict=True)
 
-    def _compiled_tail(self, cut):
-        """Return the tail, compiled with the model's own optimizer, losses and metrics; again after a recompile."""
-        model = self._model
-        if id(cut) not in self._tails:
-            self._tails[id(cut)] = (cut.tail(), None)
-        tail, optimizer = self._tails[id(cut)]
-        if optimizer is not model.optimizer:
-            model.optimizer.build(model.trainable_variables)
-            tail.compile(optimizer=model.optimizer, auto_scale_loss=False, **compiling.compile_settings(model))
-            self._tails[id(cut)] = (tail, model.optimizer)
-        return tail
+    def _taking_features(self, cut):
+        """Let the model take features where it is handed a dictionary of them, and images as ever.
+
+        So it is the model itself that Keras trains: its steps, its compile, its callbacks, with only the frozen part left out.
+        """
+        tail, names = self._tails[id(cut)], self._names(cut)
+
+        def call(original, inputs, training=None, **options):
+            if not isinstance(inputs, dict):
+                return original(inputs, training=training, **options)
+            features = [inputs[name] for name in names]
+            return tail(features[0] if len(features) == 1 else features, training=training)
+
+        return keras_internals.calls_replaced(self._model, call)
 
     def _data(self, cut, part):
         """Return the batches as `fit` is given them, or `None` where there are none."""
