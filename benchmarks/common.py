@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kerastl.features.litert import usable_cores
-from kerastl.tables import text_table
+from kerastl.tables import Table
 
 
 def machine() -> dict:
@@ -76,7 +76,7 @@ def report(name: str, rows: list[dict], path: str | None, **facts) -> None:
     header = list(rows[0])
     cells = [[_text(row.get(column)) for column in header] for row in rows]
     right = [i for i, column in enumerate(header) if isinstance(rows[0][column], (int, float))]
-    print(text_table(header, cells, right=right, title=name), flush=True)
+    print(Table(header, cells, right, name), flush=True)
     if path:
         content = {"name": name, "machine": machine(), **facts, "rows": rows}
         pathlib.Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -173,31 +173,6 @@ def _torch_forward(model, _):
     return run
 
 
-def map_labels(dataset, repeat: Callable, class_weights: list[float] | None = None):
-    """Return a `tf.data.Dataset` whose labels went through `repeat`, and whose sample weights hold those of the classes.
-
-    Args:
-        dataset: of batches `(images, labels)` or `(images, labels, sample_weights)`, labels integers or one-hot.
-        repeat: from labels to a structure of them.
-        class_weights: one for each class, or `None`.
-    """
-    import tensorflow as tf
-
-    def weigh(labels, weights):
-        one_hot = labels.shape.rank == 2 and labels.shape[1] != 1
-        classes = tf.argmax(labels, axis=1) if one_hot else tf.reshape(labels, [-1])
-        own = tf.gather(tf.constant(class_weights, "float32"), tf.cast(classes, "int32"))
-        if weights is None:
-            return own
-        return tf.cast(weights, "float32") * tf.reshape(own, [-1, *[1] * (weights.shape.rank - 1)])
-
-    def convert(images, labels, weights=None):
-        weights = weights if class_weights is None else weigh(labels, weights)
-        return (images, repeat(labels)) if weights is None else (images, repeat(labels), weights)
-
-    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
-
-
 def batches_for_fit(batches: keras.utils.PyDataset):
     """Return what `fit` and `evaluate` run over these batches soonest: on TensorFlow a dataset of its own, else the batches.
 

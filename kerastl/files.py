@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 from kerastl.checks import received
@@ -43,8 +45,13 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
             f"The folder {folder} holds more than a {what} of this package ({listing}), so it is not replaced. "
             "Choose another one, or move these out of it first."
         )
-    _check_writable(path)
-    return path
+    place = _nearest_existing(path.parent)
+    try:  # permissions alone don't tell of read-only disks
+        with tempfile.TemporaryDirectory(prefix=".kerastl.", dir=place):
+            return path
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"Nothing can be written in {place}: {reason}. Choose another folder.") from error
 
 
 def check_free_space(folder: str | os.PathLike, needed: int) -> None:
@@ -67,12 +74,8 @@ def free_folder_beside(folder: str | os.PathLike, word: str) -> Path:
     path = _resolved(folder)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return path
-    number = 1
-    while True:
-        beside = path.with_name(f"{path.name}-{word}" + (f"-{number}" if number > 1 else ""))
-        if not beside.exists():
-            return beside
-        number += 1
+    names = (f"{path.name}-{word}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    return next(beside for beside in map(path.with_name, names) if not beside.exists())
 
 
 @contextlib.contextmanager
@@ -93,20 +96,24 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, wha
         OutputError: what `check_output_folder` raises; or a file can't be written, as the disk is full, say.
     """
     path = check_output_folder(folder, overwrite=overwrite, files=files, what=what)
-    temporary = None
+    temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary.mkdir(parents=True)
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         _put_in_place(temporary, path)
+    except OutputError:
+        raise
     except Exception as error:
-        if not _is_disk_trouble(error):
+        # HDF5 hides a full disk in errors of its own
+        full = getattr(error, "errno", None) == errno.ENOSPC or any(
+            words in str(error) for words in ("No space left", "errno = 28")
+        )
+        if not full and not isinstance(error, OSError):
             raise
-        raise OutputError(f"Can't write {folder}: {_reason(error)}. Nothing of it was left behind.") from error
+        reason = "no space left on the disk" if full else error.strerror or error
+        raise OutputError(f"Can't write {folder}: {reason}. Nothing of it was left behind.") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_whole(path: str | os.PathLike, content: bytes, *, durable: bool = False) -> None:
@@ -120,20 +127,23 @@ def write_whole(path: str | os.PathLike, content: bytes, *, durable: bool = Fals
     Raises:
         OSError: the file can't be written; what stood at `path` is as it was.
     """
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = _beside(Path(path))
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
+
+
+def _beside(path: Path) -> Path:
+    """Return a name that nothing has, beside a path, so that it can be renamed to it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def _resolved(folder) -> Path:
@@ -148,47 +158,15 @@ def _nearest_existing(path: Path) -> Path:
     return path
 
 
-def _check_writable(path: Path) -> None:
-    """Make and remove a folder where the run folder will stand: permissions alone don't tell of read-only disks."""
-    place = _nearest_existing(path.parent)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".kerastl.", dir=place):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"Nothing can be written in {place}: {error.strerror or error}. Choose another folder."
-        ) from error
-
-
 def _put_in_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.replace(temporary, path)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    os.replace(path, aside / "old")
+    aside = _beside(path)
+    os.replace(path, aside)
     try:
         os.replace(temporary, path)
     except BaseException:
-        os.replace(aside / "old", path)
-        aside.rmdir()
+        os.replace(aside, path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _is_disk_trouble(error: Exception) -> bool:
-    """Tell errors of writing from bugs; HDF5 hides a full disk in errors of its own."""
-    if isinstance(error, OutputError):
-        return False
-    return isinstance(error, OSError) or "No space left" in str(error) or "errno = 28" in str(error)
-
-
-def _reason(error: Exception) -> str:
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return "no space left on the disk"
-    return getattr(error, "strerror", None) or str(error)

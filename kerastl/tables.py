@@ -112,13 +112,3 @@ def readable_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def text_table(header, rows, *, right=(), title=None, total=False) -> str:
-    """Return an aligned table for a terminal; see `Table`."""
-    return str(Table(header, rows, right, title, total))
-
-
-def html_table(header, rows, *, right=(), title=None) -> str:
-    """Return a table for a notebook; see `Table`."""
-    return Table(header, rows, right, title).html()

@@ -123,7 +123,7 @@ def test_a_reused_early_stopping_forgets_the_phase_before():
 
 
 def test_stop_on_nan_says_when_and_stops():
-    callback = callbacks.StopOnNaN()
+    callback = callbacks.Watch()
     model = models.flat()
     callback.set_model(model)
     callback.on_epoch_begin(2)

@@ -131,7 +131,15 @@ class CachePlan:
 
 
 def make_plan(
-    model: keras.Model, train, validation, *, epochs, options: CacheOptions | None, views: int = 1, cuts=None
+    model: keras.Model,
+    train,
+    validation,
+    *,
+    epochs,
+    options: CacheOptions | None,
+    views: int = 1,
+    cuts=None,
+    obstacle=None,
 ) -> CachePlan:
     """Work out whether and how to run the frozen part once.
 
@@ -143,6 +151,7 @@ def make_plan(
         options: `None` for plain Keras.
         views: augmented versions of each training image.
         cuts: the phases' chosen cuts, earliest first; `None` to look for the one of the present state.
+        obstacle: what the caller knows to stand in the way, as the end of a sentence.
 
     Raises:
         ArgumentError: `views` that can't be made, or something stands in the way and the options insist.
@@ -153,21 +162,17 @@ def make_plan(
             raise ArgumentError(f"`views` above 1 needs caching: each view is computed once. {received(cache=False)}")
         return CachePlan(False, "cache=False")
     try:
-        found = tuple(cuts) if cuts is not None else choose_cuts(model, train, validation, views, options)
-        obstacle = _obstacle(model, train, found, views, options)
+        found = () if obstacle else cuts or choose_cuts(model, train, validation, views, options)
+        obstacle = obstacle or _obstacle(model, train, found, views, options)
     except ModelError as error:
         obstacle = str(error)
     plan = CachePlan(False, obstacle) if obstacle else _weigh(train, validation, found, epochs, views, options)
-    if not plan.chosen:
-        check_optional(f"The frozen part can't be run once: {plan.reason}", options, views)
-    return plan
-
-
-def check_optional(obstacle: str, options: CacheOptions | None, views: int) -> None:
-    """Raise `ArgumentError` for an obstacle where the options insist on caching, or several views need it."""
-    if views > 1 or (options is not None and options.insist):
+    if not plan.chosen and (options.insist or views > 1):
         plain = "`cache=False, views=1`" if views > 1 else "`cache=False`"
-        raise ArgumentError(f"{obstacle}. Pass {plain} for plain Keras. {received(views=views)}")
+        raise ArgumentError(
+            f"The frozen part can't be run once: {plan.reason}. Pass {plain} for plain Keras. {received(views=views)}"
+        )
+    return plan
 
 
 def choose_cuts(model, train, validation, views, options) -> tuple:

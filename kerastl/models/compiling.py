@@ -93,17 +93,6 @@ def last_learning_rate(model) -> float:
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
-def learning_rate_setting(model):
-    """Return the learning rate of the last compile as it can be given again: a float, or the schedule.
-
-    Raises:
-        CompileError: the model was never compiled.
-    """
-    compile_settings(model)
-    rate = keras_internals.rate_setting(_inner(model.optimizer))
-    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else last_learning_rate(model)
-
-
 def schedule_peak(schedule) -> float:
     """Return the highest of a schedule's value at its start and after its warm-up."""
     steps = {0, int(getattr(schedule, "warmup_steps", 0) or 0)}

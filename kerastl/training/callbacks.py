@@ -57,17 +57,15 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
 
 
 def fresh_callbacks(callbacks) -> list:
-    """Return the callbacks for one more phase; early stopping and its like forget the phase before.
+    """Return the callbacks, one or several, for one more phase; early stopping forgets the phase before.
 
-    `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` remember a best value. Only early stopping has to start afresh:
-    a checkpoint of the best model must remember across phases, and learning rates are reset by the recompile.
+    A checkpoint of the best model must remember across phases, and learning rates are reset by the recompile.
     """
+    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.EarlyStopping):
-            callback.best = None
-            callback.best_weights = None
-            callback.best_epoch = 0
-    return list(callbacks)
+            callback.best, callback.best_weights, callback.best_epoch = None, None, 0
+    return callbacks
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -91,11 +89,8 @@ class BestWeights(keras.callbacks.Callback):
 
     def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True, others=()):
         super().__init__()
-        self.monitor, self.others = monitor, others
-        self.judged = judged
-        self.mode = direction(monitor)
-        self.best_epoch = 0
-        self.best_value = starting_value
+        self.monitor, self.mode, self.judged, self.others = monitor, direction(monitor), judged, others
+        self.best_epoch, self.best_value = 0, starting_value
         self.start = self.best_weights = ()
         self._unsettled = False
 
@@ -145,62 +140,36 @@ def put_back(weights) -> None:
         variable.assign(value)
 
 
-def changeable_weights(model) -> list:
+def changeable_weights(layer) -> list:
     """Return the weights that training can change: all those of layers that are trainable at every level."""
-    found = {}
-
-    def walk(layer):
-        if not layer.trainable:
-            return
-        children = keras_internals.child_layers(layer)
-        own = {id(weight): weight for weight in layer.weights}
-        for child in children:
-            for weight in child.weights:
-                own.pop(id(weight), None)
-        found.update(own)
-        for child in children:
-            walk(child)
-
-    walk(model)
-    return list(found.values())
+    if not layer.trainable:
+        return []
+    children = keras_internals.child_layers(layer)
+    below = {id(weight) for child in children for weight in child.weights}
+    own = [weight for weight in layer.weights if id(weight) not in below]
+    return list({id(one): one for part in (own, *map(changeable_weights, children)) for one in part}.values())
 
 
-class StopOnNaN(keras.callbacks.Callback):
-    """Stop as soon as the loss is no finite number, and remember when.
+class Watch(keras.callbacks.Callback):
+    """Measure every epoch, and stop as soon as the loss is no finite number.
 
     Attributes:
-        diverged: `None`, or where it happened: "epoch 3, batch 17" (both counted from 1).
+        epoch_seconds: wall-clock seconds of each epoch, its validation included.
+        diverged: `None`, or where the loss was lost: "epoch 3, batch 17" (both counted from 1).
     """
 
     def __init__(self):
         super().__init__()
-        self.diverged = None
-        self._epoch = 0
+        self.epoch_seconds, self.diverged = [], None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+        self._epoch, self._start = epoch, time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)) and self.diverged is None:
             self.diverged = f"epoch {self._epoch + 1}, batch {batch + 1}"
             self.model.stop_training = True
-
-
-class EpochClock(keras.callbacks.Callback):
-    """Measure the seconds of every epoch, its validation included.
-
-    Attributes:
-        epoch_seconds: wall-clock seconds, one number per epoch.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.epoch_seconds = []
-        self._start = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         self.epoch_seconds.append(time.perf_counter() - self._start)

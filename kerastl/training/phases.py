@@ -55,22 +55,18 @@ class Settings:
     def _check_data(self) -> str | None:
         if self.train is None:
             raise DataError(f"`train` must hold images and labels. {received(train=self.train)}")
-        self.train_rows = adapt(self.train, batch_size=self.batch_size)
-        self.validation_rows = None
+        self.train_rows, self.validation_rows = adapt(self.train, batch_size=self.batch_size), None
         if self.validation is not None:
             self.validation_rows = adapt(self.validation, batch_size=self.batch_size, shuffle=False)
         kinds = {}
         for name, rows in (("train", self.train_rows), ("validation", self.validation_rows)):
-            if rows is None:
-                continue
-            check_first_batch(self.model, rows)
-            kinds[name] = None
-            if rows.first is not None:
+            if rows is not None and rows.first is not None:
+                check_first_batch(self.model, rows)
                 labels = rows.labels if rows.skips else rows.first[1]
                 kinds[name] = label_kind(labels, self.num_classes)
         if len(set(kinds.values()) - {None}) > 1:
             raise DataError(f"The labels of `train` and `validation` must be of one kind. {received(**kinds)}")
-        return kinds["train"]
+        return kinds.get("train")
 
     def _class_weights(self, class_weight):
         if class_weight is None or isinstance(class_weight, dict):
@@ -129,7 +125,7 @@ class Phase:
     def __init__(self, settings: Settings, epochs: int, callbacks):
         self.settings, self.model = settings, settings.model
         self.epochs = check_count("epochs", epochs)
-        self.callbacks = list(callbacks)
+        self.callbacks = callback_module.fresh_callbacks(callbacks)
         self.history, self.start = None, ()
 
     def compile(self, learning_rate) -> None:
@@ -146,13 +142,13 @@ class Phase:
         compiling.check_ready(self.model)
         monitor, judged = self.settings.monitor, self.settings.validation is not None
         best = callback_module.BestWeights(monitor, self._measure(session, cut), judged=judged, others=self.callbacks)
-        watch, clock = callback_module.StopOnNaN(), callback_module.EpochClock()
+        watch = callback_module.Watch()
         try:
-            self.history = self._fit([watch, clock, *self.callbacks, best], session, cut)
+            self.history = self._fit([watch, *self.callbacks, best], session, cut)
         finally:
             best.restore()
             self.start = best.start
-        self._describe(best, watch, clock, time.perf_counter() - start)
+        self._describe(best, watch, time.perf_counter() - start)
         return self.history
 
     def _measure(self, session, cut) -> float | None:
@@ -169,36 +165,29 @@ class Phase:
 
     def _fit(self, callbacks, session, cut):
         settings = self.settings
-        common = {"epochs": self.epochs, "class_weight": settings.class_weight, "callbacks": callbacks}
-        common["verbose"] = settings.verbose
+        common = {"epochs": self.epochs, "class_weight": settings.class_weight, "verbose": settings.verbose}
+        common["callbacks"] = callbacks
         if session is not None:
             return session.fit(cut, **common)
-        data = _as_arguments(settings.train)
+        data = {**_as_arguments(settings.train), "validation_data": settings.validation}
         if is_tf_dataset(settings.train):
             data["shuffle"] = False  # it shuffles itself, or not; Keras warns about its own default
-        data = {**data, "validation_data": settings.validation, "batch_size": settings.batch_size, **common}
-        return self.model.fit(**data)
+        return self.model.fit(**data, batch_size=settings.batch_size, **common)
 
-    def _describe(self, best, watch, clock, seconds) -> None:
+    def _describe(self, best, watch, seconds) -> None:
         history, monitor = self.history, self.settings.monitor
         history.best_epoch, history.best_value, history.monitor = best.best_epoch, best.best_value, monitor
-        history.epoch_seconds, history.diverged, history.seconds = clock.epoch_seconds, watch.diverged, seconds
+        history.epoch_seconds, history.diverged, history.seconds = watch.epoch_seconds, watch.diverged, seconds
         if self.settings.validation is not None and monitor not in history.history and watch.diverged is None:
             names = ", ".join(sorted(history.history))
             raise ArgumentError(f"`monitor` must be one of the logged values: {names}. {received(monitor=monitor)}")
-        self._warn_of_nan(best, watch)
-
-    def _warn_of_nan(self, best, watch) -> None:
-        monitor = self.settings.monitor
         if watch.diverged:
             kept = f"epoch {best.best_epoch}" if best.best_epoch else "the start"
             warn(
                 f"The loss became NaN or infinite in {watch.diverged}; training stopped there, and the weights of {kept} "
                 "are kept. Take a lower learning rate, or look for NaN in the images."
             )
-            return
-        values = self.history.history.get(monitor, [])
-        if best.best_epoch == 0 and len(values) and not np.isfinite(values).any():
+        elif best.best_epoch == 0 and monitor in history.history and not np.isfinite(history.history[monitor]).any():
             warn(
                 f"{monitor!r} was NaN or infinite in every epoch, so there is nothing to choose an epoch by, and the weights "
                 "of the start are kept. Look for NaN in the validation images."

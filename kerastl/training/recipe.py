@@ -217,8 +217,9 @@ def transfer_learn(
     """
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
-    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), (head_learning_rate, learning_rate), patience)
-    fresh = _fresh_callbacks(settings, patience, callbacks)
+    phases = _checked_phases(
+        settings, (head_epochs, fine_tune_epochs), (head_learning_rate, learning_rate), patience, callbacks
+    )
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
     if not any(value is not None for value in choice.values()):
@@ -226,33 +227,24 @@ def transfer_learn(
     freeze = functools.partial(freezing.freeze, model, backbone=backbone)
     unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
     unfreeze()  # what can't be used raises now
-    return _run_both(*phases, freeze, unfreeze, (head_learning_rate, learning_rate), fresh)
+    return _run_both(*phases, freeze, unfreeze, (head_learning_rate, learning_rate))
 
 
-def _checked_phases(settings, epochs, rates, patience) -> tuple:
+def _checked_phases(settings, epochs, rates, patience, callbacks) -> list:
     """Return the head's phase, and the second one or `None`; raise for arguments that can't be used."""
     check_count("head_epochs", epochs[0])
     check_count("fine_tune_epochs", epochs[1], smallest=0)
-    if patience is not None:
-        check_count("patience", patience)
     for rate in rates:
         if rate is not None:
             compiling.check_rate("learning_rate", rate)
-    return Phase(settings, epochs[0], ()), Phase(settings, epochs[1], ()) if epochs[1] else None
+    phases = [Phase(settings, count, callbacks) if count else None for count in epochs]
+    if patience is not None and check_count("patience", patience) and settings.validation is not None:
+        for phase in filter(None, phases):
+            phase.callbacks.append(callback_module.early_stopping(patience, monitor=settings.monitor))
+    return phases
 
 
-def _fresh_callbacks(settings, patience, callbacks):
-    """Return a function that makes the callbacks of one more phase."""
-
-    def fresh():
-        stops = patience is not None and settings.validation is not None
-        own = [callback_module.early_stopping(patience, monitor=settings.monitor)] if stops else []
-        return [*callback_module.fresh_callbacks(callbacks), *own]
-
-    return fresh
-
-
-def _run_both(head, second, freeze, unfreeze, rates, fresh_callbacks) -> TransferResult:
+def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> TransferResult:
     """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
     settings = head.settings
     cuts = _cuts_of_both(settings, unfreeze if second else None, freeze)
@@ -261,12 +253,11 @@ def _run_both(head, second, freeze, unfreeze, rates, fresh_callbacks) -> Transfe
     start = time.perf_counter()
     with frozen_part_once(settings, cuts, [head.epochs, second.epochs] if both_cut else [head.epochs]) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
-        head.callbacks = fresh_callbacks()
         head.run(session, cuts[-1] if session else None)
         if second is None or head.history.diverged is not None:
             return _result(head, None, seconds)
         unfreeze()
-        second.callbacks = fresh_callbacks()
+        second.callbacks = callback_module.fresh_callbacks(second.callbacks)
         second.compile(_rate(second, rates[1]))
         second.run(*((session, cuts[0]) if session and both_cut else (None, None)))
     return _result(head, second, seconds)
@@ -285,18 +276,13 @@ def _cuts_of_both(settings, unfreeze, freeze):
 
     Only the head's is returned where the second phase has none that is worth it.
     """
-    if settings.options is None:
-        freeze()
-        return None
-    train, validation = settings.rows()
-    choose = functools.partial(choose_cuts, settings.model, train, validation, settings.views, settings.options)
-    try:
-        later = () if unfreeze is None else choose()
-        freeze()
-        first = choose()
-    except ModelError:
-        freeze()
-        return None  # the plan meets the same error, and says so
+    later = first = ()
+    choose = functools.partial(choose_cuts, settings.model, *settings.rows(), settings.views, settings.options)
+    with contextlib.suppress(ModelError):  # the plan meets the same error, and says so
+        later = choose() if unfreeze and settings.options else ()
+    freeze()
+    with contextlib.suppress(ModelError):
+        first = choose() if settings.options else ()
     if later and first and later[0].trunk_macs >= _SMALLEST_SHARE * later[0].model_macs:
         return (*later, *first)
     return first or None
@@ -305,14 +291,9 @@ def _cuts_of_both(settings, unfreeze, freeze):
 def _result(head: Phase, second: Phase | None, seconds: dict) -> TransferResult:
     histories = {"head": head.history, "fine_tune": second and second.history}
     seconds = {**seconds, **{name: one.seconds for name, one in histories.items() if one is not None}}
-    phase = (
-        "fine_tune"
-        if second is not None and second.history.best_epoch
-        else "head"
-        if head.history.best_epoch
-        else "start"
-    )
-    best = histories["fine_tune" if phase == "fine_tune" else "head"]
+    improved = [name for name, one in histories.items() if one is not None and one.best_epoch]
+    phase = improved[-1] if improved else "start"
+    best = histories.get(phase, head.history)
     accuracies = head.history.history.get("val_accuracy", [])
     return TransferResult(
         **histories,
@@ -321,9 +302,7 @@ def _result(head: Phase, second: Phase | None, seconds: dict) -> TransferResult:
         best_value=best.best_value,
         monitor=head.settings.monitor,
         seconds=seconds,
-        head_accuracy=float(accuracies[head.history.best_epoch - 1])
-        if head.history.best_epoch and accuracies
-        else None,
+        head_accuracy=float(accuracies[head.history.best_epoch - 1]) if "head" in improved and accuracies else None,
         head_weights=second.start if phase == "fine_tune" else [],
     )
 

@@ -1,6 +1,7 @@
 """`fit`: what `model.fit` does, with the frozen part run once and the tail trained on its stored outputs."""
 
 import contextlib
+import inspect
 
 import keras
 import numpy as np
@@ -9,23 +10,24 @@ from kerastl import backend, keras_internals
 from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
 from kerastl.features.cut import Cut, tensors_of
 from kerastl.features.extraction import Trunk, extract
-from kerastl.features.plan import CacheOptions, CachePlan, check_optional, make_plan, options_of
+from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
 from kerastl.models import compiling, outputs
 
+# Arguments of `fit` that say what the data is: batches of features say it themselves
+_DATA_ARGUMENTS = {"x", "y", "validation_data", "validation_split", "sample_weight", "batch_size", "shuffle"}
+_DATA_ARGUMENTS |= {"validation_batch_size", "steps_per_epoch", "validation_steps"}
 
-def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **fit_arguments):
+
+def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: int = 1, **fit_arguments):
     """Train as `model.fit` does, with the frozen part of the model run once instead of in every epoch.
 
     On any compiled Functional or Sequential model. What is frozen before the first layer that trains runs over the images
-    once; its outputs are kept, and only the rest of the model sees them in every epoch. Losses, metrics, class and sample
-    weights, callbacks (`self.model` is the whole model) and the `History` are those of `model.fit`.
-
-    A model with several outputs trains as in `model.fit`, which it is handed to.
+    once; its outputs are kept, and `model.fit` runs over them through the rest of the model: with its own losses, metrics,
+    class and sample weights, callbacks and `History`. A model with several outputs is handed to `model.fit` as it is.
 
     Args:
         model: a compiled model.
-        x: what `model.fit` takes.
-        y: what `model.fit` takes.
+        x, y, *positional: what `model.fit` takes.
         cache: "auto" does so where it is worth it and safe (arrays, and datasets of `load_images`; not where random layers
             in front of the backbone would be drawn only once), and prints in one line what it does; `True` insists; `False`
             is `model.fit` itself; a folder keeps the features for the next run; `CacheOptions` say more.
@@ -41,54 +43,48 @@ def fit(model: keras.Model, x=None, y=None, *, cache="auto", views: int = 1, **f
         ArgumentError: nothing is trainable; `cache=True` or a folder where something stands in the way (it says what).
         DataError: images of another size than the model takes.
         StoreError: the folder holds something else, or there is no room.
+        TypeError: arguments that `model.fit` doesn't take.
     """
+    arguments = inspect.signature(keras.Model.fit).bind(model, x, y, *positional, **fit_arguments).arguments
+    del arguments["self"]
     compiling.check_ready(model)
-    options = options_of(cache)
-    if len(getattr(model, "outputs", None) or []) > 1:
-        check_optional(
-            f"The model has {len(model.outputs)} outputs, and only models with one can be cut", options, views
-        )
-        return model.fit(x, y, **fit_arguments)
-    check_first_batch(model, adapt(x, y))
+    options, obstacle = options_of(cache), _obstacle(model, arguments)
+    if len(getattr(model, "outputs", None) or [None]) == 1:
+        check_first_batch(model, adapt(x, y))
     if is_tf_dataset(x):
-        fit_arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
-    plain = {"x": x, "y": y, **fit_arguments}
+        arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
     if options is None and views == 1:
-        return model.fit(**plain)
-    arguments = dict(fit_arguments)
-    train, validation = _rows_for_fit(x, y, arguments)
-    obstacle = next((name for name in _STEP_ARGUMENTS if arguments.get(name) is not None), None)
-    if obstacle:
-        check_optional(f"`{obstacle}` uses a part of the data, which caching can't follow", options, views)
-    epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
-    plan = make_plan(
-        model, None if obstacle else train, validation, epochs=[max(epochs, 1)], options=options, views=views
-    )
-    if arguments.get("verbose", "auto") != 0:
+        return model.fit(**arguments)
+    train, validation = (None, None) if obstacle else _rows_for_fit(arguments)
+    epochs = max(arguments.get("epochs", 1) - arguments.get("initial_epoch", 0), 1)
+    plan = make_plan(model, train, validation, epochs=[epochs], options=options, views=views, obstacle=obstacle)
+    verbose = arguments.get("verbose", "auto") != 0
+    if verbose:
         print(plan)
     if not plan.chosen:
-        return model.fit(**plain)
-    with Session(model, plan, train, validation, options, arguments.get("verbose", "auto") != 0) as session:
-        return session.fit(
-            plan.cuts[0], **{key: value for key, value in arguments.items() if key not in _DATA_ARGUMENTS}
-        )
+        return model.fit(**arguments)
+    with Session(model, plan, train, validation, options, verbose) as session:
+        rest = {name: value for name, value in arguments.items() if name not in _DATA_ARGUMENTS}
+        return session.fit(plan.cuts[0], **rest)
 
 
-# Arguments of `fit` that say what the data is; the features' batches say it themselves.
-_DATA_ARGUMENTS = (
-    *("validation_data", "validation_split", "sample_weight", "batch_size", "validation_batch_size", "shuffle"),
-    *("steps_per_epoch", "validation_steps"),
-)
-_STEP_ARGUMENTS = ("steps_per_epoch", "validation_steps")
+def _obstacle(model, arguments) -> str | None:
+    """Return what keeps `fit` from running on features that only it can see, as the end of a sentence, or `None`."""
+    if len(getattr(model, "outputs", None) or []) > 1:
+        return f"the model has {len(model.outputs)} outputs, and only models with one can be cut"
+    for name in ("steps_per_epoch", "validation_steps"):
+        if arguments.get(name) is not None:
+            return f"`{name}` uses a part of the data, which caching can't follow"
+    return None
 
 
-def _rows_for_fit(x, y, arguments):
+def _rows_for_fit(arguments):
     """Return the rows to train and to validate on, as `fit` would read its arguments; `None` for what can't be re-read."""
+    x, y, weights, batch_size = (arguments.get(name) for name in ("x", "y", "sample_weight", "batch_size"))
     validation, split = arguments.get("validation_data"), arguments.get("validation_split", 0.0)
-    data = x if y is None else (x, y, arguments.get("sample_weight"))
+    data = x if y is None else (x, y, weights)
     if y is not None and split and validation is None:
         data, validation = split_validation(data, split)
-    batch_size = arguments.get("batch_size")
     train = rows_of(data, batch_size=batch_size, shuffle=arguments.get("shuffle"))
     if validation is None:
         return train, None
@@ -97,11 +93,7 @@ def _rows_for_fit(x, y, arguments):
 
 
 def check_first_batch(model, rows: Rows) -> None:
-    """Check a first batch of images against the model, where looking uses nothing up.
-
-    Raises:
-        DataError: images of another size than the model takes.
-    """
+    """Check a first batch against the model, where looking uses nothing up; raise `DataError` for images of another size."""
     if rows.first is not None and rows.first[0].ndim == 4:
         outputs.check_images(model, rows.first[0])
 
@@ -124,14 +116,13 @@ class FeatureBatches(keras.utils.PyDataset):
         self._shuffle, self._views = shuffle, views
         self._random = np.random.default_rng(seed)
         self.count = store.count // views
-        self._labels = store.read("labels", slice(None))[::views]
-        self._stored_weights = (
-            store.read("sample_weights", slice(None))[::views] if "sample_weights" in store.specs else None
-        )
+        self._labels, self._stored_weights = [
+            store.read(name, slice(None))[::views] if name in store.specs else None
+            for name in ("labels", "sample_weights")
+        ]
         self._weights = self._stored_weights
-        self._order = np.arange(self.count)
-        self._view = np.zeros(self.count, "int64")
-        self._draw()
+        self._order, self._view = np.arange(self.count), np.zeros(self.count, "int64")
+        self.on_epoch_end()
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -166,9 +157,7 @@ class FeatureBatches(keras.utils.PyDataset):
         self._weights = weights
 
     def on_epoch_end(self):
-        self._draw()
-
-    def _draw(self) -> None:
+        """Draw a new order, and a view of each image."""
         if self._shuffle:
             self._order = self._random.permutation(self.count)
         if self._views > 1:
