@@ -19,11 +19,11 @@ from kerastl.errors import (
     ModelError,
     OutputError,
 )
+from kerastl.evaluation.probabilities import class_probabilities
 from kerastl.export import conversion, formats, gate
 from kerastl.export.gate import Comparison, Limits, judge
 from kerastl.export.inference import inference_model
 from kerastl.features import litert
-from kerastl.models import outputs
 from tests import models
 
 pytestmark = [
@@ -211,7 +211,7 @@ def test_sigmoid_and_logits_are_compared_as_probabilities(folder):
         model = keras.Model(inputs, layers.Dense(units, activation=activation)(x))
         written = kerastl.export_model(model, folder, overwrite=True, verbose=0)
         images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), "uint8")
-        expected = outputs.class_probabilities(model, images)
+        expected = class_probabilities(model, images)
         np.testing.assert_allclose(written.predict(images).probabilities, expected, atol=1e-5)
 
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from kerastl.errors import ArgumentError, DataError, ModelError
+from kerastl.evaluation.probabilities import class_names_for, class_probabilities, input_size
 from kerastl.models import outputs
 
 
@@ -41,8 +42,8 @@ def test_probabilities_of_logits_equal_those_of_softmax(images):
     softmax, logits = dense_model(3, "softmax"), dense_model(3, None)
     logits.set_weights(softmax.get_weights())
     expected = softmax.predict(images, verbose=0)
-    np.testing.assert_allclose(outputs.class_probabilities(softmax, images), expected, rtol=1e-5)
-    np.testing.assert_allclose(outputs.class_probabilities(logits, images), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(class_probabilities(softmax, images), expected, rtol=1e-5)
+    np.testing.assert_allclose(class_probabilities(logits, images), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_one_sigmoid_unit_gives_two_columns(images):
@@ -51,7 +52,7 @@ def test_one_sigmoid_unit_gives_two_columns(images):
         model.set_weights([np.array([[0.01], [0.0], [-0.01]]), np.array([0.3])])
     positive = sigmoid.predict(images, verbose=0)
     for model in (sigmoid, logit):
-        found = outputs.class_probabilities(model, images)
+        found = class_probabilities(model, images)
         assert outputs.count_classes(model) == 2
         np.testing.assert_allclose(found, np.concatenate([1 - positive, positive], axis=1), rtol=1e-4)
 
@@ -71,7 +72,7 @@ def test_a_subclassed_model_is_judged_by_its_values(images):
     for inner in (softmax, logits):
         model = Wrapped(inner)
         assert outputs.output_kind(model) is None
-        np.testing.assert_allclose(outputs.class_probabilities(model, images), expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(class_probabilities(model, images), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["list", "dictionary"])
@@ -84,7 +85,7 @@ def test_the_first_of_several_outputs_is_the_main_one(images, form):
     model = keras.Model(inputs, both)
     expected = keras.Model(inputs, main).predict(images, verbose=0)
     assert outputs.count_classes(model) == 3
-    np.testing.assert_allclose(outputs.class_probabilities(model, images), expected, rtol=1e-5)
+    np.testing.assert_allclose(class_probabilities(model, images), expected, rtol=1e-5)
 
 
 def test_views_average_the_flips(images):
@@ -97,10 +98,10 @@ def test_views_average_the_flips(images):
 
     mirrored = (plain(images) + plain(images[:, :, ::-1])) / 2
     four = (plain(images) + plain(images[:, ::-1]) + plain(images[:, :, ::-1]) + plain(images[:, ::-1, ::-1])) / 4
-    np.testing.assert_allclose(outputs.class_probabilities(model, images, views=2), mirrored, rtol=1e-4)
-    np.testing.assert_allclose(outputs.class_probabilities(model, images, views=4), four, rtol=1e-4)
+    np.testing.assert_allclose(class_probabilities(model, images, views=2), mirrored, rtol=1e-4)
+    np.testing.assert_allclose(class_probabilities(model, images, views=4), four, rtol=1e-4)
     with pytest.raises(ArgumentError, match="`views` must be one of 1, 2, 4"):
-        outputs.class_probabilities(model, images, views=3)
+        class_probabilities(model, images, views=3)
 
 
 @pytest.mark.filterwarnings("ignore:.*softmax over axis")
@@ -108,31 +109,31 @@ def test_nan_and_one_softmax_unit_and_feature_maps_are_errors(images):
     model = dense_model(3, "softmax")
     model.set_weights([weight * np.nan for weight in model.get_weights()])
     with pytest.raises(ModelError, match="NaN"):
-        outputs.class_probabilities(model, images)
+        class_probabilities(model, images)
     with pytest.raises(ModelError, match="always 1"):
-        outputs.class_probabilities(dense_model(1, "softmax"), images)
+        class_probabilities(dense_model(1, "softmax"), images)
     inputs = keras.Input((8, 8, 3))
     backbone = keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs))
-    for ask in (outputs.count_classes, lambda one: outputs.class_probabilities(one, images)):
+    for ask in (outputs.count_classes, lambda one: class_probabilities(one, images)):
         with pytest.raises(ModelError, match="build_classifier"):
             ask(backbone)
 
 
 def test_class_names_are_counted():
     model = dense_model(3, "softmax")
-    assert outputs.class_names_for(model, ("a", "b", "c")) == ["a", "b", "c"]
-    assert outputs.class_names_for(model, None) == ["0", "1", "2"]
+    assert class_names_for(model, ("a", "b", "c")) == ["a", "b", "c"]
+    assert class_names_for(model, None) == ["0", "1", "2"]
     with pytest.raises(DataError, match=r"each of the model's 3 classes.*which is 2"):
-        outputs.class_names_for(model, ["a", "b"])
+        class_names_for(model, ["a", "b"])
     with pytest.raises(DataError, match="which is 1"):
-        outputs.class_names_for(model, "abc")
+        class_names_for(model, "abc")
 
 
 def test_input_size_of_models_that_are_out_of_scope():
-    assert outputs.input_size(dense_model(2, "softmax", size=12)) == (12, 12)
+    assert input_size(dense_model(2, "softmax", size=12)) == (12, 12)
     grey = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     with pytest.raises(ModelError, match="RGB"):
-        outputs.input_size(grey)
+        input_size(grey)
     first, second = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     with pytest.raises(ModelError, match="one input"):
-        outputs.input_size(keras.Model([first, second], keras.layers.Add()([first, second])))
+        input_size(keras.Model([first, second], keras.layers.Add()([first, second])))

@@ -9,8 +9,8 @@ from kerastl.cli.models import find_model, labels_beside, load_model, read_label
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
 from kerastl.errors import ArgumentError, GateError, KerastlWarning
+from kerastl.evaluation.probabilities import input_size
 from kerastl.files import check_output_folder
-from kerastl.models import outputs
 
 
 def run(arguments) -> int:
@@ -69,7 +69,7 @@ def _load_splits(arguments, model, report: dict, resize: str):
         )
     splits = load_images(
         arguments.data,
-        image_size=arguments.image_size or _size_from(report, model) or outputs.input_size(model),
+        image_size=arguments.image_size or _size_from(report, model) or input_size(model),
         validation=trained.get("validation"),
         test=trained.get("test"),
         seed=trained.get("seed") or 0,
@@ -96,7 +96,7 @@ def _size_from(report: dict, model):
     """Return the size that a model of any size was trained at, where its report says so."""
     size = report.get("image_size")
     is_size = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
-    return tuple(size) if None in outputs.input_size(model) and is_size else None
+    return tuple(size) if None in input_size(model) and is_size else None
 
 
 def _details(report: dict, splits) -> dict:

@@ -9,6 +9,7 @@ import numpy as np
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt
 from kerastl.errors import DataError
+from kerastl.evaluation.probabilities import VIEWS, class_names_for, class_probabilities
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -148,9 +149,9 @@ def evaluate(model: keras.Model, data, class_names=None, *, views: int = 1, mist
         ArgumentError: another argument that can't be used.
         ModelError: the model is no classifier of RGB images.
     """
-    check_choice("views", views, outputs.VIEWS)
+    check_choice("views", views, VIEWS)
     check_count("mistakes", mistakes, smallest=0)
-    names = outputs.class_names_for(model, class_names)
+    names = class_names_for(model, class_names)
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
     kept = Mistakes([], np.zeros(0, int), np.zeros((0, len(names))), np.zeros(0, int))
     largest = 0
@@ -158,7 +159,7 @@ def evaluate(model: keras.Model, data, class_names=None, *, views: int = 1, mist
         if not largest:
             outputs.check_images(model, images)
         largest = max(largest, len(images))
-        probabilities = outputs.class_probabilities(model, images, views=views, batch_size=largest)
+        probabilities = class_probabilities(model, images, views=views, batch_size=largest)
         kept = _merge_mistakes(kept, images, labels, probabilities, int(matrix.sum()), mistakes)
         np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
     if not matrix.any():

@@ -13,6 +13,7 @@ import numpy as np
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data import images as image_files
 from kerastl.errors import ArgumentError, DataError
+from kerastl.evaluation.probabilities import VIEWS, class_names_for, class_probabilities, input_size
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -135,10 +136,10 @@ def predict(
                 raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
         return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top)
     size = _size_to_use(model, image_size)
-    names = outputs.class_names_for(model, class_names)
+    names = class_names_for(model, class_names)
 
     def run(batch, filled):
-        return outputs.class_probabilities(model, batch, views=views, batch_size=filled)
+        return class_probabilities(model, batch, views=views, batch_size=filled)
 
     resize = image_files.RESIZES[0] if resize is None else resize
     return predict_with(run, images, names, size=size, views=views, resize=resize, batch_size=batch_size, top=top)
@@ -156,7 +157,7 @@ def predict_with(
         class_names: one for each column.
         size: `(height, width)` to resize to; `None` for no resizing.
     """
-    check_choice("views", views, outputs.VIEWS)
+    check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
@@ -171,7 +172,7 @@ def predict_with(
 def _size_to_use(model, image_size) -> tuple[int, int] | None:
     """Return the size to resize to; `None` for a model that takes any and a user who didn't ask for one."""
     wanted = None if image_size is None else image_files.check_image_size(image_size)
-    own = outputs.input_size(model)
+    own = input_size(model)
     fits = wanted is None or all(side in (None, asked) for side, asked in zip(own, wanted, strict=True))
     if not fits:
         raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")

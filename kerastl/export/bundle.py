@@ -19,8 +19,8 @@ from kerastl.checks import received
 from kerastl.data.images import RESIZES
 from kerastl.errors import BundleError, ModelError
 from kerastl.evaluation.prediction import Predictions, predict_with
+from kerastl.evaluation.probabilities import average_views, to_probabilities
 from kerastl.features import litert
-from kerastl.models import outputs
 from kerastl.tables import Printed, Table, readable_bytes
 
 CARD, LABELS = "model_card.json", "labels.txt"
@@ -83,7 +83,7 @@ class Bundle(Printed):
         runner = self._runner or _make_runner(self.folder, self.card)
 
         def run(batch, filled):
-            return outputs.average_views(lambda flipped: self._probabilities(runner, flipped), batch, views)
+            return average_views(lambda flipped: self._probabilities(runner, flipped), batch, views)
 
         return predict_with(
             run,
@@ -99,7 +99,7 @@ class Bundle(Printed):
     def _probabilities(self, runner, images) -> np.ndarray:
         if runner.input_type == "uint8":
             images = np.clip(np.rint(images), 0, 255)
-        return outputs.to_probabilities(runner(images)[0].astype("float32"), self.card["output"]["kind"])
+        return to_probabilities(runner(images)[0].astype("float32"), self.card["output"]["kind"])
 
     def _tables(self):
         height, width = self.image_size

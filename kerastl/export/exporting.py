@@ -11,6 +11,7 @@ from kerastl.checks import check_choice, received
 from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation import report
+from kerastl.evaluation.probabilities import class_names_for
 from kerastl.export import bundle, gate
 from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS
@@ -112,7 +113,7 @@ def _check_formats(formats, quantize) -> dict[str, str | None]:
 
 def _check_labels(model, labels) -> list[str]:
     """Return the names, one a line: some hold line breaks, which would shift all that follow."""
-    names = [" ".join(name.split()) for name in outputs.class_names_for(model, labels)]
+    names = [" ".join(name.split()) for name in class_names_for(model, labels)]
     if not all(names):
         raise DataError(f"A class name must not be empty. {received(labels=labels)}")
     return names

@@ -8,6 +8,7 @@ import numpy as np
 
 from kerastl.checks import check_fraction
 from kerastl.errors import GateError, warn
+from kerastl.evaluation.probabilities import class_probabilities, to_probabilities
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -177,7 +178,7 @@ def compare(
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
-        reference = outputs.class_probabilities(model, given, batch_size=largest)
+        reference = class_probabilities(model, given, batch_size=largest)
         for name, run in exported.items():
             tallies[name].add(reference, _probabilities(run(given), kind), labels)
     compared = [tally.compared(name, quantizations[name], class_names) for name, tally in tallies.items()]
@@ -189,7 +190,7 @@ def _probabilities(values, kind) -> np.ndarray:
     """Return probabilities, or the NaN as they are: an export with such outputs is for the gate to refuse."""
     values = np.asarray(values, dtype="float32")
     if np.isfinite(values).all():
-        return outputs.to_probabilities(values, kind)
+        return to_probabilities(values, kind)
     return np.full((len(values), 2 if values.shape[1] == 1 else values.shape[1]), np.nan, "float32")
 
 

@@ -6,6 +6,7 @@ from kerastl import keras_internals
 from kerastl.checks import check_choice, received
 from kerastl.data.images import check_image_size
 from kerastl.errors import ArgumentError, ModelError
+from kerastl.evaluation.probabilities import input_size
 from kerastl.models import graph, outputs
 from kerastl.models.flatten import connect, replay
 
@@ -47,7 +48,7 @@ def inference_model(model: keras.Model, *, pixels: str = "float32", image_size=N
 
 
 def _fixed_size(model, image_size) -> tuple[int, int]:
-    own = outputs.input_size(model)
+    own = input_size(model)
     wanted = own if image_size is None else check_image_size(image_size)
     if any(side not in (None, asked) for side, asked in zip(own, wanted, strict=True)):
         raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")

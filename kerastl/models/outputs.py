@@ -1,20 +1,15 @@
-"""What a classifier puts out, seen from outside: class probabilities, whatever its last activation is.
+"""What the outputs of a model hold: which is the main one, its activation, its classes; and images that fit its input.
 
-Softmax, one sigmoid unit and plain logits all become an array `(count, classes)` of probabilities. A model with several
-outputs (auxiliary heads) is judged by its first one, the main output.
+A model with several outputs (auxiliary heads) is judged by its first one, the main output.
 """
-
-from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from kerastl import keras_internals
-from kerastl.checks import check_choice, received
+from kerastl.checks import received
 from kerastl.errors import DataError, ModelError, warn
 from kerastl.models import graph
-
-VIEWS = (1, 2, 4)
 
 # Operations that hand the values on as they are: the activation stands before them
 _PASSES_ON = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"}
@@ -90,76 +85,6 @@ def count_classes(model: keras.Model) -> int:
     return 2 if shape[1] == 1 else shape[1]
 
 
-def input_size(model: keras.Model) -> tuple[int | None, int | None]:
-    """Return `(height, width)` that the model takes, in pixels; `None` where it takes any, or nobody knows.
-
-    Raises:
-        ModelError: the model has several inputs, or doesn't take RGB images.
-    """
-    shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
-    if not shapes:
-        return None, None
-    if len(shapes) > 1 or len(shapes[0]) != 4 or shapes[0][3] not in (3, None):
-        raise ModelError(
-            "Expected a model with one input of RGB images, (batch, height, width, 3). "
-            f"{received(input_shapes=shapes)}. Other inputs are out of scope: call `model.predict` on prepared arrays."
-        )
-    return shapes[0][1], shapes[0][2]
-
-
-def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_size: int | None = None) -> np.ndarray:
-    """Run the model on one batch and return the probability of every class.
-
-    One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
-    sigmoid units are given as they are, and need not sum to 1.
-
-    Args:
-        model: a classifier, compiled or not; its state doesn't change.
-        images: pixels 0-255, `(batch, height, width, 3)`.
-        views: 1 runs the images as they are; 2 averages them with their mirror images; 4 with both flips and the two
-            together. Averaging flips at test time is as old as Krizhevsky et al., "ImageNet classification with deep
-            convolutional neural networks" (2012).
-        batch_size: fill the batch up to so many images, so that a last, smaller one doesn't trace the model again.
-
-    Returns:
-        float32, `(batch, classes)`.
-
-    Raises:
-        ModelError: the main output is not `(batch, units)`, or holds NaN.
-    """
-    check_choice("views", views, VIEWS)
-    images = np.asarray(images).astype("float32", copy=False)
-    count = len(images)
-    missing = max(0, (batch_size or 0) - count)
-    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
-    kind = output_kind(model)
-    return average_views(lambda flipped: to_probabilities(_forward(model, flipped)[:count], kind), images, views)
-
-
-def average_views(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: int) -> np.ndarray:
-    """Return the mean of what `answer` makes of a batch and of its flips: 1, 2 or 4 views, as `class_probabilities` has it."""
-    flips = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]][:views]
-    return (sum(answer(np.ascontiguousarray(flipped)) for flipped in flips) / views).astype("float32")
-
-
-def class_names_for(model: keras.Model, class_names) -> list[str]:
-    """Return the names as a list, or `"0"`, `"1"`, … where none are given.
-
-    Raises:
-        DataError: not one name for each class.
-    """
-    classes = count_classes(model)
-    if class_names is None:
-        return [str(index) for index in range(classes)]
-    names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names]
-    if len(names) != classes:
-        raise DataError(
-            f"Expected one class name for each of the model's {classes} classes, in the order of its labels. "
-            f"{received(class_names=names)}, which is {len(names)}"
-        )
-    return names
-
-
 def _kind_of(tensor) -> str | None:
     node = deciding_node(tensor)
     known = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "logits"}
@@ -173,61 +98,6 @@ def _activation_name(operation) -> str | None:
 
 def _inner_outputs(model) -> list:
     return list(getattr(model, "outputs", None) or [None])
-
-
-def _forward(model, images) -> np.ndarray:
-    values = model.predict_on_batch(images)
-    # JAX hands dictionaries back sorted by key: the model knows which is first
-    values = values[next(iter(model.output))] if isinstance(values, dict) else main_output(values)
-    return np.asarray(keras.ops.convert_to_numpy(values)).astype("float32")
-
-
-def to_probabilities(values: np.ndarray, kind: str | None) -> np.ndarray:
-    """Turn what the main output holds, `(batch, units)`, into probabilities, `(batch, classes)`.
-
-    Args:
-        values: the output.
-        kind: what `output_kind` says of it; `None`: told by the values.
-
-    Raises:
-        ModelError: another shape, NaN, or a softmax over a single unit.
-    """
-    if values.ndim != 2:
-        raise ModelError(
-            "Expected a classifier, whose main output is (batch, units). "
-            f"{received(output_shape=values.shape)}. A backbone needs a head first: `kerastl.build_classifier`."
-        )
-    if np.isnan(values).any():
-        raise ModelError(
-            "The outputs of the model are NaN: its weights were ruined in training (a learning rate that is too high, as a "
-            "rule) or the pixels hold NaN."
-        )
-    kind = kind or _kind_by_value(values)
-    if values.shape[1] == 1 and kind == "softmax":
-        raise ModelError(
-            "A softmax over a single unit is always 1, so this model can't tell anything apart. "
-            "Build it with a sigmoid, or with two units."
-        )
-    if values.shape[1] == 1:
-        positive = values if kind != "logits" else _sigmoid(values)
-        return np.concatenate([1 - positive, positive], axis=1)
-    return _softmax(values) if kind == "logits" else values
-
-
-def _kind_by_value(values: np.ndarray) -> str:
-    in_range = values.min() >= 0 and values.max() <= 1
-    if values.shape[1] == 1:
-        return "sigmoid" if in_range else "logits"
-    return "softmax" if in_range and np.allclose(values.sum(axis=1), 1, atol=1e-2) else "logits"
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
 
 
 def check_images(model, images: np.ndarray) -> None:
