@@ -1,7 +1,8 @@
 """The building blocks of the well-known networks, as functions from tensor to tensor in Keras's functional style.
 
-Each gives its layers names that begin with `name`, so that blocks can be told by prefix, frozen and unfrozen by it. A
-network is a chain of such calls: see `kerastl.models.networks`.
+All take `x`, `(batch, height, width, channels)`, and give such a tensor; a `stride` of 2 halves height and width. Layers
+have names that begin with `name`, so that blocks can be told by prefix, frozen and unfrozen by it. A size that is no
+positive whole number raises `ArgumentError`. A network is a chain of such calls: see `kerastl.models.networks`.
 """
 
 import keras
@@ -23,18 +24,9 @@ def bottleneck_block(x, filters: int, *, stride: int = 1, projection: bool | Non
     `_3_bn`, `_add`, `_out`.
 
     Args:
-        x: `(batch, height, width, channels)`.
-        filters: channels of the narrow layers; four times as many come out.
-        stride: 2 halves height and width.
-        projection: whether the shortcut is a 1×1 convolution; `None`: only where the identity doesn't fit. ResNet50's
-            first block of every stage has one.
-        name: prefix of the layers' names.
-
-    Returns:
-        `(batch, height / stride, width / stride, 4 × filters)`, never negative.
-
-    Raises:
-        ArgumentError: a size is no positive whole number, or the identity is asked for and doesn't fit.
+        filters: channels of the narrow layers; four times as many come out, none negative.
+        projection: whether the shortcut is a 1×1 convolution; `None`: only where the identity doesn't fit, which `False`
+            raises for. ResNet50's first block of every stage has one.
 
     Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
     """
@@ -55,18 +47,8 @@ def basic_block(x, filters: int, *, stride: int = 1, projection: bool | None = N
     Convolutions have no bias and pad by one pixel on each side, as in torchvision. Layers: `{name}_0_conv`, `_0_bn`
     (projection), `_1_pad`, `_1_conv`, `_1_bn`, `_1_relu`, `_2_conv`, `_2_bn`, `_add`, `_out`.
 
-    Args:
-        x: `(batch, height, width, channels)`.
-        filters: channels of both layers.
-        stride: of the first convolution; 2 halves height and width.
-        projection: whether the shortcut is a 1×1 convolution; `None`: only where the identity doesn't fit.
-        name: prefix of the layers' names.
-
-    Returns:
-        `(batch, height / stride, width / stride, filters)`, never negative.
-
-    Raises:
-        ArgumentError: a size is no positive whole number, or the identity is asked for and doesn't fit.
+    `filters` channels come out, none negative; the first convolution has the stride; `projection` is as in
+    `bottleneck_block`.
 
     Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
     """
@@ -88,25 +70,14 @@ def depthwise_separable_block(x, filters: int, *, stride: int = 1, alpha: float 
 
     Layers: `{name}_depthwise`, `_depthwise_BN`, `_depthwise_relu`, `_pointwise`, `_pointwise_BN`, `_pointwise_relu`.
 
-    Args:
-        x: `(batch, height, width, channels)`.
-        filters: channels that come out at `alpha=1`.
-        stride: of the depthwise convolution; 2 halves height and width.
-        alpha: the width multiplier; `int(alpha × filters)` channels come out, as in `keras.applications.MobileNet`.
-        name: prefix of the layers' names.
-
-    Returns:
-        `(batch, height / stride, width / stride, alpha × filters)`.
-
-    Raises:
-        ArgumentError: a size is no positive whole number, or no channel is left.
+    `alpha` is the width multiplier: `int(alpha × filters)` channels come out, as in `keras.applications.MobileNet`; none
+    left raises `ArgumentError`. The depthwise convolution has the stride.
 
     Source: Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017.
     """
     outside = check_count("alpha × filters", int(check_count("filters", filters) * alpha))
     x = _depthwise(x, 3, stride, f"{name}_depthwise", epsilon=1e-3, relu=True)
-    x = layers.Conv2D(outside, 1, padding="same", use_bias=False, name=f"{name}_pointwise")(x)
-    x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_pointwise_BN")(x)
+    x = _pointwise(x, outside, f"{name}_pointwise")
     return layers.ReLU(6.0, name=f"{name}_pointwise_relu")(x)
 
 
@@ -129,20 +100,12 @@ def inverted_residual_block(
     `_depthwise_relu`, `_project`, `_project_BN`, `_add`.
 
     Args:
-        x: `(batch, height, width, channels)`.
         filters: channels that come out at `alpha=1`.
-        stride: of the depthwise convolution; 2 halves height and width.
+        stride: of the depthwise convolution.
         expansion: how many times wider the inner layers are than the input.
         alpha: the width multiplier; channels are rounded to multiples of 8 (`make_divisible`).
         kernel_size: of the depthwise convolution; EfficientNet has 3 and 5.
         momentum: of BatchNorm's moving statistics; 0.999 in MobileNetV2, 0.99 in EfficientNet.
-        name: prefix of the layers' names.
-
-    Returns:
-        `(batch, height / stride, width / stride, make_divisible(alpha × filters))`.
-
-    Raises:
-        ArgumentError: a size is no positive whole number.
 
     Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018.
     """
@@ -152,12 +115,10 @@ def inverted_residual_block(
     norm = {"epsilon": 1e-3, "momentum": momentum}
     shortcut = x
     if expansion > 1:
-        x = layers.Conv2D(expansion * inside, 1, padding="same", use_bias=False, name=f"{name}_expand")(x)
-        x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_expand_BN", **norm)(x)
+        x = _pointwise(x, expansion * inside, f"{name}_expand", **norm)
         x = layers.ReLU(6.0, name=f"{name}_expand_relu")(x)
     x = _depthwise(x, kernel_size, stride, f"{name}_depthwise", relu=True, **norm)
-    x = layers.Conv2D(outside, 1, padding="same", use_bias=False, name=f"{name}_project")(x)
-    x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_project_BN", **norm)(x)
+    x = _pointwise(x, outside, f"{name}_project", **norm)
     if stride > 1 or inside != outside:
         return x
     return layers.Add(name=f"{name}_add")([shortcut, x])
@@ -166,20 +127,8 @@ def inverted_residual_block(
 def fire_module(x, squeeze_filters: int, expand_filters: int, *, name: str = "fire"):
     """Apply the module of SqueezeNet: 1×1 to few channels, then 1×1 and 3×3 side by side, concatenated.
 
-    Layers: `{name}_squeeze`, `_squeeze_relu`, `_expand1x1`, `_expand1x1_relu`, `_expand3x3`, `_expand3x3_relu`,
-        `_concat`.
-
-    Args:
-        x: `(batch, height, width, channels)`.
-        squeeze_filters: channels of the squeeze layer.
-        expand_filters: channels of *each* of the two expand layers.
-        name: prefix of the layers' names.
-
-    Returns:
-        `(batch, height, width, 2 × expand_filters)`.
-
-    Raises:
-        ArgumentError: a number of channels is no positive whole number.
+    Each of the two expand layers has `expand_filters` channels; twice as many come out. Layers: `{name}_squeeze`,
+    `_squeeze_relu`, `_expand1x1`, `_expand1x1_relu`, `_expand3x3`, `_expand3x3_relu`, `_concat`.
 
     Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016, section 3.
     """
@@ -203,16 +152,10 @@ def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_fir
     `_pool` and `_concat` or `_add`, `_out`.
 
     Args:
-        x: `(batch, height, width, channels)`.
-        filters: channels that come out; a quarter of them are inside.
+        filters: channels that come out, none negative; a quarter of them are inside.
         groups: of both 1×1 convolutions.
-        stride: 2 halves height and width.
         group_first: whether the first 1×1 convolution is grouped; not so in the network's first unit, whose input has
             few channels.
-        name: prefix of the layers' names.
-
-    Returns:
-        `(batch, height / stride, width / stride, filters)`, never negative.
 
     Raises:
         ArgumentError: numbers of channels that the groups don't divide, or that don't fit the shortcut.
@@ -248,14 +191,8 @@ def channel_shuffle(x, groups: int):
     """Interleave the channels of the groups, so that the next grouped convolution sees channels of every group.
 
     Written as reshape to `(groups, channels / groups)`, transpose, flatten in the paper; here it is the same
-    permutation as one `keras.ops.take`, which doesn't have to know height and width.
-
-    Args:
-        x: `(batch, height, width, channels)`.
-        groups: how many groups the channels were made in; divides the channels.
-
-    Raises:
-        ArgumentError: the channels can't be divided into so many groups.
+    permutation as one `keras.ops.take`, which doesn't have to know height and width. `ArgumentError` where the groups don't
+    divide the channels.
     """
     channels = x.shape[channel_axis()]
     if channels % check_count("groups", groups):
@@ -303,3 +240,8 @@ def _depthwise(x, kernel_size, stride, name, *, relu=False, suffixes=("", "_BN")
     x = layers.DepthwiseConv2D(kernel_size, strides=stride, padding="same", use_bias=False, name=conv)(x)
     x = layers.BatchNormalization(axis=channel_axis(), name=batch_norm, **norm)(x)
     return layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
+
+
+def _pointwise(x, filters, name, **norm):
+    x = layers.Conv2D(filters, 1, padding="same", use_bias=False, name=name)(x)
+    return layers.BatchNormalization(axis=channel_axis(), name=f"{name}_BN", **norm)(x)
