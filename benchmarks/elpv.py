@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import kerastl
-from kerastl.models.outputs import class_probabilities
+from kerastl.evaluation.probabilities import class_probabilities
 
 
 def accuracy(model, dataset, views: int) -> float:

@@ -20,10 +20,10 @@ import keras
 import numpy as np
 
 import kerastl
+from kerastl.evaluation.probabilities import class_probabilities
 from kerastl.export import conversion
 from kerastl.features import litert
 from kerastl.models import graph
-from kerastl.models.outputs import class_probabilities
 
 
 def arrays(dataset):
