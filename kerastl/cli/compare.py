@@ -16,9 +16,10 @@ def run(arguments) -> int:
     import_quietly("tensorflow", verbose=arguments.verbose)  # the converter would import it, start-up lines and all
     from kerastl.lab.comparison import compare_backbones
 
+    size = arguments.image_size
     comparison = compare_backbones(
         arguments.names,
-        _shape(arguments.image_size),
+        size if isinstance(size, int) else (*size, 3),
         num_classes=arguments.classes,
         threads=arguments.threads,
         repeats=arguments.repeats,
@@ -30,12 +31,6 @@ def run(arguments) -> int:
     return 0
 
 
-def _shape(image_size) -> int | tuple[int, int, int]:
-    if image_size is None:
-        return 224
-    return image_size if isinstance(image_size, int) else (*image_size, 3)
-
-
 def _write(comparison, arguments) -> None:
     from kerastl.evaluation.plots import plot_comparison
 
@@ -45,12 +40,8 @@ def _write(comparison, arguments) -> None:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        content = {
-            "input_shape": comparison.input_shape,
-            "num_classes": comparison.num_classes,
-            "rows": rows,
-            "versions": report.software_versions("ai-edge-litert"),
-        }
-        report.write_json(place / "comparison.json", content)
+        content = {"input_shape": comparison.input_shape, "num_classes": comparison.num_classes, "rows": rows}
+        versions = report.software_versions("ai-edge-litert")
+        report.write_json(place / "comparison.json", {**content, "versions": versions})
         if any(row.latency for row in comparison.rows):
             plot_comparison(comparison, threads=comparison.threads[0]).savefig(place / "comparison.png", dpi=150)

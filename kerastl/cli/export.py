@@ -2,13 +2,12 @@
 
 import hashlib
 import sys
-import warnings
 
 from kerastl.checks import received
 from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, report_beside, resize_beside
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
-from kerastl.errors import ArgumentError, GateError, KerastlWarning
+from kerastl.errors import ArgumentError, GateError, warn
 from kerastl.evaluation.probabilities import input_size
 from kerastl.files import check_output_folder
 
@@ -29,7 +28,8 @@ def run(arguments) -> int:
     names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
     report = report_beside(file)
     model = load_model(file)
-    splits = None if arguments.data is None else _load_splits(arguments, model, report, resize_beside(file))
+    size, resize = arguments.image_size or _size_from(report, model), resize_beside(file)
+    splits = None if arguments.data is None else _load_splits(arguments.data, size, resize, model, report)
     try:
         written = export_model(
             model,
@@ -40,8 +40,8 @@ def run(arguments) -> int:
             held_out=None if splits is None else _held_out(splits),
             labels=list(splits.class_names) if names is None and splits is not None else names,
             pixels=arguments.pixels,
-            resize=resize_beside(file),
-            image_size=arguments.image_size or _size_from(report, model),
+            resize=resize,
+            image_size=size,
             accuracy_loss=arguments.accuracy_loss,
             agreement=arguments.agreement,
             details=_details(report, splits),
@@ -54,22 +54,20 @@ def run(arguments) -> int:
     return 0
 
 
-def _load_splits(arguments, model, report: dict, resize: str):
+def _load_splits(source: str, size, resize: str, model, report: dict):
     """Load images, split as they were in training, so that none of the held-out ones was trained on."""
     from kerastl.data.folders import load_images
 
     trained = report.get("arguments") or {}
     name = (report.get("data") or {}).get("name")
     if not trained:
-        warnings.warn(
+        warn(
             "There is no report.json of a training run beside the model, so nobody knows what it was trained on: the "
-            "held-out images may be among its training images, which flatters every accuracy.",
-            KerastlWarning,
-            stacklevel=2,
+            "held-out images may be among its training images, which flatters every accuracy."
         )
     splits = load_images(
-        arguments.data,
-        image_size=arguments.image_size or _size_from(report, model) or input_size(model),
+        source,
+        image_size=size or input_size(model),
         validation=trained.get("validation"),
         test=trained.get("test"),
         seed=trained.get("seed") or 0,
@@ -77,9 +75,7 @@ def _load_splits(arguments, model, report: dict, resize: str):
         skip_unreadable=bool(trained.get("skip_unreadable")),
     )
     if name is not None and name != splits.name:
-        warnings.warn(
-            f"The model was trained on {name}, and is compared on {splits.name}.", KerastlWarning, stacklevel=2
-        )
+        warn(f"The model was trained on {name}, and is compared on {splits.name}.")
     return splits
 
 
@@ -106,11 +102,7 @@ def _details(report: dict, splits) -> dict:
     details["metrics"] = {key: report[key] for key in kept if key in report} or None
     if splits is not None:
         details["data"] = {"name": splits.name, "licence": splits.licence, "class_counts": splits.class_counts}
-        details["split"] = _split_of(splits)
+        parts = {part: find_source(getattr(splits, part)).identity for part in splits.split_sizes}
+        together = hashlib.sha256("\n".join(f"{part} {one}" for part, one in parts.items()).encode()).hexdigest()
+        details["split"] = {"seed": splits.seed, "sizes": splits.split_sizes, "hash": together, "parts": parts}
     return details
-
-
-def _split_of(splits) -> dict:
-    identities = {part: find_source(getattr(splits, part)).identity for part in splits.split_sizes}
-    together = hashlib.sha256("\n".join(f"{part} {one}" for part, one in identities.items()).encode()).hexdigest()
-    return {"seed": splits.seed, "sizes": splits.split_sizes, "hash": together, "parts": identities}

@@ -22,13 +22,10 @@ def find_model(path: str) -> Path:
     if not file.is_file():
         beside = [one.name for one in file.parent.glob("*.keras")] if file.parent.is_dir() else []
         raise ModelError(f"There is no model there.{nearest(file.name, beside)} {received(model=path)}")
-    is_archive = zipfile.is_zipfile(file)
-    members = zipfile.ZipFile(file).namelist() if is_archive else []
+    members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
     if file.suffix != ".keras" or "config.json" not in members:
-        raise ModelError(
-            "Expected a .keras file, as `model.save('model.keras')` writes it, whole and with that ending. "
-            f"{received(model=path)}"
-        )
+        expected = "Expected a .keras file, as `model.save('model.keras')` writes it, whole and with that ending."
+        raise ModelError(f"{expected} {received(model=path)}")
     return file
 
 
@@ -56,9 +53,8 @@ def read_labels(file: str | Path) -> list[str]:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"Can't read the class names from {file}: {reason}. Expected a text file, one name a line."
-        ) from None
+        said = f"Can't read the class names from {file}: {reason}. Expected a text file, one name a line."
+        raise DataError(said) from None
     return [line.strip() for line in lines if line.strip()]
 
 

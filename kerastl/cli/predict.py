@@ -15,21 +15,14 @@ def run(arguments) -> int:
     paths = [path for given in arguments.images for path in image_paths(given)]
     options = {"views": arguments.views, "batch_size": arguments.batch_size, "top": arguments.top}
     if file is None:
-        predictions = _predict_with_bundle(arguments, paths, options)
+        if arguments.labels:
+            raise ArgumentError(
+                f"A bundle brings its own labels: leave --labels out. {received(labels=arguments.labels)}"
+            )
+        predictions = load_bundle(arguments.model).predict(paths, resize=arguments.resize, **options)
     else:
-        predictions = _predict_with_model(arguments, file, paths, options)
+        names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
+        resize = arguments.resize or resize_beside(file)
+        predictions = predict(load_model(file), paths, class_names=names, resize=resize, **options)
     print(json.dumps(predictions.to_rows(), indent=2, ensure_ascii=False) if arguments.json else predictions)
     return 0
-
-
-def _predict_with_bundle(arguments, paths, options):
-    if arguments.labels:
-        raise ArgumentError(f"A bundle brings its own labels: leave --labels out. {received(labels=arguments.labels)}")
-    return load_bundle(arguments.model).predict(paths, resize=arguments.resize, **options)
-
-
-def _predict_with_model(arguments, file, paths, options):
-    names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
-    return predict(
-        load_model(file), paths, class_names=names, resize=arguments.resize or resize_beside(file), **options
-    )

@@ -19,14 +19,12 @@ def quiet_session(verbose: bool = False):
         verbose: let everything through.
     """
     with warnings.catch_warnings():
-        if verbose:
-            import_quietly("keras", verbose=True)
-        else:
+        if not verbose:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             warnings.simplefilter("ignore")
             for name in ("absl", "tensorflow"):
                 logging.getLogger(name).setLevel(logging.ERROR)
-            import_quietly("keras")
+        import_quietly("keras", verbose=verbose)
         warnings.simplefilter("always", KerastlWarning)
         warnings.showwarning = _one_line_each(warnings.showwarning)
         yield
@@ -38,24 +36,21 @@ def import_quietly(name: str, *, verbose: bool = False) -> None:
     TensorFlow 2.21 writes some lines before it reads `TF_CPP_MIN_LOG_LEVEL`, and from C++: nothing but the file
     descriptor itself holds them back.
     """
-    if verbose or name in sys.modules:
+    kept = None
+    if not verbose and name not in sys.modules:
+        with contextlib.suppress(OSError):  # there is no standard error, so there is nothing to keep clean
+            kept = os.dup(2)
+    if kept is None:
         importlib.import_module(name)
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            kept = os.dup(2)
-        except OSError:  # there is no standard error, so there is nothing to keep clean
-            importlib.import_module(name)
-            return
-        caught = stack.enter_context(tempfile.TemporaryFile())
+    with tempfile.TemporaryFile() as caught:
         sys.stderr.flush()
         os.dup2(caught.fileno(), 2)
         try:
             importlib.import_module(name)
         except BaseException:
-            os.dup2(kept, 2)
             caught.seek(0)
-            os.write(2, caught.read())
+            os.write(kept, caught.read())
             raise
         finally:
             os.dup2(kept, 2)

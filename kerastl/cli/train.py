@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import shlex
 import signal
 import sys
@@ -50,6 +51,11 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.epochs += 1
 
+    def note_and_raise(self, number, frame):
+        """Note Ctrl-C besides raising `KeyboardInterrupt`, which can get lost on its way."""
+        self.interrupted = True
+        signal.default_int_handler(number, frame)
+
 
 @dataclasses.dataclass
 class _Job:
@@ -71,7 +77,7 @@ def run(arguments) -> int:
     job = _Job(arguments, folder, time.perf_counter())
     _prepare(job)
     try:
-        with _remembering_interruptions(job.watch):
+        with _handling_interruptions(job.watch.note_and_raise):
             result = _train(job)
             summary = _judge_and_write(job, result)
     except BaseException as error:
@@ -103,11 +109,9 @@ def _check(arguments) -> None:
     size = arguments.image_size or row.native_size
     arguments.image_size = (size, size) if isinstance(size, int) else tuple(size)
     backbones.check_input_shape(row, (*arguments.image_size, 3))
-    check_count("--head-epochs", arguments.head_epochs)
-    check_count("--fine-tune-epochs", arguments.fine_tune_epochs, smallest=0)
-    check_count("--patience", arguments.patience)
-    check_count("--views", arguments.views)
-    check_count("--batch-size", arguments.batch_size)
+    for name in ("head-epochs", "fine-tune-epochs", "patience", "views", "batch-size"):
+        smallest = 0 if name == "fine-tune-epochs" else 1
+        check_count(f"--{name}", getattr(arguments, name.replace("-", "_")), smallest=smallest)
     check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
     check_rate("--head-learning-rate", arguments.head_learning_rate)
@@ -122,16 +126,8 @@ def _prepare(job: _Job) -> None:
     import_quietly("tensorflow", verbose=arguments.verbose)  # load_images would import it, start-up lines and all
     from kerastl.data.folders import load_images
 
-    job.splits = load_images(
-        arguments.source,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        validation=arguments.validation,
-        test=arguments.test,
-        seed=arguments.seed,
-        resize=arguments.resize,
-        skip_unreadable=arguments.skip_unreadable,
-    )
+    names = ("image_size", "batch_size", "validation", "test", "seed", "resize", "skip_unreadable")
+    job.splits = load_images(arguments.source, **_chosen(arguments, names))
     if job.splits.validation is None:
         raise DataError(
             "Training keeps the weights that do best on validation images, and there are none. Set --validation."
@@ -142,35 +138,31 @@ def _prepare(job: _Job) -> None:
         len(job.splits.class_names),
         input_shape=(*arguments.image_size, 3),
         weights=None if arguments.weights.lower() == "none" else arguments.weights,
-        hidden_units=arguments.hidden_units,
-        dropout=arguments.dropout,
+        **_chosen(arguments, ("hidden_units", "dropout")),
         augmentation=None if arguments.augmentation == "none" else arguments.augmentation,
     )
     files.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
 
 
+def _chosen(arguments, names) -> dict:
+    return {name: getattr(arguments, name) for name in names}
+
+
 def _train(job: _Job) -> TransferResult:
     arguments = job.arguments
+    phases = ("head_epochs", "fine_tune_epochs", "head_learning_rate", "patience", "views", "seed")
+    unfrozen = ("last_blocks", "last_layers", "from_layer", "fraction")
     return transfer_learn(
         job.model,
         job.splits.train,
         job.splits.validation,
-        head_epochs=arguments.head_epochs,
-        fine_tune_epochs=arguments.fine_tune_epochs,
-        head_learning_rate=arguments.head_learning_rate,
+        **_chosen(arguments, phases + unfrozen),
         learning_rate=_fine_tuning_rate(job),
-        last_blocks=arguments.last_blocks,
-        last_layers=arguments.last_layers,
-        from_layer=arguments.from_layer,
-        fraction=arguments.fraction,
-        patience=arguments.patience,
         callbacks=[job.watch],
         class_weight=None if arguments.class_weight == "none" else arguments.class_weight,
         cache=False if arguments.cache == "none" else arguments.cache,
-        views=arguments.views,
         # A bar redraws itself; in a file or a pipe a line for each epoch is better
         verbose=1 if sys.stdout.isatty() else 2,
-        seed=arguments.seed,
     )
 
 
@@ -178,14 +170,15 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
     """Judge on the test images, write the run folder, and return the report."""
     arguments, splits = job.arguments, job.splits
     part = "test" if splits.test is not None else "validation"
+    judge = functools.partial(measures.evaluate, job.model, getattr(splits, part), splits.class_names)
     started = time.perf_counter()
-    evaluation = measures.evaluate(job.model, getattr(splits, part), splits.class_names)
-    head_accuracy = _head_accuracy(job, result, part, evaluation)
-    averaged = None
+    evaluation, averaged = judge(), None
+    head_accuracy = evaluation.accuracy
+    if result.best_phase == "fine_tune":
+        with result.head_alone():
+            head_accuracy = judge(mistakes=0).accuracy
     if arguments.test_views > 1:
-        averaged = measures.evaluate(
-            job.model, getattr(splits, part), splits.class_names, views=arguments.test_views, mistakes=0
-        )
+        averaged = judge(views=arguments.test_views, mistakes=0)
     now = time.perf_counter()
     summary = report.describe_run(
         job.model,
@@ -201,23 +194,9 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
         command=f"python -m kerastl {shlex.join(arguments.command_line)}",
         seconds={"evaluation": now - started, "total": now - job.started},
     )
-    report.write_run(
-        job.folder,
-        model=job.model,
-        report=summary,
-        result=result,
-        evaluation=evaluation,
-        overwrite=arguments.overwrite,
-    )
+    outcome = {"model": job.model, "report": summary, "result": result, "evaluation": evaluation}
+    report.write_run(job.folder, **outcome, overwrite=arguments.overwrite)
     return summary
-
-
-def _head_accuracy(job: _Job, result: TransferResult, part: str, evaluation) -> float:
-    """Return the accuracy with the best weights of the head phase alone; the model is left as it was."""
-    if result.best_phase != "fine_tune":
-        return evaluation.accuracy
-    with result.head_alone():
-        return measures.evaluate(job.model, getattr(job.splits, part), job.splits.class_names, mistakes=0).accuracy
 
 
 def _fine_tuning_rate(job: _Job):
@@ -240,31 +219,14 @@ def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
         return None
     word = "interrupted" if interrupted else "rescued"
     details = report.describe_input(job.model, job.splits, job.arguments.backbone)
-    with _no_interruption():
+    with _handling_interruptions(signal.SIG_IGN):  # a second Ctrl-C doesn't stop the saving
         for place in (job.folder, Path(tempfile.gettempdir(), f"kerastl-{job.folder.name}")):
             with contextlib.suppress(OutputError):
+                folder = files.free_folder_beside(place, word)
                 return report.write_partial_run(
-                    files.free_folder_beside(place, word),
-                    model=job.model,
-                    class_names=job.splits.class_names,
-                    details=details,
+                    folder, model=job.model, class_names=job.splits.class_names, details=details
                 )
     return None
-
-
-def _remembering_interruptions(watch: _Watch):
-    """Note Ctrl-C besides raising `KeyboardInterrupt`, which can get lost on its way."""
-
-    def note_and_raise(number, frame):
-        watch.interrupted = True
-        signal.default_int_handler(number, frame)
-
-    return _handling_interruptions(note_and_raise)
-
-
-def _no_interruption():
-    """Ignore a second Ctrl-C until what was best so far is saved."""
-    return _handling_interruptions(signal.SIG_IGN)
 
 
 @contextlib.contextmanager
