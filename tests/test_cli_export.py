@@ -12,7 +12,7 @@ from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.features import litert
 from tests import models
-from tests.test_cli import write_photos
+from tests.commands import write_photos
 
 pytestmark = [
     pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the exporters are TensorFlow's"),
@@ -31,17 +31,8 @@ def run(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "build_classifier", lambda *_, **__: models.nested(32, 3, blocks=1, width=4))
-        options = [
-            "--image-size",
-            "32",
-            "--head-epochs",
-            "6",
-            "--fine-tune-epochs",
-            "0",
-            "--head-learning-rate",
-            "0.05",
-        ]
-        options += ["--seed", "5", "--test", "0.25", "--backbone", "mobilenet", "--resize", "crop", "--dropout", "0"]
+        options = "--image-size 32 --head-epochs 6 --fine-tune-epochs 0 --head-learning-rate 0.05 --seed 5 --test 0.25"
+        options = [*options.split(), "--backbone", "mobilenet", "--resize", "crop", "--dropout", "0"]
         assert main(["train", str(photos), "--out", str(out), *options]) == 0
     return out
 

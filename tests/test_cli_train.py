@@ -1,0 +1,356 @@
+"""`train`, from the command line."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kerastl.cli import main
+from kerastl.cli import train as train_command
+from kerastl.cli.parser import build_parser
+from kerastl.errors import OutputError
+from kerastl.evaluation import measures, report
+from tests import models
+from tests.commands import fails, only_line, write_photos
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ["--backbone", "mobilenet", "--weights", "none", "--image-size", "32", "--head-epochs", "1"]
+TINY = ["--image-size", "32", "--head-epochs", "2", "--fine-tune-epochs", "1", "--last-blocks", "1", "--dropout", "0"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", ["amber", "blue", "crimson"])
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A run folder that `train` made of a real network."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["train", str(photos), "--out", str(out), *TRAIN, "--fine-tune-epochs", "1", "--seed", "3"]) == 0
+    return out
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """Let `train` build a network of a few layers instead of a real one."""
+
+    def build(backbone, classes, **_):
+        return models.nested(32, classes, blocks=1, width=4)
+
+    monkeypatch.setattr(train_command, "build_classifier", build)
+
+
+def test_train_writes_a_whole_run(trained):
+    assert sorted(path.name for path in trained.iterdir()) == sorted(report.RUN_FILES)
+    found = json.loads((trained / "report.json").read_text())
+    assert found["complete"] is True
+    assert found["backbone"] == "mobilenet"
+    assert found["class_names"] == ["amber", "blue", "crimson"]
+    assert found["split_sizes"]["train"] > found["split_sizes"]["test"] == found["count"] > 0
+    assert sum(found["split_sizes"].values()) == 48
+    assert found["seed"] == 3
+    assert found["weights"]["source"] == "random"
+    assert found["learning_rates"]["fine_tune"] == pytest.approx(1e-4)
+    assert found["arguments"]["head_epochs"] == 1
+    assert found["command"].startswith("python -m kerastl train ")
+    assert set(found["seconds"]) >= {"head", "fine_tune", "evaluation", "total"}
+    assert found["best_phase"] in ("start", "head", "fine_tune")
+    assert 0 <= found["head_test_accuracy"] <= 1
+    assert found["mistakes"] == [] or found["mistakes"][0]["name"].endswith(".png")
+    assert len((trained / "history.csv").read_text().splitlines()) == 3
+
+
+def test_train_prints_what_it_does_and_replaces_an_earlier_run(photos, tmp_path, tiny_network, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "model.keras").write_text("old")
+    options = [*TINY, "--class-weight", "balanced", "--overwrite"]
+    assert main(["train", str(photos), "--out", str(out), *options]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for text in ("48 images, 3 classes", "Training the head, 2 epochs at most", "Fine-tuning, 1 epoch at most"):
+        assert text in captured.out
+    end = captured.out[captured.out.index("result ") :]
+    assert re.search(r"test, \d+ images .* 0\.\d{3} ± 0\.\d{3}|test, \d+ images .* 1\.000 ± 0\.000", end)
+    assert "always predicting" in end
+    assert "weights of epoch" in end
+    assert f"Run folder: {out}" in end
+    assert keras.models.load_model(out / "model.keras").name == "nested"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_head_phase_is_judged_with_its_own_weights(photos, tmp_path, tiny_network, monkeypatch):
+    seen = []
+    original = measures.evaluate
+
+    def watched(model, *arguments, **options):
+        seen.append([np.array(weight) for weight in model.weights])
+        return original(model, *arguments, **options)
+
+    def fine_tuning_wins(model, *arguments, **options):
+        result = train_command_transfer_learn(model, *arguments, **options)
+        result.best_phase, result.best_epoch = "fine_tune", 1
+        return result
+
+    train_command_transfer_learn = train_command.transfer_learn
+    monkeypatch.setattr(train_command, "transfer_learn", fine_tuning_wins)
+    monkeypatch.setattr(measures, "evaluate", watched)
+    out = tmp_path / "run"
+    assert main(["train", str(photos), "--out", str(out), *TINY, "--learning-rate", "0.05", "--patience", "9"]) == 0
+    final, head = seen
+    assert any(not np.array_equal(one, other) for one, other in zip(final, head, strict=True))
+    saved = keras.models.load_model(out / "model.keras").get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(sorted_flat(final), sorted_flat(saved), strict=True))
+
+
+def test_the_rate_of_fine_tuning_decays_to_0_over_the_phase(photos, tmp_path, tiny_network, monkeypatch):
+    asked = {}
+
+    def watched(model, data, validation, **options):
+        asked.update(options, batches=int(data.cardinality()))
+        return transfer_learn(model, data, validation, **options)
+
+    transfer_learn = train_command.transfer_learn
+    monkeypatch.setattr(train_command, "transfer_learn", watched)
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY, "--learning-rate", "0.05"]) == 0
+    rate = [float(asked["learning_rate"](step)) for step in range(asked["batches"] + 1)]
+    assert rate[0] == pytest.approx(0.05)
+    assert rate == sorted(rate, reverse=True)
+    assert rate[-1] == pytest.approx(0, abs=1e-8)
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["learning_rates"]["fine_tune"] == pytest.approx(0.05)
+    assert "cosine decay" in found["learning_rates"]["fine_tune_schedule"]
+
+
+def sorted_flat(weights):
+    return sorted((weight.ravel() for weight in weights), key=lambda values: (len(values), *values[:3]))
+
+
+def test_the_output_folder_is_checked_before_anything_slow(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "--overwrite" in fails(capsys, "train", "no_such_folder", "--out", tmp_path)
+    assert "notes.txt" in fails(capsys, "train", "no_such_folder", "--out", tmp_path, "--overwrite")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--backbone", "mobilnet_v2"], "Did you mean 'mobilenet_v2'"),
+        (["--backbone", "xception", "--image-size", "64"], "71"),
+        (["--image-size", "large"], "expected pixels such as 224"),
+        (["--head-epochs", "0"], "--head-epochs"),
+        (["--dropout", "1.5"], "--dropout"),
+        (["--learning-rate", "-1"], "--learning-rate"),
+        (["--seed", "-1"], "--seed"),
+        (["--last-blocks", "1", "--fraction", "0.5"], "not allowed with"),
+        (["--resize", "stretch"], "invalid choice"),
+        (["--colour"], "unrecognized arguments"),
+    ],
+)
+def test_options_are_checked_before_the_images_are_read(tmp_path, capsys, options, said):
+    assert said in fails(capsys, "train", "no_such_folder", "--out", tmp_path / "run", *options)
+
+
+def test_bad_images_end_in_one_line(tmp_path, capsys):
+    out = ["--out", tmp_path / "run", *TINY]
+    assert "no_such_folder" in fails(capsys, "train", tmp_path / "no_such_folder", *out)
+    (tmp_path / "empty").mkdir()
+    fails(capsys, "train", tmp_path / "empty", *out)
+    write_photos(tmp_path / "one", ["only"], count=4)
+    fails(capsys, "train", tmp_path / "one", *out)
+    write_photos(tmp_path / "broken", ["a", "b"], count=12)
+    (tmp_path / "broken" / "a" / "note.png").write_text("not an image")
+    assert "note.png" in fails(capsys, "train", tmp_path / "broken", *out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings_of_this_package_are_one_line_and_others_none(tmp_path, tiny_network, capsys):
+    write_photos(tmp_path / "few", ["many", "few"], count=16)
+    for path in list((tmp_path / "few" / "few").iterdir())[8:]:
+        path.unlink()
+    assert main(["train", str(tmp_path / "few"), "--out", str(tmp_path / "run"), *TINY]) == 0
+    line = only_line(capsys)
+    assert line.startswith("warning: ")
+    assert "few (8)" in line
+
+
+def test_nan_in_the_loss_is_told_and_the_rest_is_written(photos, tmp_path, tiny_network, capsys):
+    out = tmp_path / "run"
+    assert main(["train", str(photos), "--out", str(out), *TINY, "--head-learning-rate", "1e30"]) == 0
+    assert "warning: The loss became NaN" in capsys.readouterr().err
+    found = json.loads((out / "report.json").read_text())
+    assert any("batch" in (phase["diverged"] or "") for phase in found["phases"].values())
+    assert all(np.isfinite(weight).all() for weight in keras.models.load_model(out / "model.keras").get_weights())
+
+
+# Ctrl-C and a full disk
+
+
+def interrupt_after(monkeypatch, epochs):
+    original = train_command._Watch.on_epoch_end
+
+    def interrupted(self, epoch, logs=None):
+        original(self, epoch, logs)
+        if self.epochs >= epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command._Watch, "on_epoch_end", interrupted)
+
+
+def test_what_was_best_is_saved_on_an_interruption(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    interrupt_after(monkeypatch, 2)
+    out = tmp_path / "run"
+    assert main(["train", str(photos), "--out", str(out), *TINY]) == 130
+    assert only_line(capsys) == f"Interrupted: the best model so far is in {out}."
+    assert sorted(path.name for path in out.iterdir()) == ["labels.txt", "model.keras", "report.json"]
+    assert main(["predict", str(out), str(photos / "amber")]) == 0
+    assert "amber" in capsys.readouterr().out
+
+
+def test_an_interruption_that_gets_lost_is_noticed_all_the_same(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def swallow(self, epoch, logs=None):
+        if epoch == 1:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_command._Watch, "on_epoch_begin", swallow)
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["train", str(photos), "--out", str(out), *TINY]) == 130
+    assert only_line(capsys) == f"Interrupted: the best model so far is in {out}."
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interruption_leaves_an_earlier_run_alone(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    interrupt_after(monkeypatch, 1)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "model.keras").write_text("old")
+    assert main(["train", str(photos), "--out", str(out), *TINY, "--overwrite"]) == 130
+    assert "run-interrupted" in only_line(capsys)
+    assert (out / "model.keras").read_text() == "old"
+    assert (tmp_path / "run-interrupted" / "labels.txt").read_text() == "amber\nblue\ncrimson\n"
+
+
+def test_an_interruption_before_the_first_epoch_ends_writes_nothing(
+    photos, tmp_path, tiny_network, monkeypatch, capsys
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command._Watch, "on_train_begin", interrupted)
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY]) == 130
+    assert "nothing was written" in only_line(capsys)
+    monkeypatch.setattr(train_command, "_prepare", interrupted)
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY]) == 130
+    assert "nothing was written" in only_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_at_the_end_doesn_t_lose_the_model(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OutputError("Can't write the run: no space left on the disk.")
+
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    monkeypatch.setattr(train_command.tempfile, "gettempdir", lambda: str(place))
+    monkeypatch.setattr(report, "write_run", full)
+    original = report.write_partial_run
+    monkeypatch.setattr(
+        report,
+        "write_partial_run",
+        lambda folder, **rest: full() if place not in folder.parents else original(folder, **rest),
+    )
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY]) == 2
+    saved, error = capsys.readouterr().err.strip().splitlines()
+    assert saved == f"The best model so far was saved in {place / 'kerastl-run'}."
+    assert error.startswith("error: Can't write the run")
+    assert (place / "kerastl-run" / "model.keras").is_file()
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_space_is_told_before_training(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    assert "Not enough space" in fails(capsys, "train", photos, "--out", tmp_path / "run", *TINY)
+
+
+def test_a_bug_keeps_its_traceback_and_the_model_its_weights(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(report, "describe_run", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY])
+    assert "saved in" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model.keras").is_file()
+
+
+def test_a_signal_in_the_middle_of_training_saves_the_best(photos, tmp_path):
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    options = ["--backbone", "mobilenet", "--weights", "none", "--image-size", "32", "--head-epochs", "500"]
+    command = [sys.executable, "-m", "kerastl", "train", str(photos), "--out", str(out), *options, "--patience", "500"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("Epoch 3/"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.strip() == f"Interrupted: the best model so far is in {out}."
+    assert keras.models.load_model(out / "model.keras").output_shape == (None, 3)
+    assert (out / "labels.txt").read_text().splitlines() == ["amber", "blue", "crimson"]
+
+
+def test_the_model_loads_and_predicts_the_same_without_this_package(trained, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("uint8")
+    here = keras.models.load_model(trained / "model.keras").predict(images, verbose=0)
+    np.savez(tmp_path / "here.npz", images=images, answers=here)
+    code = """
+import sys
+sys.modules["kerastl"] = None  # importing it raises ImportError from now on
+import keras, numpy
+try:
+    import kerastl
+except ImportError:
+    pass
+else:
+    raise SystemExit("kerastl could be imported")
+saved = numpy.load("here.npz")
+answers = keras.models.load_model(sys.argv[1]).predict(saved["images"], verbose=0)
+numpy.testing.assert_allclose(answers, saved["answers"], rtol=1e-5, atol=1e-6)
+print("the same")
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(trained / "model.keras")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "the same", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "filled"),
+    [
+        (["elpv", "--augmentation", "flips"], ("flips", 4, 4)),
+        (["photos", "--augmentation", "flips", "--cache", "none"], ("flips", 1, 4)),
+        (["photos"], ("none", 1, 1)),
+        (["photos", "--augmentation", "flips", "--test-views", "1"], ("flips", 4, 1)),
+        (["photos", "--augmentation", "light", "--views", "3"], ("light", 3, 1)),
+    ],
+)
+def test_what_is_not_said_of_views_follows_from_the_images_and_their_augmentation(said, filled):
+    arguments = build_parser().parse_args(["train", *said, "--out", "runs/x"])
+    train_command._fill_in(arguments)
+    assert (arguments.augmentation, arguments.views, arguments.test_views) == filled
