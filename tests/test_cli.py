@@ -39,9 +39,9 @@ def small(tmp_path_factory):
     x = keras.layers.Conv2D(4, 3, trainable=False)(keras.layers.Rescaling(1 / 255)(inputs))
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
-    names = ["amber", "blue", "crimson"]
+    details = {"class_names": ["amber", "blue", "crimson"], "resize": "squash"}
     folder = tmp_path_factory.mktemp("runs") / "small"
-    return report.write_partial_run(folder, model=model, class_names=names, details={"resize": "squash"})
+    return report.write_partial_run(folder, model=model, details=details)
 
 
 # predict

@@ -232,7 +232,7 @@ def test_an_earlier_run_is_replaced_only_when_asked(run, tmp_path):
 
 def test_a_partial_run_can_be_predicted_with(colours, splits, tmp_path):
     details = report.describe_input(colours, splits, "tiny")
-    place = report.write_partial_run(tmp_path / "run", model=colours, class_names=splits.class_names, details=details)
+    place = report.write_partial_run(tmp_path / "run", model=colours, details=details)
     assert sorted(path.name for path in place.iterdir()) == ["labels.txt", "model.keras", "report.json"]
     found = strict((place / "report.json").read_text())
     assert (found["complete"], found["resize"], found["class_names"]) == (False, "crop", NAMES)

@@ -223,9 +223,7 @@ def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
         for place in (job.folder, Path(tempfile.gettempdir(), f"kerastl-{job.folder.name}")):
             with contextlib.suppress(OutputError):
                 folder = files.free_folder_beside(place, word)
-                return report.write_partial_run(
-                    folder, model=job.model, class_names=job.splits.class_names, details=details
-                )
+                return report.write_partial_run(folder, model=job.model, details=details)
     return None
 
 

@@ -40,8 +40,7 @@ def grad_cam(
         model: a classifier, Functional or Sequential, with one input; of several outputs the main one, the first, counts.
         images: what the model takes, `(batch, height, width, channels)`, or one image; RGB 0–255 for a classifier of this
             package.
-        class_index: the class to speak for, one for all images or one for each, `(batch,)`. Default: the class that the
-            model finds most probable for each image.
+        class_index: the class to speak for, one for all images or one for each, `(batch,)`. Default: the most probable.
         layer: name of a layer with height and width that leads to the main output, as in `feature_maps`. Default: the
             last one before global pooling or flattening (and before local pooling that ends a backbone, as in VGG).
         batch_size: images that run at once.
@@ -52,8 +51,8 @@ def grad_cam(
 
     Raises:
         BackendError: a backend other than TensorFlow and JAX.
-        ModelError: no such layer (the nearest names are given), no layer with height and width, a subclassed model, a
-            model with several inputs, one that is no classifier, or whose outputs are NaN.
+        ModelError: no such layer, or none with height and width; a subclassed model, one with several inputs, one that is
+            no classifier, or whose outputs are NaN.
         ArgumentError: a class that there isn't.
         DataError: images that the model doesn't take.
     """
@@ -67,7 +66,7 @@ def grad_cam(
     parts = []
     for number, known in enumerate(input_batches(flat, images, batch_size)):
         chosen = None if classes is None else classes[number * batch_size :][:batch_size]
-        parts.append(_coarse_maps(flat, known, place, (end, before_activation), chosen))
+        parts.append(_coarse_maps(flat, known, place, end, before_activation, chosen))
     return _enlarge(np.concatenate(parts), images.shape[1:3])
 
 
@@ -78,13 +77,6 @@ def _score_place(model, flat) -> tuple:
     if all(one is not node for one in graph.nodes_in_order(flat)):  # it lies in a model that can't be opened up
         return keras_internals.node_of(output), False
     return node, outputs.output_kind(model) in ("softmax", "sigmoid")
-
-
-def _scores(flat, known, node, before_activation):
-    """Return the class scores, `(batch, classes)`; one unit `s` becomes two columns, `-s` and `s`."""
-    values = read(flat, known, node, before_activation=before_activation)
-    values = keras.ops.cast(keras.ops.reshape(values, (values.shape[0], -1)), "float32")
-    return keras.ops.concatenate([-values, values], axis=1) if values.shape[1] == 1 else values
 
 
 def _classes(model, class_index, count: int) -> np.ndarray | None:
@@ -133,7 +125,7 @@ def _has_places(tensor) -> bool:
     return graph.has_grid(tensor) and tuple(sides) != (1, 1)
 
 
-def _coarse_maps(flat, known, place, score, classes) -> np.ndarray:
+def _coarse_maps(flat, known, place, end, before_activation, classes) -> np.ndarray:
     """Return the maps at the layer's own size, `(batch, rows, columns)`, at least zero."""
     tensor = place.outputs[0]
     features = keras.ops.cast(read(flat, known, place), "float32")
@@ -141,7 +133,10 @@ def _coarse_maps(flat, known, place, score, classes) -> np.ndarray:
 
     def chosen_scores():
         features = keras.ops.cast(keras.ops.convert_to_tensor(variable), tensor.dtype)
-        scores = _scores(flat, {**known, id(tensor): features}, *score)
+        values = read(flat, {**known, id(tensor): features}, end, before_activation=before_activation)
+        scores = keras.ops.cast(keras.ops.reshape(values, (values.shape[0], -1)), "float32")
+        if scores.shape[1] == 1:  # of one unit: for class 0 and for class 1
+            scores = keras.ops.concatenate([-scores, scores], axis=1)
         chosen = keras.ops.argmax(scores, axis=1) if classes is None else classes
         # Images don't see each other in inference mode, so the gradient of the sum holds each image's own
         return keras.ops.sum(keras.ops.take_along_axis(scores, chosen[:, None], axis=1))
@@ -167,13 +162,10 @@ def _enlarge(heat: np.ndarray, size) -> np.ndarray:
 
 
 def find_node(model: keras.Model, flat: keras.Model, name: str):
-    """Return the node of the flat graph that a layer's output comes from; of a shared layer the last one.
+    """Return the node of the flat graph (of `flatten_model`) that a layer's output comes from; of a shared layer the last.
 
-    Args:
-        model: as the user has it.
-        flat: of `flatten_model`.
-        name: of a layer, an operation or a nested model; with the names of the nested models in front
-            (`"backbone/conv1"`) where several layers are called the same.
+    `name` is of a layer, an operation or a nested model; with the names of the nested models in front
+    (`"backbone/conv1"`) where several layers are called the same.
 
     Raises:
         ModelError: no layer of that name, several, or one that the graph doesn't show.
@@ -190,10 +182,7 @@ def find_node(model: keras.Model, flat: keras.Model, name: str):
 
 
 def operations_of(model: keras.Model) -> dict:
-    """Return `{path: layer, operation or nested model}` of all that is below a model, inputs left out.
-
-    The path has the names of the nested models in front.
-    """
+    """Return `{path: layer, operation or nested model}` below a model, the names of nested models in the path's front."""
     found = {}
     for one in graph.functional_of(model).operations if graph.is_walkable(model) else model.layers:
         if not isinstance(one, keras.layers.InputLayer):
@@ -239,20 +228,13 @@ def image_batch(model: keras.Model, flat: keras.Model, images) -> np.ndarray:
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.dtype.kind not in "buif" or not len(array):
         raise DataError(f"{expected} {received(shape=array.shape, dtype=str(array.dtype))}")
-    outputs.check_images(
-        model, array[:0]
-    )  # of an empty batch it checks the size alone: models of others scale differently
+    # Of an empty batch it checks the size alone: models of others scale differently
+    outputs.check_images(model, array[:0])
     return array
 
 
 def input_batches(flat: keras.Model, x, batch_size: int):
-    """Yield `{id of an input of the flat graph: its values}` for one batch after the other.
-
-    Args:
-        flat: of `flatten_model`.
-        x: an array, or a list of arrays with one for each input.
-        batch_size: of all but the last, which may be smaller.
-    """
+    """Yield `{id of an input of the flat graph: its values}` batch by batch; `x` is an array, or one for each input."""
     inputs = list(x) if isinstance(x, (list, tuple)) else [x]
     for start in range(0, len(inputs[0]), batch_size):
         part = [keras.ops.convert_to_tensor(one[start : start + batch_size]) for one in inputs]
@@ -263,11 +245,8 @@ def input_batches(flat: keras.Model, x, batch_size: int):
 def read(flat: keras.Model, known: dict, node, *, before_activation: bool = False):
     """Run the graph in inference mode, as far as needed, and return the tensor that a node gives.
 
-    Args:
-        flat: of `flatten_model`.
-        known: `{id of a KerasTensor: its value}`; nothing before them runs.
-        node: of the flat graph.
-        before_activation: return what the node's activation is given instead.
+    Nothing before the tensors of `known`, `{id of a KerasTensor: its value}`, runs. `before_activation` returns what the
+    node's activation is given instead.
     """
     operation, kind = node.operation, type(node.operation)
     is_activation = ".layers.activations." in kind.__module__ or kind.__name__.lower() in _ACTIVATION_OPERATIONS

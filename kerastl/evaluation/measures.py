@@ -119,14 +119,10 @@ class Evaluation(Printed):
 
 def score_table(per_class: list[dict], title: str | None = None) -> Table:
     """Return precision, recall, F1 and support of each class as a table; what has no meaning is a dash."""
-    rows = [
-        [
-            row["name"],
-            *("-" if row[score] is None else f"{row[score]:.3f}" for score in ("precision", "recall", "f1")),
-            str(row["support"]),
-        ]
-        for row in per_class
-    ]
+    rows = []
+    for row in per_class:
+        scores = ["-" if row[score] is None else f"{row[score]:.3f}" for score in ("precision", "recall", "f1")]
+        rows.append([row["name"], *scores, str(row["support"])])
     return Table(["class", "precision", "recall", "F1", "images"], rows, right={1, 2, 3, 4}, title=title)
 
 
@@ -168,12 +164,9 @@ def evaluate(model: keras.Model, data, class_names=None, *, views: int = 1, mist
 
 
 def most_confident_mistakes(labels, probabilities, count: int) -> np.ndarray:
-    """Return the indexes of the wrong predictions, the most confident first, at most `count`.
+    """Return the indexes of at most `count` wrong predictions, the most confident first.
 
-    Args:
-        labels: the true classes as integers, `(n,)`.
-        probabilities: what the model predicted, `(n, classes)`.
-        count: how many at most.
+    `labels` are integers, `(n,)`, `probabilities` what the model predicted, `(n, classes)`.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if not len(labels):
@@ -185,12 +178,10 @@ def most_confident_mistakes(labels, probabilities, count: int) -> np.ndarray:
 
 def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int) -> Mistakes:
     """Return the `count` most confident of the mistakes kept so far and those of one more batch."""
-    found = most_confident_mistakes(labels, probabilities, count)
-    if not len(found):
-        return kept
-    images = [*kept.images, *(np.clip(images[index], 0, 255).astype("uint8") for index in found)]
-    labels = np.concatenate([kept.labels, labels[found]])
-    probabilities = np.concatenate([kept.probabilities, probabilities[found]])
-    positions = np.concatenate([kept.positions, start + found])
+    before = len(kept.images)
+    positions = np.concatenate([kept.positions, start + np.arange(len(images))])
+    labels = np.concatenate([kept.labels, labels])
+    probabilities = np.concatenate([kept.probabilities, probabilities])
     order = most_confident_mistakes(labels, probabilities, count)
-    return Mistakes([images[index] for index in order], labels[order], probabilities[order], positions[order])
+    chosen = [kept.images[at] if at < before else np.clip(images[at - before], 0, 255).astype("uint8") for at in order]
+    return Mistakes(chosen, labels[order], probabilities[order], positions[order])

@@ -61,10 +61,9 @@ class Predictions(Printed, collections.abc.Sequence):
         if isinstance(index, slice):
             return dataclasses.replace(self, names=self.names[index], probabilities=self.probabilities[index])
         row = self.probabilities[index]
-        order = np.argsort(-row, kind="stable")
-        listed = {self.class_names[place]: float(row[place]) for place in order[: self.top]}
-        best = order[0]
-        return Prediction(self.names[index], self.class_names[best], float(row[best]), listed)
+        order = np.argsort(-row, kind="stable")[: self.top]
+        listed = {self.class_names[place]: float(row[place]) for place in order}
+        return Prediction(self.names[index], self.class_names[order[0]], float(row[order[0]]), listed)
 
     @property
     def labels(self) -> list[str]:
@@ -73,8 +72,7 @@ class Predictions(Printed, collections.abc.Sequence):
 
     def to_rows(self) -> list[dict]:
         """Return a dictionary per image (`image`, `label`, `probability`, `probabilities`), for pandas or JSON."""
-        rows = [dataclasses.asdict(one) for one in self]
-        return [{"image": row.pop("name"), **row} for row in rows]
+        return [{"image": row.pop("name"), **row} for row in map(dataclasses.asdict, self)]
 
     def _tables(self, shown_rows: int = _SHOWN_ROWS) -> list[Table]:
         shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
@@ -153,8 +151,7 @@ def predict_with(
     Args:
         run: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
             `(batch, classes)`, views averaged.
-        images, views, resize, batch_size, top: as in `predict`.
-        class_names: one for each column.
+        images, class_names, views, resize, batch_size, top: as in `predict`.
         size: `(height, width)` to resize to; `None` for no resizing.
     """
     check_choice("views", views, VIEWS)
@@ -173,11 +170,10 @@ def _size_to_use(model, image_size) -> tuple[int, int] | None:
     """Return the size to resize to; `None` for a model that takes any and a user who didn't ask for one."""
     wanted = None if image_size is None else image_files.check_image_size(image_size)
     own = input_size(model)
-    fits = wanted is None or all(side in (None, asked) for side, asked in zip(own, wanted, strict=True))
-    if not fits:
+    if wanted is None:
+        return None if None in own else own
+    if any(side not in (None, asked) for side, asked in zip(own, wanted, strict=True)):
         raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")
-    if wanted is None and None not in own:
-        return own
     return wanted
 
 
@@ -202,7 +198,14 @@ def _list_items(images) -> tuple[list, list[str]]:
     elif isinstance(images, (list, tuple)):
         items = [_checked_item(index, item) for index, item in enumerate(images)]
     else:
-        items = _images_in(images)
+        array = _as_array(images)
+        if array is None or not (array.ndim == 4 or (array.ndim == 3 and array.shape[-1] in (1, 3))):
+            raise DataError(
+                "Expected a path, a folder, a list of paths or of images, or pixels 0-255: (height, width, 3) or (batch, "
+                "height, width, 3). For a dataset with labels use `kerastl.evaluate`. "
+                f"{received(images=type(images).__name__, shape=getattr(array, 'shape', None))}"
+            )
+        items = list(array) if array.ndim == 4 else [array]
     if not items:
         raise DataError(f"There are no images to predict. {received(images=images)}")
     names = [str(item) if isinstance(item, Path) else f"image {index}" for index, item in enumerate(items)]
@@ -213,29 +216,10 @@ def _checked_item(index: int, item):
     if isinstance(item, (str, os.PathLike)):
         return Path(item)
     array = _as_array(item)
-    if array is None or array.ndim not in (2, 3):
-        raise DataError(
-            "Expected a list of paths or of images (height, width, 3). "
-            f"{received(**{f'images[{index}]': type(item).__name__ if array is None else array.shape})}"
-        )
-    return array
-
-
-def _images_in(images) -> list:
-    array = _as_array(images)
-    if array is None:
-        raise DataError(
-            "Expected a path, a folder, a list of paths, an array of pixels, or a list of arrays. For a dataset with "
-            f"labels use `kerastl.evaluate`. {received(images=type(images).__name__)}"
-        )
-    if array.ndim == 3 and array.shape[-1] in (1, 3):
-        return [array]
-    if array.ndim == 4:
-        return list(array)
-    raise DataError(
-        "Expected one image (height, width, 3) or a batch (batch, height, width, 3) of pixels 0-255. "
-        f"{received(shape=array.shape)}"
-    )
+    if array is not None and array.ndim in (2, 3):
+        return array
+    what = {f"images[{index}]": type(item).__name__ if array is None else array.shape}
+    raise DataError(f"Expected a list of paths or of images (height, width, 3). {received(**what)}")
 
 
 def _as_array(images) -> np.ndarray | None:
@@ -266,8 +250,7 @@ def _load(item, size, resize) -> np.ndarray:
         return image_files.read_image(item, size, resize)
     if item.dtype.kind == "f" and not np.isfinite(item).all():
         raise DataError("Expected pixels 0-255. Received an image that holds NaN or infinity")
-    target = size or item.shape[:2]
-    return image_files.resize_image(item, target, resize)
+    return image_files.resize_image(item, size or item.shape[:2], resize)
 
 
 def _warn_if_scaled(item, size) -> None:

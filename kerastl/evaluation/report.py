@@ -47,27 +47,30 @@ def describe_run(
 ) -> dict:
     """Return everything worth knowing of a run, as plain values that strict JSON can hold.
 
-    Args:
-        model: the trained classifier.
-        splits: the `ImageSplits` it was trained on.
-        result: the `TransferResult`.
-        evaluation: what `evaluate` returned.
-        evaluated_on: the part of the data that was evaluated on, `"test"` or `"validation"`.
-        head_accuracy: accuracy on the same images with the best weights of the head phase alone.
-        averaged: the evaluation with several views of each image averaged, reported apart.
-        backbone: its name.
-        seconds: more than the phases took, such as `{"evaluation": 7.1}`.
-        noted: what else is to be kept, as it is: `learning_rates`, `arguments` and `command` of the command line.
+    `averaged` is the evaluation with several views of each image averaged, `head_accuracy` that of the head phase alone on
+    the same images; `seconds` are more than the phases took, such as `{"evaluation": 7.1}`. What else is noted is kept as it
+    is: `learning_rates`, `arguments` and `command` of the command line.
     """
     weights = describe_weights(model)
+    on_test = evaluated_on == "test"
+    measures = ("accuracy", "standard_error", "count", "majority_baseline", "majority_class", "confusion_matrix")
     return plain_values(
         {
             "format": FORMAT,
             "complete": True,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **_describe_evaluation(evaluation, evaluated_on, head_accuracy, splits),
+            "test_accuracy": evaluation.accuracy if on_test else None,
+            "head_test_accuracy": head_accuracy if on_test else None,
+            "evaluated_on": evaluated_on,
+            "head_accuracy": head_accuracy,
+            **{name: getattr(evaluation, name) for name in measures},
+            "per_class": evaluation.to_rows(),
+            "mistakes": _mistake_rows(evaluation, getattr(splits, "files", {}).get(evaluated_on)),
             "averaged": None if averaged is None else {"views": averaged.views, "accuracy": averaged.accuracy},
-            **_describe_training(result),
+            "phases": {
+                name: _describe_phase(history, result.seconds.get(name, 0.0)) for name, history in _phases(result)
+            },
+            **{name: getattr(result, name) for name in ("best_phase", "best_epoch", "best_value", "monitor")},
             "seconds": {**result.seconds, **(seconds or {})},
             **describe_input(model, splits, backbone),
             "weights": None if weights is None else dataclasses.asdict(weights),
@@ -95,18 +98,9 @@ def describe_input(model: keras.Model, splits, backbone: str | None = None) -> d
 def write_run(
     folder: str | os.PathLike, *, model: keras.Model, report: dict, result, evaluation: Evaluation, overwrite=False
 ) -> Path:
-    """Write the run folder with all of `RUN_FILES`, whole or not at all.
+    """Write the run folder with all of `RUN_FILES`, whole or not at all, and return its absolute path.
 
-    Args:
-        folder: where; its parents are made.
-        model: the trained classifier.
-        report: what `describe_run` returned.
-        result: the `TransferResult`.
-        evaluation: what `evaluate` returned.
-        overwrite: whether an earlier run there is replaced. It is lost only when the new one is complete.
-
-    Returns:
-        The folder's absolute path.
+    `report` is what `describe_run` returned. With `overwrite` an earlier run there is lost when the new one is complete.
 
     Raises:
         OutputError: the folder exists, or holds something else than a run, or can't be written.
@@ -117,40 +111,28 @@ def write_run(
         plots.plot_history(result).savefig(place / "curves.png", dpi=150, bbox_inches="tight")
         matrix = plots.plot_confusion_matrix(evaluation.confusion_matrix, evaluation.class_names)
         matrix.savefig(place / "confusion_matrix.png", dpi=150)
-        _plot_kept_mistakes(evaluation, report["mistakes"]).savefig(place / "mistakes.png", dpi=150)
+        _plot_mistakes(evaluation, report["mistakes"]).savefig(place / "mistakes.png", dpi=150)
         write_json(place / "report.json", report)
         (place / "report.md").write_text(markdown_report(report), encoding="utf-8")
     return Path(folder).expanduser().resolve()
 
 
-def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, class_names, details: dict) -> Path:
-    """Write what there is of a run that was cut short: `model.keras`, `labels.txt`, and a `report.json` that says so.
+def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, details: dict) -> Path:
+    """Write `model.keras`, `labels.txt`, and a `report.json` that says that the run was cut short; return the absolute path.
 
-    Args:
-        folder: where; it must not exist, or be empty.
-        model: with the best weights so far.
-        class_names: in the order of the labels.
-        details: what `describe_input` returned.
-
-    Returns:
-        The folder's absolute path.
+    `details` is what `describe_input` returned. The folder must not exist, or be empty.
 
     Raises:
         OutputError: it can't be written.
     """
     with new_folder(folder, files=RUN_FILES, what="run") as place:
-        _write_model(place, model, class_names)
+        _write_model(place, model, details["class_names"])
         write_json(place / "report.json", {"format": FORMAT, "complete": False, **details})
     return Path(folder).expanduser().resolve()
 
 
 def terminal_report(report: dict, folder=None) -> str:
-    """Return the end of a run as tables for a terminal.
-
-    Args:
-        report: what `describe_run` returned.
-        folder: where the run folder is, to be named at the end.
-    """
+    """Return what `describe_run` returned as tables for a terminal, and where the run folder is."""
     facts = "\n".join(f"{name}: {value}" for name, value in _facts(report))
     parts = [_headline_table(report), score_table(report["per_class"]), _phase_table(report), facts]
     if folder is not None:
@@ -159,11 +141,7 @@ def terminal_report(report: dict, folder=None) -> str:
 
 
 def markdown_report(report: dict) -> str:
-    """Return the report as a Markdown page that shows the pictures beside it.
-
-    Args:
-        report: what `describe_run` returned.
-    """
+    """Return what `describe_run` returned as a Markdown page that shows the pictures beside it."""
     height, width = report["image_size"]
     mistakes = [
         f"{place}. `{one['name']}`: predicted {_escape(one['predicted'])} ({one['probability']:.3f}),"
@@ -215,11 +193,9 @@ def plain_values(value):
         return [plain_values(one) for one in value]
     if isinstance(value, (np.ndarray, np.generic)):
         return plain_values(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
-    return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def write_json(path: Path, values) -> None:
@@ -238,40 +214,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _describe_evaluation(evaluation: Evaluation, evaluated_on: str, head_accuracy, splits) -> dict:
-    on_test = evaluated_on == "test"
-    measures = ("accuracy", "standard_error", "count", "majority_baseline", "majority_class", "confusion_matrix")
-    return {
-        "test_accuracy": evaluation.accuracy if on_test else None,
-        "head_test_accuracy": head_accuracy if on_test else None,
-        "evaluated_on": evaluated_on,
-        "head_accuracy": head_accuracy,
-        **{name: getattr(evaluation, name) for name in measures},
-        "per_class": evaluation.to_rows(),
-        "mistakes": _mistake_rows(evaluation, getattr(splits, "files", {}).get(evaluated_on)),
-    }
-
-
-def _describe_training(result) -> dict:
-    return {
-        "phases": {
-            name: {
-                "epochs": len(history.history.get("loss", ())),
-                "seconds": result.seconds.get(name, 0.0),
-                "diverged": getattr(history, "diverged", None),
-            }
-            for name, history in _phases(result)
-        },
-        "best_phase": result.best_phase,
-        "best_epoch": result.best_epoch,
-        "best_value": result.best_value,
-        "monitor": result.monitor,
-    }
+def _describe_phase(history, seconds: float) -> dict:
+    epochs = len(history.history.get("loss", ()))
+    return {"epochs": epochs, "seconds": seconds, "diverged": getattr(history, "diverged", None)}
 
 
 def _phases(result) -> list[tuple]:
-    both = [("head", result.head), ("fine_tune", result.fine_tune)]
-    return [(name, history) for name, history in both if history is not None]
+    return [(name, one) for name in ("head", "fine_tune") if (one := getattr(result, name)) is not None]
 
 
 def _mistake_rows(evaluation: Evaluation, file_names) -> list[dict]:
@@ -287,9 +236,9 @@ def _mistake_rows(evaluation: Evaluation, file_names) -> list[dict]:
     ]
 
 
-def _plot_kept_mistakes(evaluation: Evaluation, rows):
+def _plot_mistakes(evaluation: Evaluation, rows):
     kept = evaluation.mistakes
-    if not kept.images:
+    if not rows:
         return plots.empty_figure(f"No mistakes among {evaluation.count} images.")
     shown = {"names": [row["name"] for row in rows], "count": len(rows)}
     return plots.plot_mistakes(kept.images, kept.labels, kept.probabilities, evaluation.class_names, **shown)
@@ -316,10 +265,8 @@ def _write_history(path: Path, result) -> None:
 
 
 def _headline_table(report: dict) -> Table:
-    on = report["evaluated_on"]
-    rows = [
-        (f"{on}, {report['count']} images (± standard error)", report["accuracy"], f" ± {report['standard_error']:.3f}")
-    ]
+    on, error = report["evaluated_on"], f" ± {report['standard_error']:.3f}"
+    rows = [(f"{on}, {report['count']} images (± standard error)", report["accuracy"], error)]
     if report.get("head_accuracy") is not None:
         rows.append((f"{on}, head phase alone", report["head_accuracy"], ""))
     if averaged := report.get("averaged"):

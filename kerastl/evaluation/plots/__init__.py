@@ -4,8 +4,6 @@
 others the axes that they drew on (`axes.figure` is the figure). What is returned belongs to no global state: show it as the
 last line of a notebook cell, or write it with `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches
 pyplot.
-
-Modules: `drawing` (what all share), `history`, `confusion` (and mistakes), `norms`, `maps`, `heat`, `comparison`.
 """
 
 from kerastl.evaluation.plots.comparison import plot_comparison

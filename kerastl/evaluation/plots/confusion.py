@@ -7,17 +7,7 @@ import numpy as np
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation.measures import most_confident_mistakes
-from kerastl.evaluation.plots.drawing import (
-    FRAME,
-    INK,
-    QUIET,
-    empty_figure,
-    hide_ticks,
-    new_figure,
-    panels_of,
-    percent,
-    shorten,
-)
+from kerastl.evaluation.plots.drawing import FRAME, INK, QUIET, empty_figure, hide_ticks, panels_of, percent, shorten
 
 
 def plot_confusion_matrix(matrix, class_names, *, axes=None):
@@ -40,17 +30,14 @@ def plot_confusion_matrix(matrix, class_names, *, axes=None):
     matrix = np.asarray(matrix)
     names = [shorten(name, 24) for name in class_names]
     if matrix.ndim != 2 or matrix.shape != (len(names), len(names)):
-        raise ArgumentError(
-            "Expected a square matrix with a row and a column for each class name. "
-            f"{received(shape=matrix.shape, class_names=len(names))}"
-        )
+        expected = "Expected a square matrix with a row and a column for each class name."
+        raise ArgumentError(f"{expected} {received(shape=matrix.shape, class_names=len(names))}")
     count = len(names)
     inches = _matrix_inches(count)
-    if axes is None:
-        margin = 0.8 + 0.075 * max(map(len, names), default=0)
-        # "compressed" is the layout for pictures of a fixed shape; "constrained" cuts their labels off
-        figure = new_figure(figsize=(inches + margin + 0.9, inches + margin), layout="compressed")
-        axes = figure.subplots()
+    margin = 0.8 + 0.075 * max(map(len, names), default=0)
+    # "compressed" is the layout for pictures of a fixed shape; "constrained" cuts their labels off
+    options = {"figsize": (inches + margin + 0.9, inches + margin), "layout": "compressed"}
+    [axes] = panels_of(axes, 1, "for the matrix", **options)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     # The square root makes a few per cent of mistakes visible beside a dark diagonal
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
@@ -75,35 +62,28 @@ def _label_matrix(axes, names: list[str], cell: float) -> None:
     size = min(10.0, max(6.0, cell * 72 * 0.62))
     shown = [names[place] for place in places]
     axes.set_yticks(places, shown, fontsize=size)
-    upright = len(names) > 14
     fits = max(map(len, shown), default=0) * size * 0.6 < cell * 72 * step
-    rotation = 0 if fits else 90 if upright else 40
-    anchor = {"rotation": rotation, "ha": "center" if rotation in (0, 90) else "right", "rotation_mode": "anchor"}
-    if rotation == 90:
-        anchor.update(ha="right", va="center")
+    anchor = {"ha": "center"} if fits else {"ha": "right", "rotation": 40, "rotation_mode": "anchor"}
+    if not fits and len(names) > 14:
+        anchor.update(rotation=90, va="center")
     axes.set_xticks(places, shown, fontsize=size, **anchor)
     axes.tick_params(length=2)
     if len(names) > 6:
         edges = np.arange(len(names) + 1) - 0.5
         axes.vlines(edges, -0.5, len(names) - 0.5, color="#e3e9f0", linewidth=0.4)
         axes.hlines(edges, -0.5, len(names) - 0.5, color="#e3e9f0", linewidth=0.4)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_color(FRAME)
 
 
 def _write_counts(axes, matrix, shares) -> None:
-    count = len(matrix)
-    for row in range(count):
-        total = matrix[row].sum()
-        for column in range(count):
-            value = matrix[row, column]
-            if not value and count > 6:
-                continue
-            percent = f"\n{100 * shares[row, column]:.0f} %" if count <= 6 and total else ""
-            size = (11 if count <= 6 else 9) if count <= 14 else 7
-            colour = "white" if shares[row, column] > 0.35 else INK
-            axes.text(column, row, f"{value:g}{percent}", ha="center", va="center", fontsize=size, color=colour)
+    few = len(matrix) <= 6
+    style = {"ha": "center", "va": "center", "fontsize": 11 if few else 9 if len(matrix) <= 14 else 7}
+    for (row, column), value in np.ndenumerate(matrix):
+        if value or few:
+            share = shares[row, column]
+            below = f"\n{100 * share:.0f} %" if few and matrix[row].sum() else ""
+            axes.text(column, row, f"{value:g}{below}", color="white" if share > 0.35 else INK, **style)
 
 
 def plot_mistakes(images, labels, probabilities, class_names, *, names=None, count: int = 12):
@@ -141,16 +121,13 @@ def plot_mistakes(images, labels, probabilities, class_names, *, names=None, cou
 
 
 def _check_lengths(images, labels, probabilities, class_names, names) -> None:
-    lengths = {"images": len(images), "labels": len(labels), "probabilities": len(probabilities)}
-    if names is not None:
-        lengths["names"] = len(names)
+    given = {"images": images, "labels": labels, "probabilities": probabilities, "names": names}
+    lengths = {name: len(one) for name, one in given.items() if one is not None}
     if len(set(lengths.values())) > 1:
         raise ArgumentError(f"Expected as many of each. {received(**lengths)}")
     if probabilities.ndim != 2 or (len(labels) and probabilities.shape[1] != len(class_names)):
-        raise ArgumentError(
-            "Expected a column of probabilities for each class name. "
-            f"{received(probabilities=probabilities.shape, class_names=len(class_names))}"
-        )
+        shapes = received(probabilities=probabilities.shape, class_names=len(class_names))
+        raise ArgumentError(f"Expected a column of probabilities for each class name. {shapes}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(class_names)):
         raise DataError(f"Expected labels from 0 to {len(class_names) - 1}. {received(largest=int(labels.max()))}")
 

@@ -19,16 +19,6 @@ class AxesArray(np.ndarray):
         return as_png(self.flat[0].figure)
 
 
-def new_figure(**options):
-    """Return a figure that pyplot knows nothing of, and that a notebook shows nevertheless."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(**{"layout": "constrained", **options})
-    # A notebook shows what has a PNG of its own, whether or not pyplot was ever imported in it
-    figure._repr_png_ = functools.partial(as_png, figure)
-    return figure
-
-
 def as_png(figure) -> bytes:
     """Return the picture of a figure."""
     buffer = io.BytesIO()
@@ -39,7 +29,7 @@ def as_png(figure) -> bytes:
 def panels_of(axes, count: int, what: str, *, columns: int | None = None, **figure_options) -> np.ndarray:
     """Return `count` axes in a flat array: the first of those that a user passed, or those of a new figure.
 
-    A notebook shows axes of a new figure, which stand in rows of `columns`, as their picture.
+    Pyplot knows nothing of a new figure, in which they stand in rows of `columns`; a notebook shows it, and its axes as it.
 
     Raises:
         ArgumentError: the user passed fewer.
@@ -49,8 +39,12 @@ def panels_of(axes, count: int, what: str, *, columns: int | None = None, **figu
         if len(panels) < count:
             raise ArgumentError(f"Expected {count} axes, {what}. {received(axes=len(panels))}")
         return panels[:count]
+    from matplotlib.figure import Figure
+
     columns = min(columns or count, count)
-    figure = new_figure(**figure_options)
+    figure = Figure(**{"layout": "constrained", **figure_options})
+    # A notebook shows what has a PNG of its own, whether or not pyplot was ever imported in it
+    figure._repr_png_ = functools.partial(as_png, figure)
     panels = figure.subplots(math.ceil(count / columns), columns, squeeze=False).ravel()
     for panel in panels:
         panel._repr_png_ = figure._repr_png_
@@ -90,10 +84,10 @@ def label_left_edge(panels, label: str) -> None:
 
 def empty_figure(text: str):
     """Return a figure that holds nothing but a line of text."""
-    figure = new_figure(figsize=(5, 1.5))
-    figure.subplots().set_axis_off()
-    figure.axes[0].text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
-    return figure
+    [panel] = panels_of(None, 1, "for the text", figsize=(5, 1.5))
+    panel.set_axis_off()
+    panel.text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
+    return panel.figure
 
 
 def hide_ticks(panel) -> None:

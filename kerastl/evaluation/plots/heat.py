@@ -1,5 +1,6 @@
 """Images beside what in them speaks for a class."""
 
+import itertools
 import math
 
 import numpy as np
@@ -57,13 +58,10 @@ def plot_grad_cam(
 def _as_batches(images, heat_maps) -> tuple[list, np.ndarray]:
     heat_maps = np.asarray(heat_maps, "float32")
     fits = heat_maps.ndim == 3 and len(heat_maps) == len(images) > 0
-    if not fits or any(np.shape(image)[:2] != heat_maps.shape[1:] for image in images):
-        shapes = [np.shape(image) for image in list(images)[:3]]
-        raise ArgumentError(
-            "Expected images and one heat map of the same height and width for each. "
-            f"{received(images=len(images), shapes=shapes, heat_maps=heat_maps.shape)}"
-        )
-    return list(images), heat_maps
+    if fits and all(np.shape(image)[:2] == heat_maps.shape[1:] for image in images):
+        return list(images), heat_maps
+    shapes = received(images=[np.shape(image) for image in list(images)[:3]], heat_maps=heat_maps.shape)
+    raise ArgumentError(f"Expected images and one heat map of the same height and width for each. {shapes}")
 
 
 def _titles(heat_maps, probabilities, class_names, class_index, labels) -> list[tuple[str, str]]:
@@ -78,19 +76,18 @@ def _titles(heat_maps, probabilities, class_names, class_index, labels) -> list[
         return shorten(index if class_names is None else class_names[int(index)], 14)
 
     titles = []
-    for index in range(count):
+    for index, heat in enumerate(heat_maps):
         over_image, over_heat = [], []
         if given is not None:
-            over_image.append(f"predicted {called(classes[index])}, {percent(given[index, classes[index]])}")
+            over_image.append(f"predicted {called(classes[index])}, {percent(given[index].max())}")
         if labels is not None:
             over_image.append(f"true class {called(labels[index])}")
         if asked is not None:
-            speaks = "speaks for" if heat_maps[index].any() else "nothing speaks for"
-            over_heat.append(f"{speaks} {called(asked[index])}")
+            over_heat.append(f"{'speaks' if heat.any() else 'nothing speaks'} for {called(asked[index])}")
         if class_index is not None and given is not None:
             over_heat.append(f"probability {percent(given[index, asked[index]])}")
-        lines = max(len(over_image), len(over_heat))
-        titles.append(tuple("\n".join(part + [""] * (lines - len(part))) for part in (over_image, over_heat)))
+        both = itertools.zip_longest(over_image, over_heat, fillvalue="")
+        titles.append(tuple(map("\n".join, zip(*both, strict=True))) or ("", ""))
     return titles
 
 

@@ -76,17 +76,15 @@ def _draw(panel, rows) -> None:
         chosen = is_normal & drawable
         dots = {"marker": "o", "linestyle": "none", "markersize": 3.6, "markerfacecolor": "white"}
         panel.plot(depths[chosen], values[chosen], color=_NORMALIZATION, label="normalization", zorder=2, **dots)
-    _mark_at_edge(panel, depths[values == 0], 0.03, "v", "exactly zero")
-    _mark_at_edge(panel, depths[~np.isfinite(values)], 0.97, "x", "NaN or infinite")
+    edge = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 4, "color": _BROKEN, "markersize": 5}
+    for what, chosen, height, marker in (
+        ("exactly zero", values == 0, 0.03, "v"),
+        ("NaN or infinite", ~np.isfinite(values), 0.97, "x"),
+    ):
+        if count := int(chosen.sum()):
+            label = f"{what}: {count} layer{'s' * (count > 1)}"
+            panel.plot(depths[chosen], np.full(count, height), marker, label=label, **edge)
     _label(panel, rows)
-
-
-def _mark_at_edge(panel, depths, height: float, marker: str, label: str) -> None:
-    if len(depths):
-        place = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 4}
-        label = f"{label}: {len(depths)} layer{'s' * (len(depths) > 1)}"
-        heights = np.full(len(depths), height)
-        panel.plot(depths, heights, marker, color=_BROKEN, markersize=5, label=label, **place)
 
 
 def _label(panel, rows) -> None:
