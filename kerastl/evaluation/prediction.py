@@ -78,8 +78,9 @@ class Predictions(Printed, collections.abc.Sequence):
         shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
         rows = []
         for one in self[:shown_rows]:
-            then = [f"{name} {_percent(value)}" for name, value in list(one.probabilities.items())[1:shown]]
-            rows.append([one.name, one.label, _percent(one.probability), *([", ".join(then)] if shown > 1 else [])])
+            percents = [(name, f"{100 * value:.1f} %") for name, value in list(one.probabilities.items())[:shown]]
+            then = ", ".join(map(" ".join, percents[1:]))
+            rows.append([one.name, *percents[0], *([then] if shown > 1 else [])])
         header = ["image", "label", "probability", *(["then"] if shown > 1 else [])]
         left_out = len(self) - shown_rows
         return [Table(header, rows, right={2}, notes=[f"… and {left_out} more"] if left_out > 0 else [])]
@@ -160,7 +161,8 @@ def predict_with(
     if top is not None:
         check_count("top", top)
     items, item_names = _list_items(images)
-    _warn_if_scaled(items[0], size)
+    if isinstance(items[0], np.ndarray) and items[0].dtype.kind == "f":  # files and integers can't have been scaled
+        outputs.warn_if_scaled(_load(items[0], size, "squash")[None])
     filled = min(batch_size, len(items))
     probabilities = [run(batch, filled) for batch in _batches(items, size, resize, batch_size)]
     return Predictions(item_names, class_names, np.concatenate(probabilities), top)
@@ -251,13 +253,3 @@ def _load(item, size, resize) -> np.ndarray:
     if item.dtype.kind == "f" and not np.isfinite(item).all():
         raise DataError("Expected pixels 0-255. Received an image that holds NaN or infinity")
     return image_files.resize_image(item, size or item.shape[:2], resize)
-
-
-def _warn_if_scaled(item, size) -> None:
-    """Warn of float pixels that were scaled before; files and integers can't have been."""
-    if isinstance(item, np.ndarray) and item.dtype.kind == "f":
-        outputs.warn_if_scaled(_load(item, size, "squash")[None])
-
-
-def _percent(probability: float) -> str:
-    return f"{100 * probability:.1f} %"

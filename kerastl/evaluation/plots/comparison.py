@@ -20,9 +20,8 @@ _PLACES = [
 def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1, axes=None):
     """Plot ImageNet accuracy against latency, and MACs against latency: they don't agree on which backbone is cheap.
 
-    Bars across the points are the quartiles of the latency. The dashed line of the second panel is where all points would
-    lie if time were proportional to MACs, at the median speed of those shown. Axes are logarithmic where the largest value is
-    more than eight times the smallest.
+    Bars across the points are the quartiles of the latency. The dashed line is where all points would lie if time were
+    proportional to MACs, at the median speed of those shown. Axes are logarithmic for values more than eight times apart.
 
     Args:
         comparison: what `compare_backbones` returned.

@@ -96,21 +96,17 @@ def _check_titles(count: int, given, class_names, class_index, labels) -> None:
         raise ArgumentError(f"Expected a row of probabilities for each image. {received(probabilities=given.shape)}")
     if labels is not None and len(labels) != count:
         raise ArgumentError(f"Expected a label for each of the {count} images. {received(labels=len(labels))}")
-    known = {len(class_names)} if class_names is not None else set()
-    known |= {given.shape[1]} if given is not None else set()
+    if class_index is not None and np.shape(class_index) not in ((), (count,)):
+        expected = f"Expected one class, or one for each of the {count} images."
+        raise ArgumentError(f"{expected} {received(class_index=class_index)}")
+    known = {len(one) for one in (class_names, None if given is None else given[0]) if one is not None}
     if len(known) > 1:
-        raise ArgumentError(
-            f"Expected a class name for each column. {received(columns=given.shape[1], class_names=class_names)}"
-        )
+        columns = received(columns=given.shape[1], class_names=class_names)
+        raise ArgumentError(f"Expected a class name for each column. {columns}")
     asked = [one for one in (class_index, labels) if one is not None and known]
     if any(np.min(one) < 0 or np.max(one) >= min(known) for one in asked):
-        raise ArgumentError(
-            f"Expected classes from 0 to {min(known) - 1}. {received(class_index=class_index, labels=labels)}"
-        )
-    if class_index is not None and np.shape(class_index) not in ((), (count,)):
-        raise ArgumentError(
-            f"Expected one class, or one for each of the {count} images. {received(class_index=class_index)}"
-        )
+        classes = received(class_index=class_index, labels=labels)
+        raise ArgumentError(f"Expected classes from 0 to {min(known) - 1}. {classes}")
 
 
 def _under_heat(picture, heat) -> np.ndarray:
