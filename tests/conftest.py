@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests import models
+
 # The same examples in every run, so that a change is judged by what it changed; `make test-all` draws new ones
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -27,3 +29,13 @@ def pixels():
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (16, 32, 32, 3)).astype("float32")
     return images, np.arange(16) % 3
+
+
+@pytest.fixture(scope="session")
+def colours():
+    return models.colours()
+
+
+@pytest.fixture(scope="session")
+def labelled():
+    return models.labelled_colours()

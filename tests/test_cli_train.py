@@ -89,20 +89,22 @@ def test_train_prints_what_it_does_and_replaces_an_earlier_run(photos, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_the_head_phase_is_judged_with_its_own_weights(photos, tmp_path, tiny_network, monkeypatch):
-    seen = []
-    original = measures.evaluate
+def test_fine_tuning_decays_to_0_and_the_head_phase_is_judged_with_its_own_weights(
+    photos, tmp_path, tiny_network, monkeypatch
+):
+    seen, asked = [], {}
+    original, transfer_learn = measures.evaluate, train_command.transfer_learn
 
     def watched(model, *arguments, **options):
         seen.append([np.array(weight) for weight in model.weights])
         return original(model, *arguments, **options)
 
-    def fine_tuning_wins(model, *arguments, **options):
-        result = train_command_transfer_learn(model, *arguments, **options)
+    def fine_tuning_wins(model, data, validation, **options):
+        asked.update(options, batches=int(data.cardinality()))
+        result = transfer_learn(model, data, validation, **options)
         result.best_phase, result.best_epoch = "fine_tune", 1
         return result
 
-    train_command_transfer_learn = train_command.transfer_learn
     monkeypatch.setattr(train_command, "transfer_learn", fine_tuning_wins)
     monkeypatch.setattr(measures, "evaluate", watched)
     out = tmp_path / "run"
@@ -111,23 +113,11 @@ def test_the_head_phase_is_judged_with_its_own_weights(photos, tmp_path, tiny_ne
     assert any(not np.array_equal(one, other) for one, other in zip(final, head, strict=True))
     saved = keras.models.load_model(out / "model.keras").get_weights()
     assert all(np.array_equal(one, other) for one, other in zip(sorted_flat(final), sorted_flat(saved), strict=True))
-
-
-def test_the_rate_of_fine_tuning_decays_to_0_over_the_phase(photos, tmp_path, tiny_network, monkeypatch):
-    asked = {}
-
-    def watched(model, data, validation, **options):
-        asked.update(options, batches=int(data.cardinality()))
-        return transfer_learn(model, data, validation, **options)
-
-    transfer_learn = train_command.transfer_learn
-    monkeypatch.setattr(train_command, "transfer_learn", watched)
-    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY, "--learning-rate", "0.05"]) == 0
     rate = [float(asked["learning_rate"](step)) for step in range(asked["batches"] + 1)]
     assert rate[0] == pytest.approx(0.05)
     assert rate == sorted(rate, reverse=True)
     assert rate[-1] == pytest.approx(0, abs=1e-8)
-    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    found = json.loads((out / "report.json").read_text())
     assert found["learning_rates"]["fine_tune"] == pytest.approx(0.05)
     assert "cosine decay" in found["learning_rates"]["fine_tune_schedule"]
 

@@ -6,19 +6,8 @@ import pytest
 
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.evaluation.measures import evaluate
-from tests import models
 
 NAMES = ["red", "green", "blue"]
-
-
-@pytest.fixture(scope="module")
-def colours():
-    return models.colours()
-
-
-@pytest.fixture(scope="module")
-def labelled():
-    return models.labelled_colours()
 
 
 class Batches(keras.utils.PyDataset):

@@ -14,19 +14,8 @@ from hypothesis import given, strategies
 from kerastl.errors import OutputError
 from kerastl.evaluation import report
 from kerastl.evaluation.measures import evaluate
-from tests import models
 
 NAMES = ["red", "green", "blue"]
-
-
-@pytest.fixture(scope="module")
-def colours():
-    return models.colours()
-
-
-@pytest.fixture(scope="module")
-def labelled():
-    return models.labelled_colours()
 
 
 def history(epochs, **extra):
