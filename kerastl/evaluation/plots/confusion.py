@@ -33,7 +33,8 @@ def plot_confusion_matrix(matrix, class_names, *, axes=None):
         expected = "Expected a square matrix with a row and a column for each class name."
         raise ArgumentError(f"{expected} {received(shape=matrix.shape, class_names=len(names))}")
     count = len(names)
-    inches = _matrix_inches(count)
+    per_class = 0.75 if count <= 6 else 0.5 if count <= 14 else 0.36 if count <= 25 else 0.165
+    inches = min(max(2.2, per_class * count), 20.0)
     margin = 0.8 + 0.075 * max(map(len, names), default=0)
     # "compressed" is the layout for pictures of a fixed shape; "constrained" cuts their labels off
     options = {"figsize": (inches + margin + 0.9, inches + margin), "layout": "compressed"}
@@ -51,16 +52,10 @@ def plot_confusion_matrix(matrix, class_names, *, axes=None):
     return axes.figure
 
 
-def _matrix_inches(count: int) -> float:
-    per_class = 0.75 if count <= 6 else 0.5 if count <= 14 else 0.36 if count <= 25 else 0.165
-    return min(max(2.2, per_class * count), 20.0)
-
-
 def _label_matrix(axes, names: list[str], cell: float) -> None:
     step = max(1, math.ceil(0.13 / cell))
-    places = list(range(0, len(names), step))
+    places, shown = range(0, len(names), step), names[::step]
     size = min(10.0, max(6.0, cell * 72 * 0.62))
-    shown = [names[place] for place in places]
     axes.set_yticks(places, shown, fontsize=size)
     fits = max(map(len, shown), default=0) * size * 0.6 < cell * 72 * step
     anchor = {"ha": "center"} if fits else {"ha": "right", "rotation": 40, "rotation_mode": "anchor"}
@@ -70,8 +65,8 @@ def _label_matrix(axes, names: list[str], cell: float) -> None:
     axes.tick_params(length=2)
     if len(names) > 6:
         edges = np.arange(len(names) + 1) - 0.5
-        axes.vlines(edges, -0.5, len(names) - 0.5, color="#e3e9f0", linewidth=0.4)
-        axes.hlines(edges, -0.5, len(names) - 0.5, color="#e3e9f0", linewidth=0.4)
+        for draw in (axes.vlines, axes.hlines):
+            draw(edges, edges[0], edges[-1], color="#e3e9f0", linewidth=0.4)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_color(FRAME)
 

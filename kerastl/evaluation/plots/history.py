@@ -11,7 +11,7 @@ from kerastl.tables import readable_seconds
 
 _AUXILIARY = "auxiliary_"  # what the outputs of auxiliary heads are called begins so
 _TRAINING, _VALIDATION, _BEST = "#8b98a5", "#1565c0", "#d9480f"
-_PHASE_TITLES = {"head": "head", "fine_tune": "fine-tuning", "training": ""}
+_PHASE_TITLES = {"head": "head", "fine_tune": "fine-tuning"}
 
 
 def plot_history(history, *, axes=None):
@@ -73,7 +73,7 @@ def _panel_metrics(phases) -> list[str]:
 
 
 def _series(phase, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return epochs (from 1, over both phases) and values, as many as the phase has."""
+    """Return a phase's epochs, counted from 1 over both phases, and its values."""
     values = np.array(phase["values"].get(key, ())[: phase["epochs"]], float)
     return phase["start"] + 1 + np.arange(len(values)), values
 
@@ -95,14 +95,11 @@ def _mark_phases(panel, phases) -> None:
     if len(phases) < 2:
         return
     boundary = phases[1]["start"] + 0.5
-    last = phases[1]["start"] + phases[1]["epochs"] + 0.5
-    panel.axvspan(boundary, last, color="#fff4e6", zorder=0, linewidth=0)
+    panel.axvspan(boundary, boundary + phases[1]["epochs"], color="#fff4e6", zorder=0, linewidth=0)
     panel.axvline(boundary, color=QUIET, linestyle="--", linewidth=1)
+    style = {"ha": "center", "va": "bottom", "fontsize": 9, "color": QUIET, "transform": panel.get_xaxis_transform()}
     for phase in phases:
-        middle = phase["start"] + 0.5 + phase["epochs"] / 2
-        text = _PHASE_TITLES[phase["name"]]
-        across = panel.get_xaxis_transform()
-        panel.text(middle, 1.015, text, transform=across, ha="center", va="bottom", fontsize=9, color=QUIET)
+        panel.text(phase["start"] + 0.5 + phase["epochs"] / 2, 1.015, _PHASE_TITLES[phase["name"]], **style)
 
 
 def _best_position(history, phases) -> int | None:
