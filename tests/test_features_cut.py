@@ -129,3 +129,19 @@ def test_several_outputs_are_refused():
     side = layers.Dense(3)(layers.GlobalAveragePooling2D()(model.get_layer("conv2_block1_out").output))
     with pytest.raises(ModelError, match="2 outputs"):
         find_cuts(freezing.freeze(keras.Model(inputs, [model.output, side])))
+
+
+def test_a_batch_norm_whose_statistics_move_ends_the_trunk_though_it_has_no_weights_that_train():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 1, trainable=False, name="frozen")(inputs)
+    x = layers.BatchNormalization(center=False, scale=False, name="running")(x)
+    model = keras.Model(inputs, models.head_layers(layers.Conv2D(4, 1, trainable=False)(x)))
+    assert latest(model).layer_names == ("frozen",)
+    model.get_layer("running").trainable = False
+    assert latest(model).layer_names == ("pool",)
+
+
+def test_images_of_any_size_are_cut_where_the_features_have_one_size():
+    inputs = keras.Input((None, None, 3))
+    model = freezing.freeze(keras.Model(inputs, models.head_layers(models.backbone_layers(inputs))))
+    assert [cut.layer_names for cut in find_cuts(model)] == [("pool",)]

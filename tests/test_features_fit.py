@@ -550,3 +550,11 @@ def test_what_a_refusal_advises_works(options, wanted, data):
     (advice,) = re.findall(r"Pass `([^`]+)`", str(caught.value))
     assert eval(f"dict({advice})") == wanted
     session_module.fit(model, *data, **{**options, **wanted}, **QUIET)
+
+
+def test_a_model_of_any_image_size_trains_on_features(data):
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, models.head_layers(models.backbone_layers(inputs)))
+    models.compiled(freezing.freeze(model))
+    history = session_module.fit(model, *data, cache=True, **QUIET)
+    assert np.isfinite(history.history["loss"]).all()

@@ -76,9 +76,9 @@ def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", v
     check_choice("engine", engine, ENGINES)
     if engine == "litert":
         return LiteRTEngine(trunk)
-    # LiteRT would not follow a mixed policy
-    is_float32 = all(layer.compute_dtype == "float32" for layer in trunk.layers)
-    if engine == "keras" or not litert_available() or not is_float32 or not _pays(trunk, count):
+    # LiteRT would not follow a mixed policy, and plans for one size of images
+    fits = all(layer.compute_dtype == "float32" for layer in trunk.layers) and None not in trunk.inputs[0].shape[1:]
+    if engine == "keras" or not litert_available() or not fits or not _pays(trunk, count):
         return KerasEngine(trunk)
     try:
         return LiteRTEngine(trunk)
