@@ -14,7 +14,6 @@ from kerastl.errors import ModelError
 from kerastl.models import graph
 from kerastl.models.flatten import connect, flatten_model
 
-
 _USUAL_SIDE = 224  # pixels, to weigh the layers of a model that takes images of any size
 
 

@@ -1,7 +1,5 @@
 """One pass over the images: the trunk's outputs into a store, with labels and sample weights beside them."""
 
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
@@ -14,6 +12,7 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.data.batches import Rows, read_ahead
+from kerastl.data.images import in_threads
 from kerastl.errors import DataError, FeatureOverflowError, StoreDamagedError, StoreError, StoreMismatchError, warn
 from kerastl.features import store as stores
 from kerastl.features.litert import choose_engine
@@ -88,7 +87,7 @@ def _graph_text(model) -> str:
 
 
 def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int | None) -> stores.Store:
-    """Run the trunk over all images, or find that it was done already.
+    """Run the trunk over all images, or find that it was done already; return the `Store`.
 
     Float16 gives way to float32 where a value doesn't fit: the pass starts over then.
 
@@ -98,9 +97,6 @@ def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int |
         views: versions of each image; rows of one image lie beside each other, the plain one first.
         part: "train" or "validation", the store's folder in that of the options.
         count_all: runs of the trunk over both parts together, by which the engine is chosen.
-
-    Returns:
-        The `Store`.
 
     Raises:
         StoreError: the folder holds something else, or there is no room.
@@ -188,7 +184,10 @@ def _run(trunk, rows, views, writer, part) -> dict:
     def run(batch):
         return batch[0], [engine(images) for images in batch[1]]
 
-    for (images, labels, weights), outputs in _in_turn(run, prepared(), 2 if engine.overlaps else 1):
+    # a GPU would stand still while a batch travels; the first batch is alone, as it is the one that compiles
+    batches = prepared()
+    in_turn = map(run, itertools.islice(batches, 1 if engine.overlaps else None))
+    for (images, labels, weights), outputs in itertools.chain(in_turn, in_threads(run, batches, threads=2, ahead=2)):
         chunk = {
             f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
             for index in range(len(outputs[0]))
@@ -235,24 +234,6 @@ def _not_finite(features: dict, images: int) -> np.ndarray:
         if not np.isfinite(total):
             bad |= ~np.isfinite(values.reshape(images, -1)).all(axis=1)
     return bad.nonzero()[0]
-
-
-def _in_turn(function, items, threads: int):
-    """Yield `function(item)` for each item, in order; with more than one thread, of so many items at a time.
-
-    A GPU would otherwise stand still while a batch travels to it or from it. The first item is alone, as it is the one that
-    compiles.
-    """
-    items = iter(items)
-    yield from map(function, itertools.islice(items, 1 if threads > 1 else None))
-    with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="trunk") as pool:
-        waiting = collections.deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _padded(images: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from kerastl import backend, costs, keras_internals
-from kerastl.checks import check_choice, check_count, received
+from kerastl.checks import check_count, received
 from kerastl.errors import BackendError, KerastlError, ModelError
 
 ENGINES = ("auto", "keras", "litert")
@@ -70,10 +70,8 @@ def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", v
         verbose: 0 says nothing of a conversion that failed.
 
     Raises:
-        ArgumentError: another name.
-        BackendError: "litert" isn't available.
+        BackendError: "litert" isn't available, or can't run this trunk.
     """
-    check_choice("engine", engine, ENGINES)
     if engine == "litert":
         return LiteRTEngine(trunk)
     # LiteRT would not follow a mixed policy, and plans for one size of images
@@ -95,11 +93,8 @@ def _pays(trunk, count: int | None) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a layer of unknown cost was named by the plan already
         activations = sum(row.activation_bytes for row in costs.layer_costs(trunk))
-    spared = count * activations * _SPARED_SECONDS_PER_ACTIVATION_BYTE
-    conversion = (
-        _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers) + _CONVERSION_SECONDS_PER_WEIGHT * trunk.count_params()
-    )
-    return spared > conversion
+    seconds = _CONVERSION_SECONDS_PER_LAYER * len(trunk.layers) + _CONVERSION_SECONDS_PER_WEIGHT * trunk.count_params()
+    return count * activations * _SPARED_SECONDS_PER_ACTIVATION_BYTE > seconds
 
 
 class KerasEngine:
@@ -123,24 +118,20 @@ class KerasEngine:
 class LiteRTEngine:
     """LiteRT with XNNPACK: the trunk converted once, run in float32 on all cores.
 
-    Args:
-        trunk: the model to convert.
-        threads: CPU threads; as many as there are cores when nothing is said.
-
     Raises:
         BackendError: `ai-edge-litert` is not installed, or the trunk can't be converted.
     """
 
     name, overlaps = "litert", False
 
-    def __init__(self, trunk: keras.Model, threads: int | None = None):
+    def __init__(self, trunk: keras.Model):
         if not litert_available():
             raise BackendError(
                 "LiteRT is not installed, or Keras doesn't run on TensorFlow. Install it with "
                 '`pip install "kerastl[demo]"`, or take `engine="keras"`.'
             )
         try:
-            self._model = LiteRTModel(convert_to_run(trunk), threads)
+            self._model = LiteRTModel(convert_to_run(trunk))
         except ModelError as error:
             raise BackendError(str(error)) from error
         self._step = cpu_batch(trunk, _LARGEST_CACHED_BYTES)

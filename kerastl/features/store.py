@@ -304,10 +304,9 @@ class FolderWriter(StoreWriter):
 
 
 def temporary_store(specs: Iterable[ArraySpec], count: int | None, *, budget_bytes: int | None = None) -> StoreWriter:
-    """Begin a store on disk that is removed when it is closed, forgotten, or the interpreter ends; see `begin`.
+    """Begin a store in the system's temporary folder, removed when it is closed, forgotten, or the interpreter ends.
 
-    It lies in the system's temporary folder, which on some systems lies in memory. What earlier processes left there because
-    they were killed is removed first.
+    What earlier processes left there because they were killed is removed first.
     """
     specs, parent = list(specs), Path(tempfile.gettempdir())
     for path in parent.glob(_TEMPORARY + "[0-9a-f]" * 16 + ".lock"):
@@ -330,8 +329,7 @@ def begin(
     Args:
         folder: new, empty, or of a store of the same key.
         key: says what the features are of; different features must have different keys.
-        specs: the arrays.
-        count: the rows, or `None` where nobody knows yet.
+        specs, count: its arrays, and the rows, `None` where nobody knows yet.
         budget_bytes: how large the store may become; checked before anything is written, as the disk is.
         resume: whether to go on with an unfinished store instead of starting over.
 
@@ -351,9 +349,7 @@ def begin(
 
 
 def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
-    """Return the store in a folder, or `None` where there is nothing, or nothing complete, for this key.
-
-    Nothing is written, and no lock is needed. Checking every byte takes about a second a GB.
+    """Return the store in a folder, or `None` where nothing complete is; no lock is needed. Every byte is checked.
 
     Raises:
         StoreMismatchError: the store was made for something else.
