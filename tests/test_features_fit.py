@@ -219,7 +219,7 @@ def test_views_keep_several_augmented_versions_and_draw_one_an_epoch(data):
     options = CacheOptions(dtype="float32", engine="keras")
     plan = make_plan(model, train, None, epochs=[3], options=options, views=2)
     with Session(model, plan, train, None, options) as session:
-        store = session._train
+        store = session.stores["train"]
         assert store.count == 80
         plain = keras.ops.convert_to_numpy(plan.cuts[0].trunk()(data[0]))
         mirrored = keras.ops.convert_to_numpy(plan.cuts[0].trunk()(data[0][:, :, ::-1]))
@@ -250,7 +250,7 @@ def test_drawn_views_are_repeatable_and_leave_the_random_state_alone(augmentatio
         train = rows_of(data)
         plan = make_plan(model, train, None, epochs=[9], options=EXACT, views=3)
         with Session(model, plan, train, None, EXACT) as session:
-            stores.append(session._train.read("features_0", slice(0, 120)))
+            stores.append(session.stores["train"].read("features_0", slice(0, 120)))
     np.testing.assert_array_equal(*stores)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(augmentation.generator.state), state)
     assert (stores[0][0::3] != stores[0][1::3]).any()

@@ -116,11 +116,8 @@ class FeatureBatches(keras.utils.PyDataset):
         self._shuffle, self._views = shuffle, views
         self._random = np.random.default_rng(seed)
         self.count = store.count // views
-        self._labels, self._stored_weights = [
-            store.read(name, slice(None))[::views] if name in store.specs else None
-            for name in ("labels", "sample_weights")
-        ]
-        self._weights = self._stored_weights
+        stored = (name if name in store.specs else None for name in ("labels", "sample_weights"))
+        self._labels, self.weights = [name and store.read(name, slice(None))[::views] for name in stored]
         self._order, self._view = np.arange(self.count), np.zeros(self.count, "int64")
         self.on_epoch_end()
 
@@ -130,31 +127,15 @@ class FeatureBatches(keras.utils.PyDataset):
     def __getitem__(self, index):
         images = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         rows = images * self._views + self._view[images]
-        features = {
-            name: self._store.read(name, rows) for name in self._names
-        }  # the tail casts them, many times faster
+        features = {name: self._store.read(name, rows) for name in self._names}  # the tail casts them, much faster
         batch = (features, self._labels[images])
-        return batch if self._weights is None else (*batch, self._weights[images])
+        return batch if self.weights is None else (*batch, self.weights[images])
 
-    @property
-    def weighted(self) -> bool:
-        """Whether the data brought sample weights."""
-        return self._stored_weights is not None
-
-    def weigh(self, class_weight: dict | None) -> None:
-        """Multiply the sample weights by those of the classes; a class that is left out weighs 1.
-
-        Keras takes no class weights from a `tf.data.Dataset` with classes left out.
-        """
-        self._weights = self._stored_weights
-        if class_weight is None:
-            return
+    def weigh(self, class_weight: dict) -> None:
+        """Weigh each image by its class; a class that is left out weighs 1, which Keras would refuse from a dataset."""
         labels = self._labels
         classes = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
-        weights = np.array([class_weight.get(int(one), 1.0) for one in classes], "float32")
-        if self._stored_weights is not None:
-            weights = self._stored_weights * weights.reshape(-1, *[1] * (self._stored_weights.ndim - 1))
-        self._weights = weights
+        self.weights = np.array([class_weight.get(int(one), 1.0) for one in classes], "float32")
 
     def on_epoch_end(self):
         """Draw a new order, and a view of each image."""
@@ -164,7 +145,7 @@ class FeatureBatches(keras.utils.PyDataset):
             self._view = self._random.integers(0, self._views, self.count)
 
 
-class Session:
+class Session(contextlib.ExitStack):
     """The features of training and validation images, and training on them; close it when done.
 
     Args:
@@ -180,70 +161,44 @@ class Session:
     """
 
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
-        self._model, self._plan, self._train_rows, self._validation_rows = model, plan, train, validation
-        self._tails, self._batches = {id(cut): cut.tail() for cut in plan.cuts}, {}
-        self._stack = contextlib.ExitStack()
+        super().__init__()
+        self.cuts, self._model, self._tails = plan.cuts, model, {id(cut): cut.tail() for cut in plan.cuts}
+        self.stores, self._rows = {}, {"train": train, "validation": validation}
+        self._views = {"train": plan.views, "validation": 1}
         backend.keep_freed_memory()
-        self._stack.callback(backend.give_memory_back)
-        self._stack.callback(self._forget_steps)
+        self.callback(backend.give_memory_back)
+        self.callback(self._forget_steps)
         trunk = Trunk(plan, options, verbose)
         total = None if train.count is None else train.count * plan.views + ((validation and validation.count) or 0)
         try:
-            self._train = self._keep(extract(trunk, train, views=plan.views, part="train", count_all=total))
-            self._validation = None
-            if validation is not None:
-                self._validation = self._keep(extract(trunk, validation, views=1, part="validation", count_all=total))
+            for part, rows in self._rows.items():
+                if rows is not None:
+                    store = extract(trunk, rows, views=self._views[part], part=part, count_all=total)
+                    self.stores[part] = self.enter_context(store)
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """The cuts of the plan."""
-        return self._plan.cuts
-
-    def _forget_steps(self) -> None:
-        """Let Keras compile the model's steps anew: those that were compiled hold the tail."""
-        self._model.train_function = self._model.test_function = self._model.predict_function = None
-
-    def close(self) -> None:
-        """Let go of the stores; temporary ones are removed."""
-        self._stack.close()
-
-    def _keep(self, store):
-        self._stack.callback(store.close)
-        return store
-
-    def fit(self, cut: Cut, **arguments):
-        """Call `model.fit` on the features of a cut; return its `History`.
-
-        Arguments are those of `fit` that don't say what the data is.
-        """
-        train = self._batches_of(cut, "train")
-        if not train.weighted:  # Keras itself refuses both
-            train.weigh(arguments.pop("class_weight", None))
+    def fit(self, cut: Cut, *, class_weight=None, **arguments):
+        """Call `model.fit` on the features of a cut, with arguments that don't say what the data is; return its `History`."""
+        train = self._batches(cut, "train")
+        if class_weight is not None and train.weights is None:
+            train.weigh(class_weight)
+            class_weight = None  # Keras itself refuses it beside sample weights
         backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
         with self._taking_features(cut):
             return self._model.fit(
-                self._data(cut, "train"),
-                validation_data=self._data(cut, "validation"),
+                backend.batches_for_fit(train),
+                validation_data=self._validation_data(cut),
+                class_weight=class_weight,
                 shuffle=False,  # the batches shuffle themselves
                 **arguments,
             )
 
-    def evaluate(self, cut: Cut) -> dict | None:
-        """Return the logs of the model on the validation images, or `None` where there are none."""
-        data = self._data(cut, "validation")
-        if data is None:
-            return None
+    def evaluate(self, cut: Cut) -> dict:
+        """Return the logs of the model on the validation images."""
         with self._taking_features(cut):
-            return self._model.evaluate(data, verbose=0, return_dict=True)
+            return self._model.evaluate(self._validation_data(cut), verbose=0, return_dict=True)
 
     def _taking_features(self, cut):
         """Let the model take features where it is handed a dictionary of them, and images as ever.
@@ -260,28 +215,25 @@ class Session:
 
         return keras_internals.calls_replaced(self._model, call)
 
-    def _data(self, cut, part):
-        """Return the batches as `fit` is given them, or `None` where there are none."""
-        batches = self._batches_of(cut, part)
-        return None if batches is None else backend.batches_for_fit(batches)
+    def _forget_steps(self) -> None:
+        """Let Keras compile the model's steps anew: those that were compiled hold the tail."""
+        self._model.train_function = self._model.test_function = self._model.predict_function = None
 
-    def _batches_of(self, cut, part):
-        store, rows = (self._train, self._train_rows) if part == "train" else (self._validation, self._validation_rows)
-        if store is None:
-            return None
-        if (id(cut), part) not in self._batches:
-            is_train = part == "train"
-            self._batches[id(cut), part] = FeatureBatches(
-                store,
-                self._names(cut),
-                batch_size=rows.batch_size,
-                shuffle=rows.shuffles and is_train,
-                views=self._plan.views if is_train else 1,
-                seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
-            )
-        return self._batches[id(cut), part]
+    def _validation_data(self, cut):
+        return backend.batches_for_fit(self._batches(cut, "validation")) if "validation" in self.stores else None
+
+    def _batches(self, cut, part) -> FeatureBatches:
+        rows, is_train = self._rows[part], part == "train"
+        return FeatureBatches(
+            self.stores[part],
+            self._names(cut),
+            batch_size=rows.batch_size,
+            shuffle=rows.shuffles and is_train,
+            views=self._views[part],
+            seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
+        )
 
     def _names(self, cut) -> list[str]:
         """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, each once."""
-        places = {id(tensor): index for index, tensor in enumerate(tensors_of(self._plan.cuts))}
+        places = {id(tensor): index for index, tensor in enumerate(tensors_of(self.cuts))}
         return [f"features_{places[id(tensor)]}" for tensor in cut.tensors]
