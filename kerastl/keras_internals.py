@@ -9,6 +9,19 @@ import functools
 
 import keras
 
+# Everything that `fit` calls on a model and that a subclass may want to change
+_STEPS = (
+    "__call__",
+    "call",
+    "fit",
+    "evaluate",
+    "train_step",
+    "test_step",
+    "compute_loss",
+    "compute_metrics",
+    "metrics",
+)
+_STEPS += ("get_metrics_result", "reset_metrics", "make_train_function", "make_test_function", "stateless_compute_loss")
 _INPUT_SPECS = ("input_spec", "_manual_input_spec")
 
 
@@ -76,6 +89,16 @@ def functional_class():
     """Return the class of functional models, which Keras doesn't export."""
     inputs = keras.Input((1,))
     return type(keras.Model(inputs, keras.layers.Identity()(inputs)))
+
+
+def methods_of_its_own(model) -> list[str]:
+    """Return the methods that `fit` calls which a Functional or Sequential model, or its class, has of its own."""
+    usual = keras.Sequential if isinstance(model, keras.Sequential) else functional_class()
+    return [
+        name
+        for name in _STEPS
+        if name in vars(model) or getattr(type(model), name, None) is not getattr(usual, name, None)
+    ]
 
 
 @contextlib.contextmanager

@@ -73,6 +73,24 @@ def test_functional_class_is_that_of_every_functional_model():
 
 
 @pytest.mark.parametrize("build", [models.flat, models.sequential])
+def test_methods_of_its_own_are_those_that_keras_does_not_have(build):
+    class Own(type(build())):
+        def train_step(self, data):
+            return super().train_step(data)
+
+        @property
+        def metrics(self):
+            return super().metrics
+
+    model = build()
+    assert internals.methods_of_its_own(models.compiled(model)) == []
+    own = Own(model.inputs, model.outputs) if build is models.flat else Own(model.layers)
+    assert internals.methods_of_its_own(own) == ["train_step", "metrics"]
+    model.compute_loss = lambda **arguments: 0.0
+    assert internals.methods_of_its_own(model) == ["compute_loss"]
+
+
+@pytest.mark.parametrize("build", [models.flat, models.sequential])
 def test_calls_can_be_replaced_and_are_as_before_afterwards(build, pixels):
     model = build()
     expected, before, spec = model.predict(pixels[0], verbose=0), set(vars(model)), repr(model.input_spec)

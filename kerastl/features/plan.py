@@ -208,6 +208,8 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
     """Return what stands in the way, as the end of a sentence, or `None`."""
     if train is None:
         return "the data can be read only once (a generator), or isn't a pair of one image array and one label array"
+    if own := keras_internals.methods_of_its_own(model):
+        return f"the model has a `{own[0]}` of its own, which expects images"
     if not cuts:
         return "nothing with weights is frozen in front of the first layer that trains"
     if options.insist is False and train.identity is None:
