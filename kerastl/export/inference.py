@@ -43,7 +43,7 @@ def inference_model(model: keras.Model, *, pixels: str = "float32", image_size=N
     inputs = keras.Input((*size, 3), dtype=pixels, name="pixels")
     images = inputs if pixels == "float32" else keras.ops.cast(inputs, "float32")
     results = replay(functional, [images], _does_nothing_in_inference)
-    main = results[_main_index(functional)]
+    main = results[outputs.main_index(functional)]
     return connect([inputs], [main], model.name)
 
 
@@ -74,8 +74,3 @@ def _does_nothing_in_inference(operation) -> bool:
 
 def _same_shape(node) -> bool:
     return tuple(node.input_tensors[0].shape) == tuple(node.outputs[0].shape)
-
-
-def _main_index(functional) -> int:
-    main = outputs.main_tensor(functional)
-    return next(index for index, tensor in enumerate(functional.outputs) if tensor is main)

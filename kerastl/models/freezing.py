@@ -6,6 +6,7 @@ BatchNorm frozen, and un-compile the model, so that a forgotten `recompile` rais
 """
 
 import dataclasses
+import itertools
 import math
 
 import keras
@@ -33,8 +34,7 @@ def freeze(model: keras.Model, *, backbone: str | None = None) -> keras.Model:
     Raises:
         ModelError: no backbone can be found.
     """
-    found = graph.find_backbone(model, backbone)
-    _set_state(found, ())
+    _set_state(graph.find_backbone(model, backbone), ())
     _uncompile(model)
     return model
 
@@ -108,13 +108,13 @@ def _chosen_layers(found, last_blocks, last_layers, from_layer, fraction) -> lis
         blocks = graph.find_blocks(found)
         count = check_count("last_blocks", last_blocks, largest=len(blocks), unit=f"{found.name!r} has {len(blocks)}")
         return [layer for block in blocks[-count:] for layer in block.layers]
+    if from_layer is not None:
+        return layers[_index_of(found, from_layer) :]
     if last_layers is not None:
         count = check_count("last_layers", last_layers, largest=len(layers), unit=f"{found.name!r} has {len(layers)}")
-        return layers[len(layers) - count :]
-    if fraction is not None:
+    else:
         count = math.ceil(round(check_fraction("fraction", fraction) * len(layers), 6))
-        return layers[len(layers) - count :]
-    return layers[_index_of(found, from_layer) :]
+    return layers[len(layers) - count :]
 
 
 def _index_of(found, name: str) -> int:
@@ -144,10 +144,11 @@ def _set_state(found: graph.Backbone, trainable, batch_norm: bool = False) -> No
     Setting `trainable` on a container sets everything in it, and a container that is off hides what is on in it: so the
     containers go first, then the leaves, and the head gets back what it had.
     """
-    chosen = {id(leaf) for layer in trainable for leaf in _leaves(layer)}
-    everything = [leaf for layer in (*found.layers, *found.before) for leaf in _leaves(layer)]
+    chosen = {id(leaf) for leaf in _leaves(trainable)}
+    own = (*found.layers, *found.before)
+    everything = _leaves(own)
     inside = {id(leaf) for leaf in everything}
-    for container in _containers(found):
+    for container in (*found.path, *(layer for layer in own if isinstance(layer, keras.Model))):
         head = [(leaf, leaf.trainable) for leaf in graph.leaf_layers(container) if id(leaf) not in inside]
         if not container.trainable:
             container.trainable = True
@@ -163,13 +164,9 @@ def _set_state(found: graph.Backbone, trainable, batch_norm: bool = False) -> No
         found.path[-1].trainable = False  # so that the familiar `backbone.trainable = True` unfreezes it again
 
 
-def _leaves(layer) -> list:
-    return graph.leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
-
-
-def _containers(found: graph.Backbone) -> list:
-    nested = [layer for layer in (*found.layers, *found.before) if isinstance(layer, keras.Model)]
-    return [*found.path, *nested]
+def _leaves(layers) -> list:
+    nested = (graph.leaf_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in layers)
+    return list(itertools.chain.from_iterable(nested))
 
 
 def _uncompile(model) -> None:
@@ -254,7 +251,7 @@ def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> Tra
     effective = {id(variable) for variable in model.trainable_variables}
     rows = [_row("before the backbone", found.before, effective)] if found.before else []
     rows += [_row(block.name, block.layers, effective) for block in blocks]
-    inside = {id(leaf) for layer in (*found.layers, *found.before) for leaf in _leaves(layer)}
+    inside = {id(leaf) for leaf in _leaves((*found.layers, *found.before))}
     head = [leaf for leaf in graph.leaf_layers(model) if id(leaf) not in inside]
     head = [leaf for leaf in head if not isinstance(leaf, keras.layers.InputLayer)]
     if any(leaf.weights for leaf in head):
@@ -264,7 +261,7 @@ def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> Tra
 
 
 def _row(name: str, layers, effective: set[int]) -> SummaryRow:
-    leaves = [leaf for layer in layers for leaf in _leaves(layer)]
+    leaves = _leaves(layers)
     weights = {id(weight): weight for leaf in leaves for weight in leaf.weights}
     trained = [weight for key, weight in weights.items() if key in effective]
     batch_norms = [one for leaf in leaves for one in graph.batch_norm_layers(leaf)]

@@ -26,22 +26,22 @@ NORMALIZATION_LAYERS = (
 _GLOBAL_POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
 
 # How the families of keras.applications and the networks of this package name the layers of one block. The first
-# pattern that fits wins; what it captures is the block's name.
+# pattern that fits wins; what it captures is the block's name, in the form given.
 _BLOCK_PATTERNS = [
-    re.compile(pattern)
-    for pattern in (
-        r"(?:.*_)?(stage_?\d+_block_?\d+)(?:_|$)",  # ConvNeXt, ShuffleNet
-        r"(conv\d+_block\d+)(?:_|$)",  # ResNet, DenseNet
-        r"(block\d+_\d+)(?:_mixed|_conv|_ac)?$",  # InceptionResNetV2
-        r"(block_\d+)(?:_|$)",  # MobileNetV2
-        r"(block\d+[a-z]?)(?:_|$)",  # EfficientNet, VGG, Xception
-        r"(mixed_?\d+[a-z]?)$",  # Inception names only the last layer of a block
-        r"(expanded_conv(?:_\d+)?)(?:_[a-z]|$)",  # MobileNetV3, and the first block of MobileNetV2
-        r"(fire\d+)(?:_|$)",  # SqueezeNet
+    (re.compile(pattern), form)
+    for pattern, form in (
+        (r"(?:.*_)?(stage_?\d+_block_?\d+)(?:_|$)", "{}"),  # ConvNeXt, ShuffleNet
+        (r"(conv\d+_block\d+)(?:_|$)", "{}"),  # ResNet, DenseNet
+        (r"(block\d+_\d+)(?:_mixed|_conv|_ac)?$", "{}"),  # InceptionResNetV2
+        (r"(block_\d+)(?:_|$)", "{}"),  # MobileNetV2
+        (r"(block\d+[a-z]?)(?:_|$)", "{}"),  # EfficientNet, VGG, Xception
+        (r"(mixed_?\d+[a-z]?)$", "{}"),  # Inception names only the last layer of a block
+        (r"(expanded_conv(?:_\d+)?)(?:_[a-z]|$)", "{}"),  # MobileNetV3, and the first block of MobileNetV2
+        (r"(fire\d+)(?:_|$)", "{}"),  # SqueezeNet
+        (r"conv_(?:dw|pw|pad)_(\d+)(?:_|$)", "block_{}"),  # MobileNet
+        (r"(?:.*_)?(?:normal|reduction|adjust)_(?:.*?_)?((?:stem_)?\d+)$", "cell_{}"),  # NASNet
     )
 ]
-_MOBILENET_PATTERN = re.compile(r"conv_(?:dw|pw|pad)_(\d+)(?:_|$)")
-_NASNET_PATTERN = re.compile(r"(?:.*_)?(?:normal|reduction|adjust)_(?:.*?_)?((?:stem_)?\d+)$")
 _AUTOMATIC_NAME = re.compile(r"(?:conv2d|dense|depthwise_conv2d|separable_conv2d|conv2d_transpose)(?:_\d+)?$")
 
 
@@ -231,8 +231,8 @@ def find_backbone(model, backbone: str | None = None) -> Backbone:
             "Pass `backbone=` with the name of a nested model, or of the backbone's last layer."
         )
     if len(path) > 1:
-        return _nested(path)
-    found = _flat(path, last)
+        return _backbone(path)
+    found = _backbone(path, last)
     _warn_if_open(found)
     return found
 
@@ -243,10 +243,10 @@ def _named_backbone(model, name: str) -> Backbone:
             if layer.name != name:
                 continue
             if is_walkable(layer):
-                return _nested([*path, layer])
+                return _backbone([*path, layer])
             nodes = [node for node in dominators(path[-1]) if node.operation is layer]
             if nodes:
-                return _flat(path, nodes[-1])
+                return _backbone(path, nodes[-1])
             raise ModelError(
                 f"Layer {name!r} can't end the backbone: other paths go around it. Choose the layer where they meet again."
             )
@@ -266,25 +266,18 @@ def _paths(model) -> list:
 
 def _nested_backbone(model):
     """Return the nested model that holds more than half of the weights of the convolutional part, or `None`."""
-    if not is_walkable(model):
-        candidates = [layer for layer in model.layers if is_walkable(layer) and has_weights(layer)]
-        candidates = [layer for layer in candidates if has_grid(functional_of(layer).inputs[0])]
-        return max(candidates, key=lambda layer: layer.count_params(), default=None)
-    chain = dominators(model)
-    best = None
-    for node in chain:
-        layer = node.operation
-        if not (is_walkable(layer) and has_weights(layer) and has_grid(functional_of(layer).inputs[0])):
-            continue
-        if best is None or layer.count_params() > best.operation.count_params():
-            best = node
-    if best is None:
-        return None
+    chain = dominators(model) if is_walkable(model) else []
+    layers = [node.operation for node in chain] if is_walkable(model) else model.layers
+    candidates = [layer for layer in layers if is_walkable(layer) and has_weights(layer)]
+    candidates = [layer for layer in candidates if has_grid(functional_of(layer).inputs[0])]
+    best = max(candidates, key=lambda layer: layer.count_params(), default=None)
+    if best is None or not is_walkable(model):
+        return best
     last = last_spatial_node(model)
-    end = best if last is None or chain.index(best) > chain.index(last) else last
+    end = chain[max(layers.index(best), -1 if last is None else chain.index(last))]
     part = {id(node.operation): node.operation for node in nodes_in_order(model, end.outputs)}
     total = sum(layer.count_params() for layer in part.values() if has_weights(layer))
-    return best.operation if best.operation.count_params() > total / 2 else None
+    return best if best.count_params() > total / 2 else None
 
 
 def last_spatial_node(model, outputs=None):
@@ -305,47 +298,32 @@ def last_spatial_node(model, outputs=None):
     return last if weighted else None
 
 
-def _flat(path, last) -> Backbone:
+def _backbone(path, last=None) -> Backbone:
+    """Return the backbone that ends at the node `last` of the path's last model; without one, that model as a whole."""
     owner = path[-1]
-    nodes = nodes_in_order(owner, last.outputs)
-    inside = {id(node.operation) for node in nodes}
-    layers = [layer for layer in owner.layers if id(layer) in inside]
-    return Backbone(tuple(path), _without_front(layers), _before(path), last.outputs[0], last.operation.name)
-
-
-def _nested(path) -> Backbone:
-    inner = path[-1]
-    if not is_walkable(inner):
-        raise ModelError(f"The nested model {inner.name!r} is subclassed: its layers' order can't be told.")
-    last = last_spatial_node(inner)
-    output = functional_of(inner).outputs[0] if last is None else last.outputs[0]
-    return Backbone(tuple(path), _without_front(inner.layers), _before(path), output, inner.name)
+    if not is_walkable(owner):
+        raise ModelError(f"The nested model {owner.name!r} is subclassed: its layers' order can't be told.")
+    layers, name = owner.layers, owner.name
+    if last is not None:
+        inside = {id(node.operation) for node in nodes_in_order(owner, last.outputs)}
+        layers, name = [layer for layer in layers if id(layer) in inside], last.operation.name
+    first = next((index for index, layer in enumerate(layers) if has_weights(layer)), len(layers))
+    kept = [layer for index, layer in enumerate(layers) if index >= first or not is_random(layer)]
+    kept = tuple(layer for layer in kept if not isinstance(layer, keras.layers.InputLayer))
+    end = last or last_spatial_node(owner)
+    output = (functional_of(owner) if end is None else end).outputs[0]
+    return Backbone(tuple(path), kept, _before(path), output, name)
 
 
 def _before(path) -> tuple:
     """Return the weighted layers that come before the nested model on each level of the path."""
     found = []
     for outer, inner in itertools.pairwise(path):
-        if not is_walkable(outer):
-            continue
-        nodes = [node for node in nodes_in_order(outer) if node.operation is inner]
-        earlier = ancestors(nodes[0].input_tensors) if nodes else set()
-        found += [
-            node.operation for node in nodes_in_order(outer) if id(node) in earlier and has_weights(node.operation)
-        ]
+        nodes = nodes_in_order(outer) if is_walkable(outer) else []
+        place = next((node for node in nodes if node.operation is inner), None)
+        earlier = ancestors(place.input_tensors) if place else ()
+        found += [node.operation for node in nodes if id(node) in earlier and has_weights(node.operation)]
     return tuple(dict.fromkeys(found))
-
-
-def _without_front(layers) -> tuple:
-    """Drop the input, and what augments in front of the first weighted layer."""
-    layers = [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
-    kept, weighted = [], False
-    for layer in layers:
-        weighted = weighted or has_weights(layer)
-        if not weighted and is_random(layer):
-            continue
-        kept.append(layer)
-    return tuple(kept)
 
 
 def _warn_if_open(backbone: Backbone) -> None:
@@ -364,13 +342,9 @@ def _warn_if_open(backbone: Backbone) -> None:
 
 def block_key(name: str) -> str | None:
     """Return the name of the block that a layer's name tells, or `None`."""
-    for pattern in _BLOCK_PATTERNS:
+    for pattern, form in _BLOCK_PATTERNS:
         if match := pattern.match(name):
-            return match.group(1)
-    if match := _MOBILENET_PATTERN.match(name):
-        return f"block_{match.group(1)}"
-    if match := _NASNET_PATTERN.match(name):
-        return f"cell_{match.group(1)}"
+            return form.format(match.group(1))
     return None
 
 

@@ -8,7 +8,11 @@ from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.errors import ArgumentError
 from kerastl.models import backbones, freezing, graph
 
-POOLINGS = ("avg", "max", "flatten")
+POOLINGS = {
+    "avg": (keras.layers.GlobalAveragePooling2D, "avg_pool"),
+    "max": (keras.layers.GlobalMaxPooling2D, "max_pool"),
+    "flatten": (keras.layers.Flatten, "flatten"),
+}
 AUGMENTATIONS = ("flips", "light")
 
 
@@ -62,8 +66,8 @@ def build_classifier(
     base, preprocess = _base(backbone, input_shape, weights, constructor_options, preprocessing)
     inputs = keras.Input(_input_shape(base, input_shape), name="image", dtype="float32")
     x = inputs if augment is None else augment(inputs)
-    x = base(preprocess(x))
-    x = _pool(x, pooling)
+    pool, name = POOLINGS[pooling]
+    x = pool(name=name)(base(preprocess(x)))
     if hidden_units is not None:
         x = keras.layers.Dense(hidden_units, activation="relu", name="hidden")(x)
     if dropout:
@@ -107,7 +111,11 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
             raise ArgumentError(
                 f"Constructor options go with a backbone's name, not with a model. {received(**constructor_options)}"
             )
-        _check_without_top(backbone)
+        if not graph.has_grid(output := backbone.outputs[0]):
+            raise ArgumentError(
+                "A backbone must end in a feature map `(batch, height, width, channels)`: build it with `include_top=False` "
+                f"and without `pooling`. {received(output_shape=tuple(output.shape), backbone=backbone.name)}"
+            )
         row, base = backbones.find_backbone_row(backbone), freezing.freeze(backbone)
     else:
         raise ArgumentError(
@@ -134,14 +142,6 @@ def _preprocessing(row, base, preprocessing):
     return lambda pixels: backbones.preprocess(row, pixels)
 
 
-def _check_without_top(base) -> None:
-    if not graph.has_grid(base.outputs[0]):
-        raise ArgumentError(
-            "A backbone must end in a feature map `(batch, height, width, channels)`: build it with `include_top=False` "
-            f"and without `pooling`. {received(output_shape=tuple(base.outputs[0].shape), backbone=base.name)}"
-        )
-
-
 def _input_shape(base, input_shape) -> tuple:
     own = tuple(base.inputs[0].shape[1:])
     if input_shape is None:
@@ -151,11 +151,3 @@ def _input_shape(base, input_shape) -> tuple:
     if not fits:
         raise ArgumentError(f"`input_shape` doesn't fit the backbone's, {own}. {received(input_shape=input_shape)}")
     return given
-
-
-def _pool(x, pooling: str):
-    if pooling == "flatten":
-        return keras.layers.Flatten(name="flatten")(x)
-    if pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
-    return keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
