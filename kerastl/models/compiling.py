@@ -114,12 +114,10 @@ def fresh_optimizer(optimizer, learning_rate):
     What `exclude_from_weight_decay` was told is kept as well; a loss scaling around the optimizer too.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        config = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
+        config = optimizer.get_config()
         known = {key: config[key] for key in ("initial_scale", "dynamic_growth_steps", "name") if key in config}
         return keras.optimizers.LossScaleOptimizer(fresh_optimizer(optimizer.inner_optimizer, learning_rate), **known)
-    config = optimizer.get_config()
-    config["learning_rate"] = learning_rate
-    fresh = type(optimizer).from_config(config)
+    fresh = type(optimizer).from_config({**optimizer.get_config(), "learning_rate": learning_rate})
     keras_internals.copy_weight_decay_exclusions(optimizer, fresh)
     return fresh
 
@@ -151,13 +149,12 @@ def check_ready(model) -> None:
         return
     held = {id(variable) for variable in keras_internals.optimized_variables(optimizer)}
     wanted = {id(variable) for variable in model.trainable_variables}
-    if held == wanted:
-        return
-    raise CompileError(
-        f"The optimizer of {model.name!r} holds {len(held)} variables, but {len(wanted)} are trainable now "
-        f"({len(wanted - held)} new, {len(held - wanted)} gone): `trainable` was changed after `compile`, and `fit` would "
-        "ignore that. Call `kerastl.recompile(model, learning_rate=...)`."
-    )
+    if held != wanted:
+        raise CompileError(
+            f"The optimizer of {model.name!r} holds {len(held)} variables, but {len(wanted)} are trainable now "
+            f"({len(wanted - held)} new, {len(held - wanted)} gone): `trainable` was changed after `compile`, and `fit` "
+            "would ignore that. Call `kerastl.recompile(model, learning_rate=...)`."
+        )
 
 
 def usual_loss(model, label_kind: str | None) -> keras.losses.Loss:

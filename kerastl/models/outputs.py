@@ -37,7 +37,9 @@ def main_tensor(model: keras.Model):
 
 def output_kind(model: keras.Model) -> str | None:
     """Tell by the graph what the main output holds: `"softmax"`, `"sigmoid"`, `"logits"`, or `None` where it can't."""
-    return _kind_of(main_tensor(model))
+    node = deciding_node(main_tensor(model))
+    known = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "logits"}
+    return known.get(_activation_name(node.operation)) if node is not None else None
 
 
 def main_index(model: keras.Model) -> int:
@@ -56,7 +58,8 @@ def deciding_node(tensor):
     node = keras_internals.node_of(tensor)
     operation = node.operation
     if isinstance(operation, keras.Model):
-        return deciding_node(_inner_outputs(operation)[keras_internals.tensor_index(tensor)])
+        inner = getattr(operation, "outputs", None) or [None]
+        return deciding_node(inner[keras_internals.tensor_index(tensor)])
     is_linear = isinstance(operation, keras.layers.Activation) and _activation_name(operation) == "linear"
     if is_linear or type(operation).__name__ in _PASSES_ON:
         return deciding_node(node.input_tensors[0]) if node.input_tensors else None
@@ -85,19 +88,9 @@ def count_classes(model: keras.Model) -> int:
     return 2 if shape[1] == 1 else shape[1]
 
 
-def _kind_of(tensor) -> str | None:
-    node = deciding_node(tensor)
-    known = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "logits"}
-    return known.get(_activation_name(node.operation)) if node is not None else None
-
-
 def _activation_name(operation) -> str | None:
     """Return the name of a layer's activation; of an operation or of a layer without one, its own."""
     return getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
-
-
-def _inner_outputs(model) -> list:
-    return list(getattr(model, "outputs", None) or [None])
 
 
 def check_images(model, images: np.ndarray) -> None:
@@ -106,15 +99,16 @@ def check_images(model, images: np.ndarray) -> None:
     Raises:
         DataError: images of another size or number of channels than the model takes.
     """
-    wanted = tuple(model.inputs[0].shape[1:]) if getattr(model, "inputs", None) else None
+    wanted = tuple(model.inputs[0].shape[1:]) if getattr(model, "inputs", None) else ()
+    if len(wanted) != 3:
+        return
     given = images.shape[1:]
-    if wanted is not None and len(wanted) == 3 and _clash(wanted, given):
+    if len(given) != 3 or any(side not in (None, own) for side, own in zip(wanted, given, strict=True)):
         raise DataError(
             f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
             f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
         )
-    if wanted is not None and len(wanted) == 3:
-        warn_if_scaled(images)
+    warn_if_scaled(images)
 
 
 def warn_if_scaled(images: np.ndarray) -> None:
@@ -130,10 +124,6 @@ def warn_if_scaled(images: np.ndarray) -> None:
         f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
         "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
     )
-
-
-def _clash(wanted, given) -> bool:
-    return len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True))
 
 
 def _size(shape) -> str:
