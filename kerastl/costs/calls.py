@@ -10,6 +10,7 @@ import functools
 import math
 
 import keras
+import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import received
@@ -47,7 +48,7 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The calls of one run of a model on one image, in the order in which Keras runs them; what goes in and comes out."""
+    """One run of a model on one image: what goes in, the calls in the order in which Keras runs them, what comes out."""
 
     inputs: tuple
     calls: tuple[Call, ...]
@@ -77,23 +78,15 @@ def trace(model: keras.Model, input_shape=None) -> Trace:
     return Trace(tuple(specs), tuple(calls), tuple(outputs))
 
 
-def elements(shape) -> int:
-    """Return the number of elements of a tensor of that shape."""
-    return math.prod(shape)
-
-
 def itemsize(dtype: str) -> int:
     """Return the bytes that one element takes; types below a byte are stored in one."""
     name = keras.backend.standardize_dtype(dtype)
-    if name in ("bool", "string"):
-        return 1
-    bits = int("".join(character for character in name.split("_")[0] if character.isdigit()) or 32)
-    return max(1, bits // 8)
+    return 1 if name == "string" else np.dtype(name).itemsize
 
 
 def spec_bytes(spec) -> int:
     """Return the bytes of one tensor."""
-    return elements(spec.shape) * itemsize(spec.dtype)
+    return math.prod(spec.shape) * itemsize(spec.dtype)
 
 
 def run_graph(graph: Graph, specs, prefix: str, calls: list) -> list:
@@ -101,12 +94,12 @@ def run_graph(graph: Graph, specs, prefix: str, calls: list) -> list:
     known = {id(tensor): spec for tensor, spec in zip(graph.inputs, specs, strict=True)}
     for node in graph.nodes:
         if node.is_input:
-            _record_input(node, known, prefix, calls)
-            continue
-        if any(id(tensor) not in known for tensor in node.input_tensors):
-            continue
-        outputs = _run_node(node, known, prefix, calls)
-        known.update((id(tensor), spec) for tensor, spec in zip(node.outputs, outputs, strict=True))
+            given = tuple(known[id(tensor)] for tensor in node.outputs if id(tensor) in known)
+            if given and not prefix:
+                calls.append(Call(node.operation, node.operation.name, ((), {}), (), given))
+        elif all(id(tensor) in known for tensor in node.input_tensors):
+            outputs = _run_node(node, known, prefix, calls)
+            known.update((id(tensor), spec) for tensor, spec in zip(node.outputs, outputs, strict=True))
     return [known[id(tensor)] for tensor in graph.outputs]
 
 
@@ -120,15 +113,16 @@ def symbolic_graph(layer, arguments) -> Graph | None:
         layer: a built layer or model.
         arguments: `(args, kwargs)` of a call, tensors as `KerasTensor`.
     """
-    fresh = keras.tree.map_structure(
+    args, kwargs = keras.tree.map_structure(
         lambda value: keras.KerasTensor(value.shape, value.dtype) if _is_spec(value) else value, arguments
     )
-    inputs = specs_in(fresh)
-    with _nodes_put_back(layer), contextlib.suppress(Exception):
-        args, kwargs = fresh
-        outputs = [tensor for tensor in keras.tree.flatten(layer.call(*args, **kwargs)) if _is_spec(tensor)]
-        function = keras.Function(inputs, outputs)
-        return Graph(inputs, keras_internals.nodes_in_order(function), outputs)
+    inputs = specs_in((args, kwargs))
+    with contextlib.ExitStack() as stack:
+        # Else `part.output` of the layer's parts would no longer be what it was
+        stack.callback(keras_internals.forget_calls(keras_internals.flatten_layers(layer)))
+        stack.enter_context(contextlib.suppress(Exception))
+        outputs = specs_in(layer.call(*args, **kwargs))
+        return Graph(inputs, keras_internals.nodes_in_order(keras.Function(inputs, outputs)), outputs)
     return None
 
 
@@ -151,7 +145,8 @@ def _subclassed(model, input_shape) -> Graph:
             f"The subclassed model {model.name!r} doesn't tell its input: pass "
             f"`input_shape=(height, width, channels)`, without the batch axis. {received(input_shape=None)}"
         )
-    graph = symbolic_graph(model, ((_specs_like(input_shape),), {}))
+    specs = keras.tree.map_shape_structure(lambda shape: keras.KerasTensor((1, *shape)), input_shape)
+    graph = symbolic_graph(model, ((specs,), {}))
     if graph is None:
         raise ModelError(
             f"The `call` of the subclassed model {model.name!r} ({type(model).__name__}) can't be followed: it must "
@@ -160,61 +155,41 @@ def _subclassed(model, input_shape) -> Graph:
     return graph
 
 
-def _specs_like(input_shape):
-    if isinstance(input_shape, dict):
-        return {name: keras.KerasTensor((1, *shape)) for name, shape in input_shape.items()}
-    if _is_shape(input_shape):
-        return keras.KerasTensor((1, *input_shape))
-    return [keras.KerasTensor((1, *shape)) for shape in input_shape]
-
-
 def _walked(model) -> Graph:
     functional = functional_of(model)
     return Graph(list(functional.inputs), nodes_in_order(model), list(functional.outputs))
 
 
-def _is_shape(value) -> bool:
-    return isinstance(value, (tuple, list)) and all(size is None or isinstance(size, int) for size in value)
-
-
 def _input_specs(references, input_shape) -> list:
     """Return one spec with batch 1 for each of the model's inputs, sizes filled in from `input_shape`."""
-    shapes = _shapes_per_input(references, input_shape)
-    return [_filled_in(reference, shape, input_shape) for reference, shape in zip(references, shapes, strict=True)]
-
-
-def _shapes_per_input(references, input_shape) -> list:
-    if input_shape is None:
-        return [None] * len(references)
     names = [reference.name for reference in references]
-    if isinstance(input_shape, dict):
-        if set(input_shape) != set(names):
-            raise ArgumentError(
-                f"`input_shape` as a dictionary needs one shape for each input: {', '.join(map(repr, names))}. "
-                f"{received(input_shape=input_shape)}"
-            )
-        return [input_shape[name] for name in names]
-    shapes = [input_shape] if _is_shape(input_shape) else list(input_shape)
-    if len(shapes) != len(references):
+    if input_shape is None:
+        shapes = [None] * len(names)
+    elif isinstance(input_shape, dict):
+        shapes = [input_shape[name] for name in names] if set(input_shape) == set(names) else []
+    else:
+        is_one = all(size is None or isinstance(size, int) for size in input_shape)
+        shapes = [input_shape] if is_one else list(input_shape)
+    if len(shapes) != len(names):
         raise ArgumentError(
-            f"`input_shape` needs {len(references)} shapes, for the inputs {', '.join(map(repr, names))}. "
+            f"`input_shape` needs {len(names)} shapes, for the inputs {', '.join(map(repr, names))}. "
             f"{received(input_shape=input_shape)}"
         )
-    return shapes
+    return [_filled_in(reference, shape, input_shape) for reference, shape in zip(references, shapes, strict=True)]
 
 
 def _filled_in(reference, shape, input_shape):
     """Return the spec of one input; raise where sizes are missing or contradict the model."""
     built = tuple(reference.shape[1:])
-    wanted = built if shape is None else tuple(shape)
-    if len(wanted) != len(built) or any(
-        None not in (size, was) and size != was for size, was in zip(wanted, built, strict=True)
+    shape = built if shape is None else shape
+    if len(shape) != len(built) or any(
+        None not in (size, was) and size != was for size, was in zip(shape, built, strict=True)
     ):
         raise ArgumentError(
             f"`input_shape` doesn't fit input {reference.name!r}, which was built for {built} (without the batch axis; "
             f"None: any size). {received(input_shape=input_shape)}"
         )
-    sizes = tuple(was if size is None else size for size, was in zip(wanted, built, strict=True))
+    sizes = tuple(was if size is None else size for size, was in zip(shape, built, strict=True))
     if None in sizes:
         raise ArgumentError(
             f"Input {reference.name!r} has no fixed size, {sizes}, and costs depend on it: pass "
@@ -223,28 +198,20 @@ def _filled_in(reference, shape, input_shape):
     return keras.KerasTensor((1, *sizes), dtype=reference.dtype, name=reference.name)
 
 
-def _record_input(node, known, prefix, calls) -> None:
-    specs = tuple(known[id(tensor)] for tensor in node.outputs if id(tensor) in known)
-    if not prefix and specs:
-        calls.append(Call(node.operation, node.operation.name, ((), {}), (), specs))
-
-
 def _run_node(node, known, prefix, calls) -> list:
     args, kwargs = node.arguments.fill_in(known)
     inputs = specs_in((args, kwargs))
     operation, path = node.operation, prefix + node.operation.name
-    inner = _inner_graph(operation, (args, kwargs))
+    inner = None
+    if is_walkable(operation):
+        inner = _walked(operation)
+    elif isinstance(operation, keras.Model):
+        inner = symbolic_graph(operation, (args, kwargs))
     if inner is not None and len(inner.inputs) == len(inputs):
         return run_graph(inner, inputs, path + "/", calls)
     outputs = _output_specs(node, inputs, args, kwargs)
     calls.append(Call(operation, path, (args, kwargs), tuple(inputs), tuple(outputs)))
     return outputs
-
-
-def _inner_graph(operation, arguments) -> Graph | None:
-    if is_walkable(operation):
-        return _walked(operation)
-    return symbolic_graph(operation, arguments) if isinstance(operation, keras.Model) else None
 
 
 def _output_specs(node, inputs, args, kwargs) -> list:
@@ -265,23 +232,12 @@ def _computed_shapes(operation, args, kwargs) -> list:
     for compute in (operation.compute_output_spec, functools.partial(keras.Operation.compute_output_spec, operation)):
         try:
             shapes = [tuple(output.shape) for output in keras.tree.flatten(compute(*args, **kwargs))]
+            if not any(None in shape[1:] for shape in shapes):
+                return shapes
         except Exception as error:  # a user's layer may raise anything
             reason = error
-            continue
-        if not any(None in shape[1:] for shape in shapes):
-            return shapes
     sizes = ", ".join(str(tuple(spec.shape)) for spec in specs_in((args, kwargs)))
     raise ModelError(
         f"The output shape of layer {operation.name!r} ({type(operation).__name__}) can't be computed for inputs of "
         f"shape {sizes}: {reason}"
     )
-
-
-@contextlib.contextmanager
-def _nodes_put_back(layer):
-    """Forget the graph nodes that calls inside leave on the layer's parts, so that `part.output` stays what it was."""
-    put_back = keras_internals.forget_calls(keras_internals.flatten_layers(layer))
-    try:
-        yield
-    finally:
-        put_back()

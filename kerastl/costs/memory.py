@@ -4,42 +4,33 @@ Both are sums over tensors of one image (batch 1) without the weights, by the de
 runtime really allocates differs: it fuses layers, works in place, pads, and keeps workspaces.
 """
 
-import math
+import re
+from math import prod
 
 import keras
 
-from kerastl.costs.calls import elements, itemsize, spec_bytes
+from kerastl.costs.calls import itemsize, spec_bytes
+from kerastl.costs.macs import WEIGHTED_SUMS
 
 
 def _names(text) -> frozenset:
     return frozenset(text.split())
 
 
-def _layer_classes(text) -> tuple:
-    return tuple(getattr(keras.layers, name) for name in text.split())
-
-
-# Hand their input on: at inference they are the identity, or change the shape alone
-_VIEW_LAYERS = _layer_classes("""
-    Flatten Reshape Identity ActivityRegularization Dropout AlphaDropout GaussianDropout GaussianNoise
-    SpatialDropout1D SpatialDropout2D SpatialDropout3D
-""")
+# Hand their input on: at inference they are the identity, or change the shape alone; so does all augmentation
+_VIEW_LAYERS = tuple(
+    getattr(keras.layers, name)
+    for name in _names("""
+        Flatten Reshape Identity ActivityRegularization Dropout AlphaDropout GaussianDropout GaussianNoise
+    """)
+)
 _VIEW_OPERATIONS = _names("Reshape Squeeze ExpandDims Identity StopGradient")
 _AUGMENTATION_MODULE = ".random_"
 
-# A weighted sum: the gradient of the weights reads the input, the gradient of the input reads the weights
-_WEIGHTED_SUMS = _layer_classes("""
-    Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose DepthwiseConv1D DepthwiseConv2D
-    SeparableConv1D SeparableConv2D Dense EinsumDense
-""")
-_SEPARABLE = _layer_classes("SeparableConv1D SeparableConv2D")
-
-# What the backward pass reads of everything else, by the name of the activation, layer class or operation class
+# What the backward pass reads of all but weighted sums, by the activation, or the class of the layer or operation
 _KEEPS_NOTHING = _names("""
     linear Add Subtract Average Concatenate Rescaling Normalization Permute RepeatVector Stack Embedding Resizing
-    ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D UpSampling1D UpSampling2D UpSampling3D
-    AveragePooling1D AveragePooling2D AveragePooling3D GlobalAveragePooling1D GlobalAveragePooling2D
-    GlobalAveragePooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
+    ZeroPadding Cropping UpSampling AveragePooling GlobalAveragePooling AdaptiveAveragePooling
     Transpose GetItem Mean Sum Pad Negative Cast AveragePool BroadcastTo Split Flip
 """)
 _KEEPS_OUTPUT = _names("""
@@ -115,17 +106,20 @@ def _is_view(operation) -> bool:
 
 
 def _kind(operation) -> str:
-    """Return the class name, or for `Activation` the function's name."""
+    """Return the class name without its number of dimensions, or for `Activation` the function's name."""
     if isinstance(operation, keras.layers.Activation):
         return getattr(operation.activation, "__name__", "")
-    return type(operation).__name__
+    return re.sub("[123]D$", "", type(operation).__name__)
 
 
 def _kept(call, trainable, flowing) -> tuple:
     """Return the specs among a call's inputs and outputs that the backward pass reads."""
     operation, kind = call.operation, _kind(call.operation)
-    if isinstance(operation, _WEIGHTED_SUMS):
-        inputs = call.inputs if any(id(weight) in trainable for weight in _kernels(operation)) else ()
+    if isinstance(
+        operation, WEIGHTED_SUMS
+    ):  # the gradient of the weights reads the input, that of the input the weights
+        kernels = [weight for weight in operation.weights if len(weight.shape) > 1]
+        inputs = call.inputs if any(id(kernel) in trainable for kernel in kernels) else ()
         fused = getattr(operation.activation, "__name__", "")
         return inputs if fused in _KEEPS_NOTHING else (*inputs, *call.outputs)
     if isinstance(operation, keras.layers.BatchNormalization):
@@ -135,30 +129,21 @@ def _kept(call, trainable, flowing) -> tuple:
         return call.outputs
     if kind in _KEEPS_NOTHING or _is_view(operation):
         return ()
-    if kind == "Multiply":
+    if kind == "Multiply":  # a factor is read where the gradient goes to another one
         arriving = [id(spec) in flowing for spec in call.inputs]
-        others = [any(arriving[:place] + arriving[place + 1 :]) for place in range(len(arriving))]
-        return tuple(spec for spec, other in zip(call.inputs, others, strict=True) if other)
-    if "MaxPool" in kind:
-        return (*call.inputs, *call.outputs)
+        return tuple(spec for spec, own in zip(call.inputs, arriving, strict=True) if sum(arriving) > own)
     if kind in _KEEPS_INPUTS or isinstance(operation, keras.layers.Activation):
         return call.inputs
     return (*call.inputs, *call.outputs)
 
 
-def _kernels(layer) -> list:
-    return [weight for weight in layer.weights if len(weight.shape) > 1]
-
-
 def _kept_inside(call, trainable) -> int:
     """Return the bytes kept that are no layer's output: dropout masks, the middle of a separable convolution."""
-    layer = call.operation
+    layer, output = call.operation, call.outputs[0] if call.outputs else None
     if isinstance(layer, keras.layers.Dropout):
-        shape = call.outputs[0].shape
-        mask = [size if own is None else own for own, size in zip(layer.noise_shape or shape, shape, strict=True)]
-        return elements(mask) if layer.rate > 0 else 0
-    if not isinstance(layer, _SEPARABLE) or id(layer.pointwise_kernel) not in trainable:
+        mask = zip(layer.noise_shape or output.shape, output.shape, strict=True)
+        return prod(size if own is None else own for own, size in mask) if layer.rate > 0 else 0
+    if not isinstance(layer, WEIGHTED_SUMS) or id(getattr(layer, "pointwise_kernel", None)) not in trainable:
         return 0
-    output = call.outputs[0]
-    between = elements(output.shape) // layer.filters * math.prod(layer.depthwise_kernel.shape[-2:])
+    between = prod(output.shape) // layer.filters * prod(layer.depthwise_kernel.shape[-2:])
     return between * itemsize(output.dtype)

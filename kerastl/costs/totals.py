@@ -5,11 +5,12 @@ for one convolution. One MAC is two floating-point operations.
 """
 
 import dataclasses
+from math import prod
 
 import keras
 
 from kerastl.checks import check_choice, check_count, received
-from kerastl.costs.calls import elements, itemsize, spec_bytes, trace
+from kerastl.costs.calls import itemsize, spec_bytes, trace
 from kerastl.costs.macs import call_macs
 from kerastl.costs.memory import peak_activation_bytes, training_activation_bytes
 from kerastl.errors import ArgumentError, warn
@@ -86,6 +87,10 @@ class ModelCost(Printed):
         return [Table(("", "whole model"), cells, right={1}, title=self.name)]
 
 
+_SUMMED = ("parameters", "trainable_parameters", "macs", "activation_bytes")
+_HEADER = ("layer", "kind", "output shape", "parameters", "trainable", "MACs", "activation bytes", "dtype")
+
+
 class LayerCosts(NamedRows):
     """The rows of `layer_costs`: a tuple of `LayerCost` that prints as a table. A row is found by index or by name."""
 
@@ -93,10 +98,6 @@ class LayerCosts(NamedRows):
         sums = [f"{sum(getattr(row, name) for row in self):,}" for name in _SUMMED]
         rows = [*map(_cells, self), ("total", "", "", *sums, "")]
         return [Table(_HEADER, rows, right={3, 4, 5, 6}, total=True)]
-
-
-_SUMMED = ("parameters", "trainable_parameters", "macs", "activation_bytes")
-_HEADER = ("layer", "kind", "output shape", "parameters", "trainable", "MACs", "activation bytes", "dtype")
 
 
 def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:
@@ -128,12 +129,10 @@ def model_cost(model: keras.Model, input_shape=None) -> ModelCost:
     """
     run = trace(model, input_shape)
     rows = _rows(model, run)
+    summed = ("parameters", "trainable_parameters", "macs", "size_bytes")
     return ModelCost(
         name=model.name,
-        parameters=sum(row.parameters for row in rows),
-        trainable_parameters=sum(row.trainable_parameters for row in rows),
-        macs=sum(row.macs for row in rows),
-        size_bytes=sum(row.size_bytes for row in rows),
+        **{name: sum(getattr(row, name) for row in rows) for name in summed},
         peak_activation_bytes=peak_activation_bytes(run),
         training_activation_bytes=training_activation_bytes(run, _trainable(model)),
     )
@@ -204,13 +203,17 @@ def _rows(model, run) -> LayerCosts:
     rows, problems = [], {}
     for own_calls in calls.values():
         counts = [call_macs(call) for call in own_calls]
+        row = _row(own_calls, sum(macs for macs, _ in counts), trainable, counted)
         if counts[0][1]:
-            problems[own_calls[0].path] = own_calls[0].operation, counts[0][1]
-        rows.append(_row(own_calls, sum(macs for macs, _ in counts), trainable, counted))
+            problems[f"{row.name!r} ({row.kind})"] = counts[0][1], row.kind
+        rows.append(row)
     outside = _weight_counts(model.weights, trainable, counted)
     if outside["parameters"]:
         rows.append(LayerCost("(outside the graph)", "", (), macs=0, activation_bytes=0, dtype="", runs=0, **outside))
-    _warn(problems)
+    if problems:
+        lines = "; ".join(f"{row}: {problem}" for row, (problem, _) in problems.items())
+        first = min(kind for _, kind in problems.values())
+        warn(f"No cost formula for {lines}. Give one with `kerastl.costs.register_layer_cost({first}, macs=...)`.")
     return LayerCosts(rows)
 
 
@@ -234,9 +237,9 @@ def _weight_counts(weights, trainable, counted) -> dict:
     fresh = list({id(weight): weight for weight in weights if id(weight) not in counted}.values())
     counted.update(id(weight) for weight in fresh)
     return {
-        "parameters": sum(elements(weight.shape) for weight in fresh),
-        "trainable_parameters": sum(elements(weight.shape) for weight in fresh if id(weight) in trainable),
-        "size_bytes": sum(elements(weight.shape) * itemsize(weight.dtype) for weight in fresh),
+        "parameters": sum(prod(weight.shape) for weight in fresh),
+        "trainable_parameters": sum(prod(weight.shape) for weight in fresh if id(weight) in trainable),
+        "size_bytes": sum(prod(weight.shape) * itemsize(weight.dtype) for weight in fresh),
     }
 
 
@@ -244,14 +247,3 @@ def _cells(row) -> tuple[str, ...]:
     shape = " ".join(map(str, row.output_shape)) if isinstance(row.output_shape, list) else str(row.output_shape)
     name = row.name if row.runs < 2 else f"{row.name} (runs {row.runs} times)"
     return (name, row.kind, shape, *(f"{getattr(row, column):,}" for column in _SUMMED), row.dtype)
-
-
-def _warn(problems) -> None:
-    if not problems:
-        return
-    lines = [f"{path!r} ({type(operation).__name__}): {problem}" for path, (operation, problem) in problems.items()]
-    classes = sorted({type(operation).__name__ for operation, _ in problems.values()})
-    warn(
-        f"No cost formula for {'; '.join(lines)}. Give one with "
-        f"`kerastl.costs.register_layer_cost({classes[0]}, macs=...)`.",
-    )
