@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -37,8 +38,7 @@ class Call:
     outputs: tuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """Input tensors, nodes in topological order, output tensors."""
 
     inputs: list
@@ -46,26 +46,18 @@ class Graph:
     outputs: list
 
 
-@dataclasses.dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """One run of a model on one image: what goes in, the calls in the order in which Keras runs them, what comes out."""
 
-    inputs: tuple
-    calls: tuple[Call, ...]
-    outputs: tuple
+    inputs: list
+    calls: list[Call]
+    outputs: list
 
 
 def trace(model: keras.Model, input_shape=None) -> Trace:
     """List the calls of one run of `model` on a batch of one.
 
-    Args:
-        model: a Functional or Sequential model, or a built subclassed one that calls Keras layers and `keras.ops`.
-        input_shape: shape of one input without the batch axis, such as `(224, 224, 3)`; for several inputs a list in
-            the order of `model.inputs`, or a dictionary by input name. Only needed where the model leaves sizes open.
-
-    Raises:
-        ArgumentError: `input_shape` doesn't fit the model, or is missing.
-        ModelError: the model has no graph that could be walked, or a shape can't be computed.
+    Takes and raises what `layer_costs` does.
     """
     calls = []
     if is_walkable(model):
@@ -74,8 +66,7 @@ def trace(model: keras.Model, input_shape=None) -> Trace:
     else:
         graph = _subclassed(model, input_shape)
         specs = graph.inputs
-    outputs = run_graph(graph, specs, "", calls)
-    return Trace(tuple(specs), tuple(calls), tuple(outputs))
+    return Trace(specs, calls, run_graph(graph, specs, "", calls))
 
 
 def itemsize(dtype: str) -> int:
@@ -107,11 +98,8 @@ def symbolic_graph(layer, arguments) -> Graph | None:
     """Run `layer.call` on symbolic tensors and return the graph of what it calls; `None` where that can't be done.
 
     This looks into subclassed models, and into layers that were put together from Keras layers and operations. A `call`
-    that uses anything else (TensorFlow functions, NumPy, Python conditions on values) can't be looked into.
-
-    Args:
-        layer: a built layer or model.
-        arguments: `(args, kwargs)` of a call, tensors as `KerasTensor`.
+    that uses anything else (TensorFlow functions, NumPy, Python conditions on values) can't be looked into. `arguments`
+    are `(args, kwargs)`, tensors as `KerasTensor`.
     """
     args, kwargs = keras.tree.map_structure(
         lambda value: keras.KerasTensor(value.shape, value.dtype) if _is_spec(value) else value, arguments

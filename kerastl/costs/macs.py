@@ -65,7 +65,8 @@ def _layer_macs(call) -> tuple[int | None, str]:
     layer = call.operation
     known = next((parent for parent in type(layer).__mro__ if parent in _FORMULAS), None)
     if known is None:
-        return (0 if (type(layer).__module__, type(layer).__name__) in _FREE_APPLICATION_LAYERS else None), ""
+        name = f"{type(layer).__module__}.{type(layer).__name__}".removeprefix("keras.src.applications.")
+        return (0 if name in _FREE_APPLICATION_LAYERS else None), ""
     count = _FORMULAS[known](layer, _shapes(call.inputs), _shapes(call.outputs))
     if count is not None:
         whole = int(count) if float(count).is_integer() else count
@@ -192,10 +193,7 @@ _FREE_LAYERS = re.compile(
     re.VERBOSE,
 )
 # Factors per channel or per branch in the networks of keras.applications; these classes have no public name
-_FREE_APPLICATION_LAYERS = {
-    ("keras.src.applications.convnext", "LayerScale"),
-    ("keras.src.applications.inception_resnet_v2", "CustomScaleLayer"),
-}
+_FREE_APPLICATION_LAYERS = {"convnext.LayerScale", "inception_resnet_v2.CustomScaleLayer"}
 _SUMMING_OPERATIONS = {"Correlate", "Convolve", "CTCLoss", "CTCDecode", "Kron", "Vander"}
 _MOVING_OPERATIONS = {
     *("Cast", "SaturateCast", "ConvertToTensor", "StopGradient", "Slice", "SliceUpdate", "Scatter", "ScatterUpdate"),

@@ -70,11 +70,7 @@ def training_activation_bytes(trace, trainable: set[int]) -> int:
     """Return the bytes of feature maps of one image that training keeps for the backward pass, given what is frozen.
 
     A call takes part in the backward pass when it holds trainable weights, or when one of its inputs was computed by a
-    call that takes part. Each kept tensor counts once, whichever layers read it.
-
-    Args:
-        trace: the calls of the model.
-        trainable: `id` of every trainable variable.
+    call that takes part. Each kept tensor counts once, whichever layers read it. `trainable`: ids of the variables.
     """
     owners = _owners(trace)
     kept, extra, flowing = {}, 0, set()

@@ -119,7 +119,7 @@ def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:
     Warns:
         KerastlWarning: layers without a cost formula, by name; `register_layer_cost` gives them one.
     """
-    return _rows(model, trace(model, input_shape))
+    return _rows(model, trace(model, input_shape), set(map(id, model.trainable_variables)))
 
 
 def model_cost(model: keras.Model, input_shape=None) -> ModelCost:
@@ -127,14 +127,14 @@ def model_cost(model: keras.Model, input_shape=None) -> ModelCost:
 
     Args, errors and warnings are those of `layer_costs`.
     """
-    run = trace(model, input_shape)
-    rows = _rows(model, run)
+    run, trainable = trace(model, input_shape), set(map(id, model.trainable_variables))
+    rows = _rows(model, run, trainable)
     summed = ("parameters", "trainable_parameters", "macs", "size_bytes")
     return ModelCost(
         name=model.name,
         **{name: sum(getattr(row, name) for row in rows) for name in summed},
         peak_activation_bytes=peak_activation_bytes(run),
-        training_activation_bytes=training_activation_bytes(run, _trainable(model)),
+        training_activation_bytes=training_activation_bytes(run, trainable),
     )
 
 
@@ -163,10 +163,8 @@ def conv_cost(
 
     Args:
         kernel_size: K, or `(height, width)` of the kernel; a pointwise convolution is 1×1 whatever stands here.
-        in_channels: channels that come in.
-        out_channels: channels that go out; a depthwise convolution gives as many as come in, whatever stands here.
-        height: of the *output* feature map, in pixels.
-        width: of the output feature map, in pixels.
+        in_channels, out_channels: that come in and go out; of a depthwise convolution as many as come in go out.
+        height, width: of the *output* feature map, in pixels.
         kind: `"standard"`, `"pointwise"`, `"depthwise"` or `"separable"`.
         bias: add one parameter for each output channel (a separable one has it at its end, as in Keras). Adding it is
             no multiply-accumulate.
@@ -191,12 +189,7 @@ def conv_cost(
     return ConvCost(parameters=weights + biases, macs=weights * positions)
 
 
-def _trainable(model) -> set[int]:
-    return {id(variable) for variable in model.trainable_variables}
-
-
-def _rows(model, run) -> LayerCosts:
-    trainable = _trainable(model)
+def _rows(model, run, trainable) -> LayerCosts:
     calls, counted = {}, set()
     for call in run.calls:
         calls.setdefault(id(call.operation), []).append(call)
