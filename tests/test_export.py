@@ -21,7 +21,7 @@ from kerastl.errors import (
 )
 from kerastl.evaluation.probabilities import class_probabilities
 from kerastl.export import conversion, formats, gate
-from kerastl.export.gate import Comparison, Limits, judge
+from kerastl.export.gate import Comparison, Limits, failure_of
 from kerastl.export.inference import inference_model
 from kerastl.features import litert
 from tests import models
@@ -295,7 +295,7 @@ def comparison(**values):
     ],
 )
 def test_the_limits_are_those_that_the_documentation_names(values, passes):
-    assert (judge(comparison(**values), Limits()).failure is None) is passes
+    assert (failure_of(comparison(**values), Limits()) is None) is passes
 
 
 def test_the_table_names_the_classes_that_lose_most_first():

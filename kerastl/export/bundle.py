@@ -82,11 +82,12 @@ class Bundle(Printed):
             )
         runner = self._runner or _make_runner(self.folder, self.card)
 
-        def run(batch, filled):
-            return average_views(lambda flipped: self._probabilities(runner, flipped), batch, views)
+        def probabilities(pixels):
+            pixels = np.clip(np.rint(pixels), 0, 255) if runner.input_type == "uint8" else pixels
+            return to_probabilities(runner(pixels)[0].astype("float32"), self.card["output"]["kind"])
 
         return predict_with(
-            run,
+            lambda batch, filled: average_views(probabilities, batch, views),
             images,
             self.labels,
             size=self.image_size,
@@ -95,11 +96,6 @@ class Bundle(Printed):
             batch_size=batch_size,
             top=top,
         )
-
-    def _probabilities(self, runner, images) -> np.ndarray:
-        if runner.input_type == "uint8":
-            images = np.clip(np.rint(images), 0, 255)
-        return to_probabilities(runner(images)[0].astype("float32"), self.card["output"]["kind"])
 
     def _tables(self):
         height, width = self.image_size
@@ -140,21 +136,19 @@ def is_bundle(folder: str | os.PathLike) -> bool:
 
 
 def write_card(folder: Path, card: dict) -> None:
-    """Write labels and card of a bundle into its folder; the card lists size and SHA-256 of every file that lies there.
+    """Write labels and card of a bundle into its folder, which holds the models and nothing else.
 
-    Args:
-        folder: with the models in it, and nothing else.
-        card: all but `format` and `files`.
+    `card` is all but `format` and `files`, the size and SHA-256 of every file that lies there.
     """
     (folder / LABELS).write_text("\n".join(card["classes"]) + "\n", encoding="utf-8")
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            files[path.relative_to(folder).as_posix()] = entry
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): _describe(path.read_bytes()) for path in paths}
     text = json.dumps({"format": FORMAT, **card, "files": files}, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def _describe(content: bytes) -> dict:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _read_card(folder: Path) -> dict:
@@ -178,16 +172,7 @@ def _problem_of(card: dict) -> str | None:
     """Say what is wrong with a card's structure, or `None`."""
     if card.get("format") != FORMAT:
         return f"its format is {card.get('format')!r}, and this version of kerastl reads {FORMAT}"
-    checks = {
-        "files": _are_files,
-        "classes": lambda value: _is_list(value, str) and len(value) > 1,
-        "input": _is_input,
-        "output": lambda value: isinstance(value, dict) and value.get("kind", "") in _OUTPUT_KINDS,
-        "models": lambda value: (
-            isinstance(value, dict) and value and all(isinstance(one, dict) for one in value.values())
-        ),
-    }
-    for key, is_fine in checks.items():
+    for key, is_fine in _CHECKS.items():
         if not is_fine(card.get(key)):
             return f"`{key}` is missing or not what it should be"
     for name in card["files"]:
@@ -197,24 +182,21 @@ def _problem_of(card: dict) -> str | None:
         return f"it doesn't list {LABELS}"
     for name, model in card["models"].items():
         path = model.get("path")
-        inside = () if name == "litert" else [file for file in card["files"] if file.startswith(f"{path}/")]
+        # All but LiteRT may be a folder
+        inside = name != "litert" and any(file.startswith(f"{path}/") for file in card["files"])
         if not isinstance(path, str) or (path not in card["files"] and not inside):
             return f"it doesn't list the file of {name!r}, {path!r}"
     return None
 
 
-def _is_list(value, kind) -> bool:
-    return isinstance(value, list) and all(isinstance(one, kind) for one in value)
+def _are_all(values, kind) -> bool:
+    return all(isinstance(one, kind) for one in values)
 
 
-def _are_files(value) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(entry, dict)
-        and type(entry.get("bytes")) is int
-        and isinstance(entry.get("sha256"), str)
-        and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
-        for entry in value.values()
-    )
+def _is_file(entry) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or not isinstance(entry.get("sha256"), str):
+        return False
+    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
 
 
 def _is_input(value) -> bool:
@@ -223,6 +205,15 @@ def _is_input(value) -> bool:
     shape = value.get("shape")
     is_shape = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
     return is_shape and shape[0] == 1 and shape[3] == 3
+
+
+_CHECKS = {
+    "files": lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
+    "classes": lambda value: isinstance(value, list) and len(value) > 1 and _are_all(value, str),
+    "input": _is_input,
+    "output": lambda value: isinstance(value, dict) and value.get("kind", "") in _OUTPUT_KINDS,
+    "models": lambda value: isinstance(value, dict) and bool(value) and _are_all(value.values(), dict),
+}
 
 
 def _stays_inside(name: str) -> bool:
@@ -242,7 +233,7 @@ def _check_files(folder: Path, card: dict) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or (not path.is_dir() and name not in known and path.name not in LITTER):
             raise BundleError(
-                f"{path} doesn't belong to the bundle: its card doesn't know it, or it is a link. Take it out of the folder."
+                f"{path} doesn't belong to the bundle: the card doesn't know it, or it is a link. Take it out."
             )
 
 
@@ -264,15 +255,14 @@ def _read(folder: Path, name: str, entry: dict | None = None) -> bytes:
         raise BundleError(f"{path} is no plain file. Get the bundle again.")
     if entry is None and found.st_size > _LARGEST_CARD:
         raise BundleError(f"{path} is too large to be true: {found.st_size} bytes.")
-    if entry is not None and found.st_size != entry["bytes"]:
-        raise BundleError(f"{path} is damaged: it holds {found.st_size} bytes, and the card says {entry['bytes']}.")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"Can't read {path}: {error.strerror or error}.") from error
-    if entry is not None and hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    if entry is not None and _describe(content) != {"bytes": entry["bytes"], "sha256": entry["sha256"]}:
         raise BundleError(
-            f"{path} is damaged: its SHA-256 is not that of the card. Get the bundle again, or export it again."
+            f"{path} is damaged: its size ({len(content)} bytes) or its SHA-256 is not that of the card. Get the bundle "
+            "again, or export it again."
         )
     return content
 

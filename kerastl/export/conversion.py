@@ -25,6 +25,15 @@ _WITH_WEIGHTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _LARGEST_CONSTANTS = 100e6
 
 
+def check_tensorflow() -> None:
+    """Raise `BackendError` unless Keras runs on TensorFlow, which all exporters need."""
+    if keras.backend.backend() != "tensorflow":
+        raise BackendError(
+            "Exporting needs Keras on TensorFlow. Set KERAS_BACKEND=tensorflow; a .keras file loads there, whatever "
+            f"backend made it. {received(backend=keras.backend.backend())}"
+        )
+
+
 def convert(
     model: keras.Model,
     *,
@@ -33,7 +42,7 @@ def convert(
     batch_size: int | None = None,
     float_start: bool = False,
 ) -> bytes:
-    """Convert a model to LiteRT; what the converter writes to the terminal is kept from it.
+    """Return the content of a `.tflite` file; what the converter writes to the terminal is kept from it.
 
     Only LiteRT's own operations are allowed, none of TensorFlow's, which `ai-edge-litert` doesn't run: a model that needs
     others is refused here. Inputs and outputs keep their type, in an int8 model as well.
@@ -47,20 +56,13 @@ def convert(
         float_start: of `"int8"`: leave the first operations in float32 where the outputs for the representative images come
             clearly nearer by that. All further ones inherit what the first ones lose; see docs/export.md.
 
-    Returns:
-        What goes into a `.tflite` file.
-
     Raises:
         ArgumentError: another quantization, or `"int8"` without images.
         BackendError: Keras doesn't run on TensorFlow.
         ModelError: the converter can't do it.
     """
     check_choice("quantize", quantize, QUANTIZATIONS)
-    if keras.backend.backend() != "tensorflow":
-        raise BackendError(
-            "The conversion to LiteRT needs Keras on TensorFlow. Set KERAS_BACKEND=tensorflow; a .keras file loads there "
-            f"whatever backend made it. {received(backend=keras.backend.backend())}"
-        )
+    check_tensorflow()
     if quantize == "int8" and (images is None or not len(images)):
         raise ArgumentError(
             "int8 needs representative images, to see how large the activations get: some 100 of the training images. "
@@ -69,13 +71,14 @@ def convert(
     batch_size = 1 if quantize == "int8" and batch_size is None else batch_size
     with converting(model, "LiteRT"), tempfile.TemporaryDirectory() as folder:
         constant = with_constant_weights(model, _LARGEST_CONSTANTS)
-        converter = _set_up(saved_model_converter(constant, folder, batch_size), quantize, images)
+        converter = saved_model_converter(constant, folder, batch_size)
+        _set_up(converter, quantize, images)
         if quantize == "int8" and float_start:
             return _with_best_start(converter, model, images)
         return converter.convert()
 
 
-def _set_up(converter, quantize, images):
+def _set_up(converter, quantize, images) -> None:
     import tensorflow as tf
 
     if quantize is not None:
@@ -85,7 +88,6 @@ def _set_up(converter, quantize, images):
     if quantize == "int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.representative_dataset = lambda: ([image[np.newaxis]] for image in images)
-    return converter
 
 
 def _with_best_start(converter, model, images) -> bytes:
@@ -93,7 +95,8 @@ def _with_best_start(converter, model, images) -> bytes:
     import tensorflow as tf
 
     images = images[np.unique(np.linspace(0, len(images) - 1, _JUDGED_IMAGES).astype(int))]
-    expected = _outputs_in_turn(model, images)
+    parts = [model(images[start : start + 8], training=False) for start in range(0, len(images), 8)]
+    expected = np.concatenate([keras.ops.convert_to_numpy(one) for one in parts])
     debugger = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_dataset=lambda: [[images[:1]]])
     debugger.run()
     contents = [debugger.get_nondebug_quantized_model()]
@@ -106,16 +109,12 @@ def _with_best_start(converter, model, images) -> bytes:
     return next(one for one, error in zip(contents, errors, strict=True) if error <= 1.1 * min(errors))
 
 
-def _outputs_in_turn(model, images) -> np.ndarray:
-    parts = [model(images[start : start + 8], training=False) for start in range(0, len(images), 8)]
-    return np.concatenate([keras.ops.convert_to_numpy(one) for one in parts])
-
-
 def _possible_starts(debugger, model) -> list[list[str]]:
     """Return the names of operations that may stay float32: all up to the first with weights, the second, …"""
     report = io.StringIO()
     debugger.layer_statistics_dump(report)
-    rows = list(csv.DictReader(io.StringIO(report.getvalue())))
+    report.seek(0)
+    rows = list(csv.DictReader(report))
     macs = [row.macs for row in costs.layer_costs(model) if row.macs]
     few = int((np.cumsum(macs)[:_FLOAT_START] <= _FLOAT_MACS * sum(macs)).sum())
     ends = [place + 1 for place, row in enumerate(rows) if row["op_name"] in _WITH_WEIGHTS]
@@ -128,12 +127,11 @@ def measure_latency(
     """Time single images through several models in one run, so that their medians can be compared.
 
     Each round runs one model after the other, each warm: whatever else the machine does meanwhile meets all of them. Take
-    medians, and the quartiles for the spread; means of latencies say more of the machine than of the model.
+    medians and quartiles; means of latencies say more of the machine than of the model.
 
     Args:
         models: what to time; the number of threads is theirs.
-        repeats: timed runs of each model.
-        rounds: how many turns they are spread over.
+        repeats, rounds: timed runs of each model, and the turns they are spread over.
         warm_up: runs before each turn that don't count.
         seed: of the image, which is noise: how long a network takes doesn't depend on what is in the picture.
 

@@ -2,19 +2,20 @@
 
 import dataclasses
 import datetime
+import importlib.util
 import os
 from pathlib import Path
 
 import keras
 
-from kerastl.checks import check_choice, received
+from kerastl.checks import check_choice, check_fraction, received
 from kerastl.data.images import RESIZES
-from kerastl.errors import ArgumentError, DataError
+from kerastl.errors import ArgumentError, BackendError, DataError
 from kerastl.evaluation import report
 from kerastl.evaluation.probabilities import class_names_for
 from kerastl.export import bundle, gate
 from kerastl.export import formats as writing
-from kerastl.export.conversion import QUANTIZATIONS
+from kerastl.export.conversion import QUANTIZATIONS, check_tensorflow
 from kerastl.export.formats import FORMATS
 from kerastl.export.images import export_images
 from kerastl.export.inference import inference_model
@@ -29,9 +30,9 @@ BUNDLE_FILES = (bundle.CARD, bundle.LABELS, *(one.path for one in FORMATS.values
 _PACKAGES = ("ai-edge-litert", "tf2onnx", "onnxruntime", "coremltools")
 
 # What the card says of itself; `details` may add all else
-_CARD_KEYS = (
+_CARD_KEYS = {
     *("format", "created", "model_name", "input", "output", "classes", "models", "gate", "versions", "files", "seal"),
-)
+}
 
 
 def export_model(
@@ -79,9 +80,12 @@ def export_model(
     """
     quantizations = _check_formats(formats, quantize)
     check_choice("resize", resize, RESIZES)
-    limits = gate.Limits(accuracy_loss, agreement)
-    names = _check_labels(model, labels)
-    _check_details(details)
+    limits = gate.Limits(
+        check_fraction("accuracy_loss", accuracy_loss, zero=True), check_fraction("agreement", agreement, zero=True)
+    )
+    names = _label_names(model, labels)
+    if taken := [key for key in details or () if key in _CARD_KEYS]:
+        raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
     exported = inference_model(model, pixels=pixels, image_size=image_size)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
     calibration, images = export_images(representative, held_out, exported, quantize, len(names))
@@ -101,28 +105,28 @@ def _check_formats(formats, quantize) -> dict[str, str | None]:
     for name in formats:
         check_choice("formats", name, FORMATS)
     check_choice("quantize", quantize, QUANTIZATIONS)
-    if quantize is not None and not any(quantize in FORMATS[name].quantizes for name in formats):
-        fitting = [name for name, one in FORMATS.items() if quantize in one.quantizes]
+    fitting = [name for name, one in FORMATS.items() if quantize in one.quantizes]
+    if quantize is not None and not set(fitting) & set(formats):
         raise ArgumentError(
             f"`quantize={quantize!r}` is for {' and '.join(map(repr, fitting))} alone. {received(formats=formats)}"
         )
+    check_tensorflow()
     for name in formats:
-        writing.check_packages(name)
-    return {name: quantize if quantize in FORMATS[name].quantizes else None for name in formats}
+        missing = [one for one in FORMATS[name].packages if importlib.util.find_spec(one) is None]
+        if missing:
+            raise BackendError(
+                f"The format {name!r} needs {', '.join(missing)}, which is not installed. Install all that exporting needs "
+                'with `pip install "kerastl[export]"`.'
+            )
+    return {name: quantize if name in fitting else None for name in formats}
 
 
-def _check_labels(model, labels) -> list[str]:
-    """Return the names, one a line: some hold line breaks, which would shift all that follow."""
+def _label_names(model, labels) -> list[str]:
+    # One name a line: some hold line breaks, which would shift all that follow
     names = [" ".join(name.split()) for name in class_names_for(model, labels)]
     if not all(names):
         raise DataError(f"A class name must not be empty. {received(labels=labels)}")
     return names
-
-
-def _check_details(details) -> None:
-    taken = [key for key in details or () if key in _CARD_KEYS]
-    if taken:
-        raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
 
 
 def _write_models(exported, quantizations, calibration, place: Path, verbose) -> None:
@@ -135,9 +139,8 @@ def _write_models(exported, quantizations, calibration, place: Path, verbose) ->
 
 def _pass_gate(model, quantizations, images, limits, names, pixels, place: Path, verbose) -> dict:
     """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it."""
-    loaded = {
-        name: writing.load(name, place / FORMATS[name].path) for name in quantizations if FORMATS[name].runs_here()
-    }
+    running = [name for name in quantizations if FORMATS[name].runs_here()]
+    loaded = {name: writing.load(name, place / FORMATS[name].path) for name in running}
     batches = _with_bar(images, verbose)
     compared = gate.compare(
         model, loaded, batches, quantizations=quantizations, limits=limits, class_names=names, pixels=pixels
@@ -145,7 +148,6 @@ def _pass_gate(model, quantizations, images, limits, names, pixels, place: Path,
     gate.check(compared, images.in_words())
     if verbose:
         print(f"Compared with Keras on {images.in_words()}:\n\n{compared}", flush=True)
-    gate.warn_of_what_was_not_run(compared)
     return {
         "images": images.what,
         "count": images.count,
@@ -166,25 +168,21 @@ def _with_bar(images, verbose):
 def _card(model, exported, quantizations, resize: str) -> dict:
     """Return what `model_card.json` says of the model and what made it."""
     pixels, weights = exported.inputs[0], describe_weights(model)
+    shape = [1, *pixels.shape[1:]]
+    models = {
+        name: {
+            "path": FORMATS[name].path,
+            "quantize": quantize,
+            "batch": 1 if name in ("litert", "coreml") else "any",
+        }
+        for name, quantize in quantizations.items()
+    }
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model_name": model.name,
-        "input": {
-            "shape": [1, *pixels.shape[1:]],
-            "type": pixels.dtype,
-            "channels": "RGB",
-            "range": [0, 255],
-            "resize": resize,
-        },
+        "input": {"shape": shape, "type": pixels.dtype, "channels": "RGB", "range": [0, 255], "resize": resize},
         "output": {"kind": outputs.output_kind(model), "units": exported.outputs[0].shape[1]},
-        "models": {
-            name: {
-                "path": FORMATS[name].path,
-                "quantize": quantize,
-                "batch": 1 if name in ("litert", "coreml") else "any",
-            }
-            for name, quantize in quantizations.items()
-        },
+        "models": models,
         "weights": None if weights is None else dataclasses.asdict(weights),
         "versions": report.software_versions(*_PACKAGES),
     }

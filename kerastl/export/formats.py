@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import sys
 import warnings
@@ -13,11 +12,8 @@ import keras
 import numpy as np
 
 from kerastl import backend
-from kerastl.errors import BackendError
 from kerastl.export import conversion
 from kerastl.features import litert
-
-_COREML_SYSTEM = "darwin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,49 +25,26 @@ class Format:
         packages: that it needs, as they are imported.
         write: makes it of a model: `(model, path, quantize, images)`.
         load: reads it: from a path to a function from pixels, `(batch, height, width, 3)`, to the output, `(batch, units)`.
-        runs_here: whether this system can run it at all.
         quantizes: which quantizations change it.
+        system: the only one that can run it, as `sys.platform` calls it; `None`: all can.
     """
 
     path: str
     packages: tuple[str, ...]
     write: Callable
     load: Callable
-    runs_here: Callable[[], bool] = lambda: True
     quantizes: tuple[str, ...] = ()
+    system: str | None = None
 
-
-def check_packages(name: str) -> None:
-    """Raise unless all that a format needs is installed.
-
-    Raises:
-        BackendError: it is not, with the extra that brings it; or Keras doesn't run on TensorFlow.
-    """
-    if keras.backend.backend() != "tensorflow":
-        raise BackendError(
-            "Exporting needs Keras on TensorFlow. Set KERAS_BACKEND=tensorflow and load the .keras file there, whatever "
-            f"backend made it. Received: backend={keras.backend.backend()!r}"
-        )
-    missing = [one for one in FORMATS[name].packages if importlib.util.find_spec(one) is None]
-    if missing:
-        raise BackendError(
-            f"The format {name!r} needs {', '.join(missing)}, which is not installed. Install all that exporting needs "
-            'with `pip install "kerastl[export]"`.'
-        )
+    def runs_here(self) -> bool:
+        """Tell whether this system can run it at all."""
+        return self.system in (None, sys.platform)
 
 
 def write(name: str, model: keras.Model, path: Path, quantize: str | None, images: np.ndarray | None) -> None:
-    """Write a model in one format; exporters' chatter is kept from the terminal.
+    """Write a model of `inference_model` in a format, quantized as `convert` has it; exporters' chatter is kept away.
 
-    Args:
-        name: of `FORMATS`.
-        model: of `inference_model`.
-        path: of the file or folder.
-        quantize: see `kerastl.export.conversion.QUANTIZATIONS`.
-        images: representative ones for `"int8"`, as the model takes them.
-
-    Raises:
-        ModelError: it can't be done.
+    `images` are representative ones for `"int8"`, as the model takes them. Raises `ModelError` where it can't be done.
     """
     with litert.converting(model, name):
         FORMATS[name].write(model, path, quantize, images)
@@ -102,11 +75,7 @@ def _load_saved_model(path):
     import tensorflow as tf
 
     module = tf.saved_model.load(str(path))
-
-    def run(pixels):
-        return module.serve(tf.constant(pixels)).numpy()
-
-    return run
+    return lambda pixels: module.serve(tf.constant(pixels)).numpy()
 
 
 def _write_onnx(model, path, quantize, images) -> None:
@@ -156,18 +125,11 @@ def _load_coreml(path):
     return run
 
 
+_ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
+_LITERT_QUANTIZES = tuple(filter(None, conversion.QUANTIZATIONS))
 FORMATS: dict[str, Format] = {
-    "litert": Format(
-        "model.tflite", ("ai_edge_litert",), _write_litert, _load_litert, quantizes=("float16", "dynamic", "int8")
-    ),
+    "litert": Format("model.tflite", ("ai_edge_litert",), _write_litert, _load_litert, _LITERT_QUANTIZES),
     "saved_model": Format("saved_model", (), _write_saved_model, _load_saved_model),
-    "onnx": Format("model.onnx", ("tf2onnx", "onnx", "onnxruntime"), _write_onnx, _load_onnx),
-    "coreml": Format(
-        "model.mlpackage",
-        ("coremltools",),
-        _write_coreml,
-        _load_coreml,
-        runs_here=lambda: sys.platform == _COREML_SYSTEM,
-        quantizes=("float16",),
-    ),
+    "onnx": Format("model.onnx", _ONNX_PACKAGES, _write_onnx, _load_onnx),
+    "coreml": Format("model.mlpackage", ("coremltools",), _write_coreml, _load_coreml, ("float16",), system="darwin"),
 }

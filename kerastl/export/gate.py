@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from kerastl.checks import check_fraction
 from kerastl.errors import GateError, warn
 from kerastl.evaluation.probabilities import class_probabilities, to_probabilities
 from kerastl.models import outputs
@@ -27,10 +26,6 @@ class Limits:
 
     accuracy_loss: float = 0.01
     agreement: float = 0.995
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, check_fraction(field.name, getattr(self, field.name), zero=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,71 +76,23 @@ class Comparisons(Printed, tuple):
             ]
             for one in self
         ]
-        return [Table(header, rows, right={1, 2, 3, 4, 5}), *self._class_table()]
-
-    def _class_table(self):
+        tables = [Table(header, rows, right={1, 2, 3, 4, 5})]
         labelled = [one for one in self if one.classes]
-        if not labelled:
-            return []
-        same_class = list(zip(*(one.classes for one in labelled), strict=True))
-        same_class.sort(key=lambda entries: -max(entry["lost"] for entry in entries))
-        rows = [
-            [
-                entries[0]["name"],
-                str(entries[0]["images"]),
-                _share(entries[0]["keras"]),
-                *(f"{0 - 100 * entry['lost']:+.1f}" for entry in entries),
+        if labelled:
+            same_class = list(zip(*(one.classes for one in labelled), strict=True))
+            same_class.sort(key=lambda entries: -max(entry["lost"] for entry in entries))
+            header = ["class", "images", "Keras", *(f"{one.title}, points" for one in labelled)]
+            rows = [
+                [first["name"], str(first["images"]), _share(first["keras"])]
+                + [f"{0 - 100 * entry['lost']:+.1f}" for entry in (first, *others)]
+                for first, *others in same_class[:_CLASSES_SHOWN]
             ]
-            for entries in same_class[:_CLASSES_SHOWN]
-        ]
-        header = ["class", "images", "Keras", *(f"{one.title}, points" for one in labelled)]
-        return [Table(header, rows, right=range(1, len(header)))]
+            tables.append(Table(header, rows, right=range(1, len(header))))
+        return tables
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-class _Tally:
-    """What is counted of one export, batch by batch."""
-
-    def __init__(self, classes: int):
-        self.count = self.agree = self.labelled = 0
-        self.difference = 0.0
-        self.broken = False
-        self.images, self.keras_hits, self.hits = (np.zeros(classes, int) for _ in range(3))
-
-    def add(self, reference, probabilities, labels) -> None:
-        expected, given = reference.argmax(axis=1), probabilities.argmax(axis=1)
-        self.count += len(reference)
-        self.broken = self.broken or not np.isfinite(probabilities).all()
-        self.agree += int((expected == given).sum())
-        self.difference = max(self.difference, float(np.abs(reference - probabilities).max()))
-        if labels is not None:
-            self.labelled += len(labels)
-            classes = len(self.images)
-            self.images += np.bincount(labels, minlength=classes)
-            self.keras_hits += np.bincount(labels[expected == labels], minlength=classes)
-            self.hits += np.bincount(labels[given == labels], minlength=classes)
-
-    def compared(self, name: str, quantize, class_names) -> Comparison:
-        difference = None if self.broken else self.difference
-        whole = Comparison(name, quantize, self.count, self.agree / self.count, difference)
-        if self.labelled < self.count:
-            return whole
-        classes = [
-            {
-                "name": label,
-                "images": int(images),
-                "keras": float(before / images),
-                "exported": float(after / images),
-                "lost": float((before - after) / images),
-            }
-            for label, images, before, after in zip(class_names, self.images, self.keras_hits, self.hits, strict=True)
-            if images
-        ]
-        accuracies = [float(hits.sum() / self.count) for hits in (self.keras_hits, self.hits)]
-        return dataclasses.replace(whole, keras_accuracy=accuracies[0], accuracy=accuracies[1], classes=classes)
 
 
 def compare(
@@ -165,25 +112,52 @@ def compare(
         exported: format → function from pixels to the output, of those that run on this system.
         batches: `(images, labels)`; labels are integers, or `None`.
         quantizations: of all formats → what was quantized in it.
-        limits: what may be lost.
-        class_names: one for each class.
+        limits, class_names: what may be lost; one name for each class.
         pixels: type that the exports take.
 
     Returns:
         A judged `Comparison` for each format, in the order of those that run here, then the others.
     """
     kind = outputs.output_kind(model)
-    tallies = {name: _Tally(len(class_names)) for name in exported}
+    expected, known, found, differences = [], [], {name: [] for name in exported}, dict.fromkeys(exported, 0.0)
     largest = 0
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
         reference = class_probabilities(model, given, batch_size=largest)
+        expected.append(reference.argmax(axis=1))
+        known.append(np.full(len(images), -1) if labels is None else labels)
         for name, run in exported.items():
-            tallies[name].add(reference, _probabilities(run(given), kind), labels)
-    compared = [tally.compared(name, quantizations[name], class_names) for name, tally in tallies.items()]
+            probabilities = _probabilities(run(given), kind)
+            found[name].append(probabilities.argmax(axis=1))
+            differences[name] = np.maximum(differences[name], np.abs(reference - probabilities).max())  # NaN stays
+    compared = []
+    for name, classes in found.items():
+        figures = _figures(*map(np.concatenate, (expected, classes, known)), differences[name], class_names)
+        one = Comparison(name, quantizations[name], **figures)
+        compared.append(dataclasses.replace(one, failure=failure_of(one, limits)))
     others = [Comparison(name, quantize, 0) for name, quantize in quantizations.items() if name not in exported]
-    return Comparisons([*(judge(one, limits) for one in compared), *others])
+    return Comparisons([*compared, *others])
+
+
+def _figures(expected, given, labels, difference, class_names) -> dict:
+    """Return the figures of a `Comparison`; accuracies where no image is without a label (-1)."""
+    figures = {
+        "count": len(expected),
+        "agreement": float((expected == given).mean()),
+        "largest_difference": None if np.isnan(difference) else float(difference),
+    }
+    if (labels < 0).any():
+        return figures
+    classes = []
+    for index, name in enumerate(class_names):
+        own = labels == index
+        images, before, after = (int(one.sum()) for one in (own, own & (expected == index), own & (given == index)))
+        if images:
+            shares = {"keras": before / images, "exported": after / images, "lost": (before - after) / images}
+            classes.append({"name": name, "images": images, **shares})
+    accuracies = {"keras_accuracy": float((expected == labels).mean()), "accuracy": float((given == labels).mean())}
+    return {**figures, **accuracies, "classes": classes}
 
 
 def _probabilities(values, kind) -> np.ndarray:
@@ -191,46 +165,34 @@ def _probabilities(values, kind) -> np.ndarray:
     values = np.asarray(values, dtype="float32")
     if np.isfinite(values).all():
         return to_probabilities(values, kind)
-    return np.full((len(values), 2 if values.shape[1] == 1 else values.shape[1]), np.nan, "float32")
+    return np.full((len(values), max(2, values.shape[1])), np.nan, "float32")
 
 
-def judge(comparison: Comparison, limits: Limits) -> Comparison:
-    """Return the comparison with its verdict in `failure`."""
-    return dataclasses.replace(comparison, failure=_failure(comparison, limits))
-
-
-def _failure(one: Comparison, limits: Limits) -> str | None:
+def failure_of(one: Comparison, limits: Limits) -> str | None:
+    """Say why an export doesn't pass, or return `None`."""
     if not one.count:
         return None
     if one.largest_difference is None:
         return "its outputs hold NaN or infinity"
-    if one.quantize is None or one.accuracy is None:
-        needed = limits.agreement if one.quantize is None else 1 - limits.accuracy_loss
-        why = "" if one.quantize is None else " (without labels, so that it can lose no more accuracy than is allowed)"
-        if one.agreement < needed:
-            return f"it names Keras's class for {one.agreement:.2%} of the images, and must for {needed:.2%}{why}"
+    if one.quantize is not None and one.accuracy is not None:
+        lost = one.keras_accuracy - one.accuracy
+        if lost > limits.accuracy_loss + 1e-9:
+            return f"it loses {100 * lost:.2f} points of accuracy, and may lose {100 * limits.accuracy_loss:.2f}"
         return None
-    lost = one.keras_accuracy - one.accuracy
-    if lost > limits.accuracy_loss + 1e-9:
-        return f"it loses {100 * lost:.2f} points of accuracy, and may lose {100 * limits.accuracy_loss:.2f}"
+    needed = limits.agreement if one.quantize is None else 1 - limits.accuracy_loss
+    why = "" if one.quantize is None else " (without labels, so that it can lose no more accuracy than is allowed)"
+    if one.agreement < needed:
+        return f"it names Keras's class for {one.agreement:.2%} of the images, and must for {needed:.2%}{why}"
     return None
 
 
 def check(comparisons: Comparisons, what: str) -> None:
-    """Raise `GateError`, with the table, where one of the comparisons failed; `what` says which images were used."""
-    failed = [one for one in comparisons if one.failure]
+    """Raise `GateError`, with the table, where an export failed on `what`; warn of those that this system can't run."""
+    failed = [f"{one.title}: {one.failure}" for one in comparisons if one.failure]
     if failed:
-        reasons = "; ".join(f"{one.title}: {one.failure}" for one in failed)
         raise GateError(
-            f"The export was stopped, and nothing was written. Compared with Keras on {what}: {reasons}.",
+            f"The export was stopped, and nothing was written. Compared with Keras on {what}: {'; '.join(failed)}.",
             str(comparisons),
         )
-
-
-def warn_of_what_was_not_run(comparisons: Comparisons) -> None:
-    """Warn of exports that this system can't run, so that nobody takes them for compared ones."""
-    names = [one.title for one in comparisons if not one.count]
-    if names:
-        warn(
-            f"{', '.join(names)} was written, but not compared with Keras: this system can't run it.",
-        )
+    if names := [one.title for one in comparisons if not one.count]:
+        warn(f"{', '.join(names)} was written, but not compared with Keras: this system can't run it.")

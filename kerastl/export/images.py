@@ -1,6 +1,5 @@
 """The images that an export needs: representative ones, to set the ranges of int8, and held-out ones, for the gate."""
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -20,28 +19,23 @@ REPRESENTATIVE = 200
 _NOISE = 32
 
 
-@dataclasses.dataclass
 class GateImages:
-    """Batches for the gate.
+    """Batches for the gate: `(images, labels)`, labels integers `(batch,)` or `None`. They can be gone through once.
 
     Attributes:
         what: `"held-out"`, `"representative"` or `"noise"`.
-        batches: `(images, labels)`; labels are integers `(batch,)` or `None`. They can be gone through once.
         total: number of batches, where that is known.
         count: images that went through so far.
     """
 
-    what: str
-    batches: Iterator
-    total: int | None = None
-    count: int = 0
-    known_identity: str | None = None
-    _digest: object = dataclasses.field(default_factory=hashlib.sha256)
+    def __init__(self, what: str, batches: Iterator, total: int | None = None, identity: str | None = None):
+        self.what, self.total, self.count = what, total, 0
+        self._batches, self._identity, self._digest = batches, identity, hashlib.sha256()
 
     def __iter__(self):
-        for images, labels in self.batches:
+        for images, labels in self._batches:
             self.count += len(images)
-            if self.known_identity is None:
+            if self._identity is None:
                 self._digest.update(f"{images.dtype}{images.shape}".encode())
                 self._digest.update(np.ascontiguousarray(images).tobytes())
                 self._digest.update(b"" if labels is None else labels.astype("int64").tobytes())
@@ -50,7 +44,7 @@ class GateImages:
     @property
     def identity(self) -> str:
         """A hex digest of the images that went through, their order and labels: the same digest, the same images."""
-        return self.known_identity or self._digest.hexdigest()
+        return self._identity or self._digest.hexdigest()
 
     def in_words(self) -> str:
         """Return what the images are, for a sentence."""
@@ -72,7 +66,6 @@ def export_images(
         held_out: images that nothing was trained or set on; with labels the gate can compare accuracies.
         model: what is exported, to compare sizes.
         quantize: `"int8"` needs representative images.
-        num_classes: of the model.
 
     Raises:
         ArgumentError: no representative images for int8.
@@ -85,22 +78,28 @@ def export_images(
             f"`load_images(...).train`. Held-out ones are for the gate. {received(representative=None)}"
         )
     if held_out is not None:
-        return calibration, _held_out(held_out, model, num_classes)
+        batches = _batches(held_out, num_classes)
+        first = next(batches, None)
+        if first is None:
+            raise DataError(f"There are no held-out images. {received(held_out=held_out)}")
+        _check(model, first[0])
+        source, total = find_source(held_out), adapt(held_out).batch_count
+        identity = None if source is None else source.identity
+        return calibration, GateImages("held-out", itertools.chain([first], batches), total, identity)
     if calibration is not None:
-        return calibration, GateImages("representative", _batches(calibration, None))
+        return calibration, GateImages("representative", _batches(calibration))
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE, *model.inputs[0].shape[1:]), "uint8")
-    return None, GateImages("noise", _batches(noise, None))
+    return None, GateImages("noise", _batches(noise))
 
 
 def _representative(data, model) -> np.ndarray:
     """Return images, `(count, height, width, 3)`."""
     rows = adapt(data)
     if rows.skips:
-        few = min(REPRESENTATIVE, rows.count)
-        images = [rows.read(index) for index in np.unique(np.linspace(0, rows.count - 1, few).round().astype(int))]
+        places = np.linspace(0, rows.count - 1, min(REPRESENTATIVE, rows.count)).round().astype(int)
+        images = [rows.read(index) for index in np.unique(places)]
     else:
-        single = (image for batch, _ in _batches(data, None) for image in batch)
-        images = list(itertools.islice(single, REPRESENTATIVE))
+        images = list(itertools.islice((image for batch, _ in _batches(data) for image in batch), REPRESENTATIVE))
     if not images:
         raise DataError(f"There are no representative images. {received(representative=data)}")
     images = np.stack(images)
@@ -108,18 +107,7 @@ def _representative(data, model) -> np.ndarray:
     return images
 
 
-def _held_out(data, model, num_classes: int) -> GateImages:
-    batches = _batches(data, num_classes)
-    first = next(batches, None)
-    if first is None:
-        raise DataError(f"There are no held-out images. {received(held_out=data)}")
-    _check(model, first[0])
-    source = find_source(data)
-    identity = None if source is None else source.identity
-    return GateImages("held-out", itertools.chain([first], batches), adapt(data).batch_count, known_identity=identity)
-
-
-def _batches(data, num_classes: int | None):
+def _batches(data, num_classes: int | None = None):
     """Yield `(images, labels)`, labels `None` where there are none or no number of classes to check them against."""
     for images, labels, _ in adapt(data).batches():
         if len(images):
@@ -127,8 +115,6 @@ def _batches(data, num_classes: int | None):
 
 
 def _check(model, images) -> None:
-    if images.ndim != 4:
-        raise DataError(f"Expected images (batch, height, width, 3) in 0-255. {received(shape=images.shape)}")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise DataError("Expected pixels 0-255. Received images that hold NaN or infinity")
     outputs.check_images(model, images)

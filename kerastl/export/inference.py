@@ -69,8 +69,4 @@ def _does_nothing_in_inference(operation) -> bool:
     if graph.has_weights(operation):  # a recurrent layer with dropout, say
         return False
     nodes = keras_internals.calls_of(operation)
-    return all(len(one.input_tensors) == 1 and _same_shape(one) for one in nodes)
-
-
-def _same_shape(node) -> bool:
-    return tuple(node.input_tensors[0].shape) == tuple(node.outputs[0].shape)
+    return all(len(node.input_tensors) == 1 and node.input_tensors[0].shape == node.outputs[0].shape for node in nodes)
