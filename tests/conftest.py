@@ -39,3 +39,19 @@ def colours():
 @pytest.fixture(scope="session")
 def labelled():
     return models.labelled_colours()
+
+
+@pytest.fixture
+def small_shards(monkeypatch, tmp_path_factory):
+    """Feature stores with shards of three of the tests' chunks; temporary stores in a folder of this test's."""
+    monkeypatch.setattr("kerastl.features.store.SHARD_BYTES", 1100)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
+@pytest.fixture
+def data():
+    """Forty 32×32 images in 0–255 of three classes that differ in brightness, and their labels, to train on."""
+    generator = np.random.default_rng(1)
+    labels = np.arange(40) % 3
+    images = generator.normal(labels[:, None, None, None] * 90.0 + 30, 20, (40, 32, 32, 3)).clip(0, 255)
+    return images.astype("float32"), labels

@@ -2,7 +2,10 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
+
+from kerastl.models import freezing
 
 
 def backbone_layers(x, *, blocks: int = 3, width: int = 8):
@@ -97,3 +100,30 @@ def snapshot(layer) -> dict:
 def changed(before: dict, layer) -> set[str]:
     """Return the paths of the weights that are not bit-identical any more."""
     return {path for path, value in snapshot(layer).items() if (before[path] != value).any()}
+
+
+def twins(build=nested, **choice):
+    """Return two equal compiled models, their backbones frozen but for what is chosen."""
+    keras.utils.set_random_seed(0)
+    pair = [build(), build()]
+    pair[1].set_weights(pair[0].get_weights())
+    for model in pair:
+        freezing.unfreeze(model, **choice) if choice else freezing.freeze(model)
+        compiled(model, 0.01, weighted_metrics=["accuracy"])
+    return pair
+
+
+def small_model(size=8):
+    """Two convolutions with BatchNorm between them, and a head."""
+    inputs = keras.Input((size, size, 3))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False, name="first")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.DepthwiseConv2D(3, strides=2, padding="same", name="second")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(2, activation="softmax", name="head")(x), name="small")
+
+
+def slowly(*names):
+    """Mark parameters of a test for the slow run."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -90,7 +90,9 @@ def test_one_history_one_epoch_one_phase_and_plain_dictionaries():
 def test_nan_leaves_a_gap_and_no_warning(tmp_path):
     result = transfer_result("head", 2)
     result.fine_tune.history["val_loss"][1:] = [np.nan, np.nan]
-    plots.plot_history(result).savefig(tmp_path / "curves.png")
+    figure = plots.plot_history(result)
+    figure.savefig(tmp_path / "curves.png")
+    assert any(np.isnan(line.get_ydata()).sum() == 2 for line in figure.axes[0].lines)
 
 
 def test_many_epochs_keep_few_ticks():

@@ -315,9 +315,10 @@ def test_pixels_that_are_scaled_already_warn(scale, pixels):
         fit(model, images, pixels[1], **QUIET)
 
 
-def test_pixels_as_they_should_be_do_not_warn(pixels):
+def test_pixels_as_they_should_be_do_not_warn(pixels, recwarn):
     fit(models.compiled(models.flat()), *pixels, **QUIET)
     fit(models.compiled(models.flat()), pixels[0].astype("uint8"), pixels[1], **QUIET)
+    assert [str(one.message) for one in recwarn if issubclass(one.category, KerastlWarning)] == []
 
 
 def test_images_of_another_size_are_an_error_that_says_both_sizes(pixels):

@@ -11,21 +11,9 @@ from kerastl.features.plan import CacheOptions
 from kerastl.models import freezing
 from kerastl.training import session as session_module
 from tests import models
+from tests.models import twins
 
 EXACT = CacheOptions(dtype="float32", engine="keras")
-
-
-@pytest.fixture
-def data():
-    generator = np.random.default_rng(0)
-    return generator.uniform(0, 255, (40, 32, 32, 3)).astype("float32"), np.arange(40) % 3
-
-
-def twins():
-    """Return two equal compiled models."""
-    pair = [models.nested(), models.nested()]
-    pair[1].set_weights(pair[0].get_weights())
-    return [models.compiled(freezing.freeze(model), 0.01) for model in pair]
 
 
 @pytest.mark.parametrize("name", ["train_step", "test_step", "compute_loss", "call"])

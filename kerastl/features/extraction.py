@@ -129,7 +129,7 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
 
 def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
     """Return the store in the user's folder: found, gone on with, or made; one process at a time."""
-    parent = Path(trunk.options.folder)
+    parent = Path(trunk.options.folder).expanduser()
     if parent.exists() and not parent.is_dir():
         raise StoreError(f"`cache` names a file, not a folder. Received: cache={str(parent)!r}")
     if others := sorted(path.name for path in parent.glob("*") if not path.name.startswith(("train-", "validation-"))):

@@ -293,7 +293,7 @@ def memory_budget(options: CacheOptions) -> int:
 
 def disk_budget(options: CacheOptions) -> int:
     """Return the bytes of disk that features may take: the budget, or half of what is free."""
-    place = pathlib.Path(options.folder or tempfile.gettempdir()).absolute()
+    place = pathlib.Path(options.folder or tempfile.gettempdir()).expanduser().absolute()
     free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.exists())).free
     budget = parse_bytes(options.budget)
     return free // 2 if budget is None else min(budget, free)
