@@ -11,7 +11,7 @@ from kerastl.features.plan import CacheOptions
 from kerastl.training import recipe as training
 from kerastl.training.session import fit
 from tests import models
-from tests.test_features_fit import data, twins  # noqa: F401
+from tests.models import twins
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not backend.has_accelerator(), reason="no GPU is seen")]
 EXACT = CacheOptions(dtype="float32", engine="keras")
