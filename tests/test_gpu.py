@@ -45,7 +45,7 @@ def test_the_frozen_part_stays_on_the_gpu():
 
 
 @pytest.mark.parametrize("choice", [{}, {"last_blocks": 1}])
-def test_a_cached_run_equals_an_uncached_one(choice, data):  # noqa: F811
+def test_a_cached_run_equals_an_uncached_one(choice, data):
     cached, plain = twins(**choice)
     arguments = {"epochs": 3, "batch_size": 16, "shuffle": False, "verbose": 0}
     arguments["validation_data"] = (data[0][:10], data[1][:10])
@@ -56,7 +56,7 @@ def test_a_cached_run_equals_an_uncached_one(choice, data):  # noqa: F811
     assert np.abs(answers[0] - answers[1]).max() <= 1e-2  # TensorFloat-32 keeps ten bits
 
 
-def test_both_phases_run_in_every_precision(policy, data):  # noqa: F811
+def test_both_phases_run_in_every_precision(policy, data):
     model = kerastl.build_classifier(models.tiny_backbone(), 3, input_shape=32, preprocessing=scaled)
     result = training.transfer_learn(
         model, data, (data[0][:10], data[1][:10]), last_blocks=1, head_epochs=3, fine_tune_epochs=2, verbose=0

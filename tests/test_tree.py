@@ -31,7 +31,7 @@ TENSORFLOW_AT_HOME = {
     "backend",
     "features/litert",
     "data/folders",
-    "data/sources",
+    "data/tfds",
     "export/conversion",
     "export/formats",
 }

@@ -62,12 +62,8 @@ class ImageSource(Rows):
     """The images that `load_images` found for one of its datasets, in a fixed order.
 
     It hangs on the dataset object itself: a dataset derived with `.map` or `.filter` is another object, holds other data,
-    and rightly has none. Its `identity` is a hex digest of the images, their order, labels, size and resizing.
-
-    Attributes:
-        labels: integers, `(count,)`.
-        image_size: `(height, width)` in pixels of what `read` returns.
-        read: from an index to that image, uint8 RGB `(height, width, 3)`. Safe to call from several threads.
+    and rightly has none. `labels` are integers `(count,)`; `read` returns the image of an index, uint8 RGB
+    `(*image_size, 3)`, and may be called from several threads; `identity` covers images, order, labels, size and resizing.
     """
 
     labels: np.ndarray
@@ -113,15 +109,8 @@ def is_tf_dataset(data) -> bool:
 def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, shuffle: bool | None = None) -> Rows:
     """Return the `Rows` of whatever `fit` takes; nothing of a generator is used up.
 
-    Args:
-        data: images `(count, height, width, 3)`, a `(x, y)` or `(x, y, sample_weight)` tuple, a dataset of batches, a
-            `DataLoader`, a generator.
-        y, sample_weight: of each image, where `data` holds the images only.
-        batch_size: for arrays; 32 by default.
-        shuffle: what `fit` was told; `None` for what the data itself does.
-
-    Raises:
-        DataError: anything else, or arrays of different lengths.
+    `batch_size` is for arrays, 32 by default; `shuffle` is what `fit` was told, `None` for what the data itself does.
+    Raises `DataError` for anything else, and for arrays of different lengths.
     """
     source = find_source(data)
     if source is not None:

@@ -16,6 +16,7 @@ from kerastl.backend import without_autotuning
 from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data import images as image_files
 from kerastl.data.batches import ImageSource, attach_source, find_source
+from kerastl.data.elpv import catalogue_elpv
 from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catalogue, Image, check_shares, divide
 from kerastl.errors import ArgumentError, DataError, warn
 from kerastl.tables import Printed, Table
@@ -127,7 +128,7 @@ def load_images(
         shuffle: whether the training images come in a new order in every epoch; otherwise in one mixed order. Either is
             repeatable: the orders depend on `seed` and on TensorFlow's global seed, if that is set.
         skip_unreadable: leave unreadable files out, with a warning that lists them, instead of raising.
-        data_dir: where TFDS and ELPV keep prepared data; by default `data/` of a checkout, else TFDS's own default.
+        data_dir: where TensorFlow Datasets keeps prepared data; by default `data/` of a checkout, else TFDS's own default.
         verbose: 0 shows no progress.
 
     Raises:
@@ -172,11 +173,11 @@ def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Ca
     name = source.removeprefix("tfds:") if isinstance(source, str) else ""
     if name in ("", source) and name != "elpv":
         return catalogue_folder(source, skip_unreadable=skip_unreadable, verbose=verbose)
-    from kerastl.data import sources  # takes seconds, as it imports TensorFlow Datasets
-
     if name == "elpv":
-        return sources.catalogue_elpv(data_dir, verbose=verbose)
-    return sources.catalogue_tfds(name, data_dir, verbose=verbose)
+        return catalogue_elpv(verbose=verbose)
+    from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
+
+    return catalogue_tfds(name, data_dir, verbose=verbose)
 
 
 def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:

@@ -45,11 +45,7 @@ def check_image_size(image_size) -> tuple[int, int]:
 
 
 def read_image(
-    source: Path | bytes,
-    image_size: tuple[int, int] | None = None,
-    resize: str = RESIZES[0],
-    *,
-    name: str | None = None,
+    source, image_size: tuple[int, int] | None = None, resize: str = RESIZES[0], *, name: str | None = None
 ) -> np.ndarray:
     """Read a JPEG, PNG, BMP, GIF, WEBP or TIFF image as upright RGB, uint8 `(height, width, 3)`.
 
@@ -58,15 +54,8 @@ def read_image(
     With an `image_size`, a JPEG more than six times as large is decoded at a reduced scale: several times faster, and
     within three of 255 levels of a full decode on photographs, within eight where neighbouring pixels are noise.
 
-    Args:
-        source: a path, the bytes of an image file, or a function that returns them.
-        image_size: `(height, width)` in pixels; `None` keeps the size of the image.
-        resize: how to get there, see `resize_image`.
-        name: what to call the image in errors; the path by default.
-
-    Raises:
-        DataError: the file is missing, isn't an image, is damaged or cut short, is too large to be true (a
-            decompression bomb), or holds pixels without a fixed white (floating point).
+    `source` is a path, the bytes of an image file, or a function that returns them; `name`, what errors call it. Raises
+    `DataError` for what can't be read, and for pixels without a fixed white (floating point).
     """
     with naming_the_image(name or str(source)):
         if not isinstance(source, bytes):
@@ -101,19 +90,10 @@ def naming_the_image(name: str):
 
 
 def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -> np.ndarray:
-    """Resize one image by antialiased bilinear interpolation.
+    """Return one image resized by antialiased bilinear interpolation, the ways as in `load_images`.
 
-    Args:
-        image: `(height, width, 3)`, or grey as `(height, width)` or `(height, width, 1)`, in 0–255: integers or floats.
-        image_size: `(height, width)` in pixels.
-        resize: `"squash"` stretches to the new shape (Keras's habit); `"crop"` first takes the largest central part of
-            that shape; `"pad"` keeps everything, centred on black.
-
-    Returns:
-        `(height, width, 3)`; uint8 for integers, float32 for floats.
-
-    Raises:
-        DataError: an array that is no image: another shape, another kind of numbers, integers outside 0–255.
+    From `(height, width, 3)`, or grey as `(height, width)` or `(height, width, 1)`, in 0–255, it becomes
+    `(height, width, 3)`: uint8 where it holds integers, float32 for floats. Any other array is a `DataError`.
     """
     from PIL import Image
 

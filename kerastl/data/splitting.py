@@ -21,23 +21,14 @@ _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as o
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """One image of a source.
+    """One image of a source."""
 
-    Attributes:
-        label: an index into the source's class names.
-        part: the split that it came in; `"train"` in a source that came unsplit.
-        file: its path, or its name in the data set.
-        digest: of its encoded bytes.
-        read: returns these bytes. Safe to call from several threads.
-        stratum: number and name of what splits are balanced by; by default the class.
-    """
-
-    label: int
-    part: str
-    file: str
-    digest: bytes
-    read: Callable[[], bytes]
-    stratum: tuple[int, str] | None = None
+    label: int  # an index into the source's class names
+    part: str  # the split that it came in; `"train"` in a source that came unsplit
+    file: str  # its path, or its name in the data set
+    digest: bytes  # of its encoded bytes
+    read: Callable[[], bytes]  # returns these bytes, from several threads at once
+    stratum: tuple[int, str] | None = None  # number and name of what splits are balanced by; by default the class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +67,8 @@ def check_shares(**shares: float | None) -> dict[str, float | None]:
 def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, list[Image]]:
     """Return the images of each split that gets any; the training images in a mixed order.
 
-    `fractions` holds for validation and test the share asked for, or `None` for the usual one.
-
-    Raises:
-        ArgumentError: a share for a part that the source brings along, or nothing left to train on.
-        DataError: a class has fewer different images than there are splits to fill.
+    `fractions` holds for validation and test the share asked for, or `None` for the usual one. Raises `ArgumentError` for
+    the share of a part that the source brings along.
     """
     divided = {part: [image for image in catalogue.images if image.part == part] for part in (TRAIN, VALIDATION, TEST)}
     brought = [split for split in (VALIDATION, TEST) if divided[split]]
@@ -112,17 +100,9 @@ def split_indices(
 ) -> dict[str, np.ndarray]:
     """Divide `range(len(strata))` by `fractions`, in every stratum alike; indices are int64, ascending.
 
-    In each stratum every split gets its fraction rounded down or up, so that the splits' totals come out right, and at
-    least one image. Images of one group always stay together, which can cost exactness.
-
-    Args:
-        strata: of each image, number and name of its class, or of its class and kind.
-        groups: equal values are never separated. A group that spans strata goes where its first image goes.
-        fractions: the split's name to its share; the shares add up to 1, and a split of 0 gets nothing.
-        seed: the same seed makes the same splits.
-
-    Raises:
-        DataError: a stratum has fewer groups than there are splits to fill.
+    In each stratum (number and name of an image's class, or of class and kind) every split gets its fraction rounded down
+    or up, so that the splits' totals come out right, and at least one image; a stratum with too few is a `DataError`. Images
+    of one group always stay together, where the first of them goes, which can cost exactness.
     """
     wanted = {name: share for name, share in fractions.items() if share > 0}
     members = _groups_by_stratum(strata, groups)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kerastl.data import sources
+from kerastl.data import tfds as tfds_data
 from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, OutputError
@@ -230,8 +230,8 @@ def test_another_process_may_have_been_faster(tmp_path):
     class Winner(PaintedWhole, skip_registration=True):
         name = "overtaken"
 
-    builder = sources.prepare(Overtaken(data_dir=tmp_path), verbose=0)
-    catalogue = sources.catalogue_builder(builder, name="overtaken", verbose=0)
+    builder = tfds_data.prepare(Overtaken(data_dir=tmp_path), verbose=0)
+    catalogue = tfds_data.catalogue_builder(builder, verbose=0)
     assert len(catalogue.images) == 40
     assert not list(tmp_path.rglob("*incomplete*"))
 
@@ -252,15 +252,15 @@ def test_quiet_means_quiet_and_the_bars_come_back(load, capsys):
 
 def test_data_dir(monkeypatch, tmp_path):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    checkout = Path(sources.__file__).parents[2]
-    assert sources.find_data_dir(None) == str(checkout / "data")
-    assert sources.find_data_dir(tmp_path) == str(tmp_path)
-    assert sources.find_data_dir("~/here") == os.path.expanduser("~/here")
-    monkeypatch.setattr(sources, "__file__", str(tmp_path / "kerastl" / "data" / "sources.py"))
-    assert sources.find_data_dir(None) is None
+    checkout = Path(tfds_data.__file__).parents[2]
+    assert tfds_data.find_data_dir(None) == str(checkout / "data")
+    assert tfds_data.find_data_dir(tmp_path) == str(tmp_path)
+    assert tfds_data.find_data_dir("~/here") == os.path.expanduser("~/here")
+    monkeypatch.setattr(tfds_data, "__file__", str(tmp_path / "kerastl" / "data" / "tfds.py"))
+    assert tfds_data.find_data_dir(None) is None
     monkeypatch.undo()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert sources.find_data_dir(None) is None
+    assert tfds_data.find_data_dir(None) is None
 
 
 def test_nothing_here_warns(load):

@@ -2,13 +2,14 @@
 
 import collections
 import socket
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
-from kerastl.data import sources
+from kerastl.data import elpv
 from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.errors import BackendError, DataError
@@ -23,9 +24,8 @@ def _seeded():
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Prepare ELPV once for this module: without a connection, without output, and with warnings as errors."""
-    folder = tmp_path_factory.mktemp("elpv")
+def catalogue():
+    """Without a connection, without output, and with warnings as errors."""
 
     def refuse(*arguments, **options):
         raise AssertionError("a connection was opened")
@@ -34,22 +34,16 @@ def data_dir(tmp_path_factory):
         warnings.simplefilter("error")
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
-        sources.catalogue_elpv(folder, verbose=0)
-    return folder
+        return elpv.catalogue_elpv(verbose=0)
+
+
+def load(**options):
+    return load_images("elpv", image_size=32, verbose=0, **options)
 
 
 @pytest.fixture(scope="module")
-def catalogue(data_dir):
-    return sources.catalogue_elpv(data_dir, verbose=0)
-
-
-def load(data_dir, **options):
-    return load_images("elpv", image_size=32, verbose=0, data_dir=data_dir, **options)
-
-
-@pytest.fixture(scope="module")
-def data(data_dir):
-    return load(data_dir, batch_size=64)
+def data():
+    return load(batch_size=64)
 
 
 def test_counts(catalogue):
@@ -88,8 +82,8 @@ def test_splits(data, catalogue):
     assert sorted(everything) == sorted(strata)
 
 
-def test_seeds_decide(data, data_dir):
-    first, again, other = data, load(data_dir), load(data_dir, seed=1)
+def test_seeds_decide(data):
+    first, again, other = data, load(), load(seed=1)
     assert first.files == again.files
     for split in SPLITS:
         assert set(first.files[split]) != set(other.files[split])
@@ -97,8 +91,8 @@ def test_seeds_decide(data, data_dir):
         assert one.identity == same.identity != another.identity
 
 
-def test_shares_can_be_set(data_dir):
-    assert load(data_dir, validation=0, test=0.5).split_sizes == {"train": 1312, "test": 1312}
+def test_shares_can_be_set():
+    assert load(validation=0, test=0.5).split_sizes == {"train": 1312, "test": 1312}
 
 
 def test_batches(data):
@@ -116,43 +110,18 @@ def test_the_licence_is_passed_on(data):
     assert data.summary().splitlines()[-1] == f"Licence: {data.licence}"
 
 
-def test_it_is_a_tfds_builder(data_dir):
-    builder = tfds.builder("elpv", data_dir=data_dir)
-    assert str(builder.version) == "1.0.0"
-    assert list(builder.info.splits) == ["train"]
-    assert builder.info.splits["train"].num_examples == 2624
-    assert "10.1016/j.solener.2019.02.067" in builder.info.citation
-    assert "CC BY-NC-SA 4.0" in builder.info.redistribution_info.license
-    example = next(iter(builder.as_dataset(split="train").take(1).as_numpy_iterator()))
-    assert example["image"].shape == (300, 300, 1)
-    assert (example["label"], example["cell_type"], example["defect_probability"]) == (1, 0, 1.0)
+def test_it_is_read_without_tensorflow_datasets():
+    code = "import sys, kerastl; kerastl.load_images('elpv', image_size=32); assert 'tensorflow_datasets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_prepared_data_needs_no_package(data_dir, monkeypatch):
-    monkeypatch.setattr(sources, "_PACKAGE", "elpv_dataset_that_is_not_there")
-    assert load(data_dir).split_sizes["train"] == 1706
-
-
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_PACKAGE", "elpv_dataset_that_is_not_there")
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(elpv, "_PACKAGE", "elpv_dataset_that_is_not_there")
     with pytest.raises(BackendError, match=r'pip install "kerastl\[demo\]"'):
-        load(tmp_path)
-    assert not list(tmp_path.iterdir())
+        load()
 
 
-def test_other_labels_are_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LABELS_SHA256", "0" * 64)
+def test_other_labels_are_refused(monkeypatch):
+    monkeypatch.setattr(elpv, "_LABELS_SHA256", "0" * 64)
     with pytest.raises(DataError, match=r"other labels than release 1\.0\.0\.post1"):
-        load(tmp_path)
-    assert not list(tmp_path.rglob("*record*"))
-    assert not list(tmp_path.rglob("*incomplete*"))
-
-
-def test_preparing_is_announced_in_one_line(tmp_path, monkeypatch, capsys):
-    lines = sources._read_labels
-    monkeypatch.setattr(sources, "_read_labels", lambda table: list(lines(table))[:40])
-    sources.catalogue_elpv(tmp_path, verbose=1)
-    captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 1
-    assert str(tmp_path) in captured.out
-    assert captured.err == ""
+        load()

@@ -1,22 +1,16 @@
-"""Data sets of TensorFlow Datasets, and ELPV, as catalogues: prepared when needed, and read by index.
+"""Data sets of TensorFlow Datasets as catalogues: prepared when needed, and read by index.
 
-ELPV, electroluminescence photographs of solar cells, is a TensorFlow Datasets builder of our own: it prepares itself from the
-installed package `elpv-dataset` (the `demo` extra) and opens no connection. Importing this file registers it, so that
-`tfds.load("elpv")` works too. `load_images` imports it only when asked for one of these data sets.
+`load_images` imports this file, and with it TensorFlow Datasets, only when asked for one of them.
 """
 
 import contextlib
-import csv
-import dataclasses
 import errno
 import functools
 import hashlib
-import importlib.resources
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
@@ -24,109 +18,11 @@ from google.protobuf.message import DecodeError
 from kerastl.checks import nearest, received
 from kerastl.data.images import look_at_all
 from kerastl.data.splitting import SPLIT_FOLDERS, TRAIN, Catalogue, Image
-from kerastl.errors import BackendError, DataError, KerastlError, OutputError
+from kerastl.errors import DataError, OutputError
 
 _FILE_KEYS = ("file", "image/filename", "filename", "file_name")  # what data sets call an image's own name
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC}
 _NOT_WRITABLE.add(getattr(errno, "EDQUOT", errno.ENOSPC))
-
-_PACKAGE = "elpv_dataset"
-# Of the labels in elpv-dataset 1.0.0.post1: other labels would be another version of the data set.
-_LABELS_SHA256 = "0abe6fe7700aea571717d7d7dfec005a47c6207b4cde26a4556b6807a115483d"
-_LICENCE = "CC BY-NC-SA 4.0 (non-commercial use only)"
-_CLASS_NAMES = ("functional", "defective")
-_DESCRIPTION = """\
-2,624 photographs of solar cells under electroluminescence, 300×300 pixels, 8-bit grey. Experts gave each cell a probability
-of being defective (0, 1/3, 2/3 or 1) and the type of its module (mono- or polycrystalline). The binary label is "defective"
-where the probability exceeds 0.5: 1,803 functional, 821 defective cells. For non-commercial use only (CC BY-NC-SA 4.0).
-"""
-_CITATION = """\
-@Article{Deitsch2019,
-  author = {Deitsch, Sergiu and Christlein, Vincent and Berger, Stephan and Buerhop-Lutz, Claudia and Maier, Andreas and
-            Gallwitz, Florian and Riess, Christian},
-  title = {Automatic classification of defective photovoltaic module cells in electroluminescence images},
-  journal = {Solar Energy}, volume = {185}, pages = {455--468}, year = {2019}, doi = {10.1016/j.solener.2019.02.067}}
-"""
-
-
-class Elpv(tfds.core.GeneratorBasedBuilder):
-    """ELPV with one split, `train`, in the order of the package's table of labels."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The photographs and labels of elpv-dataset 1.0.0.post1."}  # noqa: RUF012  TFDS's own way
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "image": tfds.features.Image(shape=(300, 300, 1), dtype=np.uint8, encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=_CLASS_NAMES),
-            "defect_probability": tfds.features.Scalar(np.float32),
-            "cell_type": tfds.features.ClassLabel(names=("mono", "poly")),
-            "file": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-            homepage="https://github.com/zae-bayern/elpv-dataset",
-            citation=_CITATION,
-            license=_LICENCE,
-            disable_shuffling=True,  # `load_images` shuffles and splits, by its seed
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        folder = _package_data()
-        for file, probability, cell_type in _read_labels(folder.joinpath("labels.csv").read_bytes()):
-            example = {"defect_probability": float(probability), "cell_type": cell_type, "file": file}
-            example["label"] = _CLASS_NAMES[float(probability) > 0.5]
-            # The PNG's own bytes are stored: the pixels are not encoded again.
-            yield file, {**example, "image": folder.joinpath(*file.split("/")).read_bytes()}
-
-
-def catalogue_elpv(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
-    """Return the catalogue of ELPV, prepared under `data_dir` on first use (a few seconds, 90 MB).
-
-    Splits are balanced by label × cell type: polycrystalline cells look different, and are defective less often. The test
-    share is that of Deitsch et al. 2019, so that accuracies can be set beside the published ones.
-
-    Raises:
-        BackendError: ELPV isn't prepared, and the package `elpv-dataset` isn't installed.
-        DataError, OutputError: see `prepare`; or that package holds other labels than those of its release 1.0.0.post1.
-    """
-    builder = Elpv(data_dir=find_data_dir(data_dir))
-    if not _is_prepared(builder):
-        _package_data()  # said before TFDS starts
-        if verbose:
-            print(f"Preparing ELPV under {builder.data_dir} (once; 2,624 photographs, 90 MB)", flush=True)
-    catalogue = catalogue_builder(
-        prepare(builder, verbose=0), name="elpv", stratum_feature="cell_type", verbose=verbose
-    )
-    return dataclasses.replace(catalogue, validation_share=0.10, test_share=0.25)
-
-
-def _package_data():
-    """Return the data folder of the installed package, whose own dependencies are not needed."""
-    try:
-        return importlib.resources.files(_PACKAGE).joinpath("data")
-    except ModuleNotFoundError as error:
-        raise BackendError(
-            "ELPV comes with the package `elpv-dataset`, which is not installed. Install it with"
-            ' `pip install "kerastl[demo]"`, or `pip install elpv-dataset==1.0.0.post1`.'
-        ) from error
-
-
-def _read_labels(table: bytes) -> Iterator[list[str]]:
-    """Yield file, probability and cell type of each photograph, in the table's order."""
-    checksum = hashlib.sha256(table).hexdigest()
-    if checksum != _LABELS_SHA256:
-        raise DataError(
-            "The installed `elpv-dataset` holds other labels than release 1.0.0.post1. Install"
-            f" elpv-dataset==1.0.0.post1. {received(sha256=checksum)}"
-        )
-    yield from csv.reader(table.decode("ascii").splitlines(), delimiter=" ", skipinitialspace=True)
 
 
 def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
@@ -158,7 +54,7 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
     # A wrong configuration or version shows as ValueError, AssertionError, KeyError, … according to the data set.
     except Exception as error:
         raise DataError(f"The data set tfds:{name} can't be set up. {_first_lines(error)}") from error
-    return catalogue_builder(prepare(builder, verbose=verbose), name=f"tfds:{builder.info.full_name}", verbose=verbose)
+    return catalogue_builder(prepare(builder, verbose=verbose), verbose=verbose)
 
 
 def _is_prepared(builder) -> bool:
@@ -189,8 +85,6 @@ def prepare(builder, *, verbose: int = 1):
     except Exception as error:
         if _is_prepared(builder):  # another process was faster
             return tfds.builder_from_directory(builder.data_dir)
-        if isinstance(error, KerastlError):
-            raise
         if getattr(error, "errno", None) in _NOT_WRITABLE:
             raise OutputError(f"Can't write the data set to {builder.data_dir}: {_first_lines(error)}") from error
         raise DataError(
@@ -205,8 +99,8 @@ def _first_lines(error: Exception) -> str:
     return " ".join(lines[:3]) or repr(error)
 
 
-def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None, verbose: int = 1) -> Catalogue:
-    """Return the catalogue of a prepared TFDS builder; splits are balanced by label, or label × `stratum_feature`.
+def catalogue_builder(builder, *, verbose: int = 1) -> Catalogue:
+    """Return the catalogue of a prepared TFDS builder.
 
     Every image's bytes are read once, for the digests; images are not decoded.
 
@@ -214,10 +108,10 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
         DataError: no image feature, no class label, or no split to train on.
     """
     image_key, label_key = _image_and_label(builder)
-    features = dict(builder.info.features)
+    name, features = f"tfds:{builder.info.full_name}", dict(builder.info.features)
     class_names = tuple(features[label_key].names)
     file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
-    keys = [key for key in (label_key, stratum_feature, file_key) if key]
+    keys = [key for key in (label_key, file_key) if key]
 
     def read(record: Callable[[], bytes]) -> bytes:
         return _parse(record(), image_key, ())[0]
@@ -236,12 +130,8 @@ def catalogue_builder(builder, *, name: str, stratum_feature: str | None = None,
             notices.append(f"The split {split!r} of {name} has no labels and is left out.")
             continue
         for index, (record, (digest, values)) in enumerate(zip(records, looks, strict=True)):
-            label, stratum = values[label_key], None
-            if stratum_feature:
-                kind, kinds = values[stratum_feature], features[stratum_feature].names
-                stratum = label * len(kinds) + kind, f"{class_names[label]}, {kinds[kind]}"
             file = values[file_key].decode() if file_key else f"{split}[{index}]"
-            images.append(Image(label, part, file, digest, functools.partial(read, record), stratum))
+            images.append(Image(values[label_key], part, file, digest, functools.partial(read, record)))
     licence = builder.info.redistribution_info.license or None
     return Catalogue(name, class_names, images, licence=licence, notices=tuple(notices))
 
