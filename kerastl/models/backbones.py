@@ -41,14 +41,12 @@ class Backbone:
     """One row of the table.
 
     Attributes:
-        name: what users call it.
         constructor: of `keras.applications`, or a function of the same shape.
         family: the module of `keras.applications` with its `preprocess_input`; any word for networks of our own.
         preprocessing: what RGB pixels 0–255 go through before the model: `"caffe"` (BGR, minus the ImageNet mean),
             `"tf"` (to -1…1), `"128"` (to -1…0.99), `"torch"` (to 0…1, then ImageNet mean and deviation), a function of
             tensors, `IN_MODEL`.
-        native_size: height and width in pixels of the images it was made for.
-        smallest_size: the smallest height and width in pixels that its constructor takes.
+        native_size: height and width in pixels of the images it was made for; `smallest_size`: the least that it takes.
         built_in: for `IN_MODEL`, what the model does; `include_preprocessing=False` leaves it out.
     """
 
@@ -165,21 +163,12 @@ def load_backbone(
 
 
 def preprocess(backbone: str | Backbone, pixels):
-    """Turn RGB pixels 0–255 into what the backbone expects, with plain Keras operations.
+    """Turn RGB pixels 0–255 into what the backbone (a name or a row) expects, with plain Keras operations.
 
-    On a symbolic tensor the operations become part of the model, are saved with it and load where this package is not
-    installed. The formulas are those of `keras.applications.imagenet_utils.preprocess_input`, which this does not call:
-    on integer pixels and on NumPy arrays that one computes in place, or in the integer type.
-
-    Args:
-        backbone: a name of `list_backbones()` or a row.
-        pixels: a symbolic or real tensor or array, `(batch, height, width, 3)` or `(height, width, 3)`, of any type.
-
-    Returns:
-        A tensor of the same shape; `pixels` itself where the preprocessing is in the model already.
-
-    Raises:
-        ArgumentError: an unknown name.
+    `pixels` is a symbolic or real tensor or array of any type, `(batch, height, width, 3)` or `(height, width, 3)`. On a
+    symbolic one the operations become part of the model, are saved with it and load where this package is not installed.
+    The formulas are those of `keras.applications.imagenet_utils.preprocess_input`, which this does not call: on integer
+    pixels and on NumPy arrays that one computes in place, or in the integer type.
     """
     row = backbone if isinstance(backbone, Backbone) else backbone_row(backbone)
     if row.preprocessing == IN_MODEL:
@@ -207,14 +196,8 @@ def find_backbone_row(model: keras.Model) -> Backbone | None:
     The names that the constructors give their models ("efficientnetv2-b0", "mobilenetv2_1.00_224") survive saving and
     give the row. The operations in front of the first convolution say whether the preprocessing is part of the graph:
     a model made with `input_tensor=preprocess_input(inputs)` has it already, one made with `include_preprocessing=False`
-    has not. Layers that only augment, resize or convert don't count.
-
-    Args:
-        model: a backbone made by a constructor of `keras.applications`, by `load_backbone`, or loaded from a file.
-
-    Returns:
-        The row, its `preprocessing` set to what is still to be done before `model`; `None` for a model with a name of
-        another kind. Whether the name tells the truth is not checked.
+    has not. Layers that only augment, resize or convert don't count. The row's `preprocessing` is set to what is still to
+    be done. `None` for a model with a name of another kind; whether the name tells the truth is not checked.
     """
     plain_name = re.sub(r"_\d\.\d\d_(\d+|none)$|[^a-z0-9]", "", model.name.lower())
     row = next((row for row in BACKBONES.values() if row.name.replace("_", "") == plain_name), None)
@@ -226,11 +209,7 @@ def find_backbone_row(model: keras.Model) -> Backbone | None:
 
 
 def check_input_shape(row: Backbone, input_shape=None) -> tuple[int, int, int]:
-    """Return `(height, width, 3)` for a row from a shape, one number or `None` (the native size).
-
-    Raises:
-        ArgumentError: another number of channels than 3, no whole numbers, or smaller than the backbone's smallest.
-    """
+    """Return `(height, width, 3)` for a row from a shape, one number or `None` (the native size)."""
     if input_shape is None:
         return (row.native_size, row.native_size, 3)
     shape = (input_shape, input_shape, 3) if isinstance(input_shape, numbers.Integral) else input_shape

@@ -1,8 +1,9 @@
 """The building blocks of the well-known networks, as functions from tensor to tensor in Keras's functional style.
 
 All take `x`, `(batch, height, width, channels)`, and give such a tensor; a `stride` of 2 halves height and width. Layers
-have names that begin with `name`, so that blocks can be told by prefix, frozen and unfrozen by it. A size that is no
-positive whole number raises `ArgumentError`. A network is a chain of such calls: see `kerastl.models.networks`.
+have names that begin with `name`, so that blocks can be told by prefix, frozen and unfrozen by it; what follows is as in
+`keras.applications` in the blocks of ResNet-50 and MobileNetV2. A size that is no positive whole number, or doesn't fit,
+raises `ArgumentError`. A network is a chain of such calls: see `kerastl.models.networks`.
 """
 
 import keras
@@ -20,23 +21,19 @@ def bottleneck_block(x, filters: int, *, stride: int = 1, projection: bool | Non
     """Apply the bottleneck block of ResNet-50, 101 and 152: 1×1 to few channels, 3×3, 1×1 to many, plus the shortcut.
 
     The stride is in the first 1×1 convolution, as in the paper and in `keras.applications.ResNet50` (torchvision has it
-    in the 3×3). Layers: `{name}_0_conv`, `_0_bn` (projection), `_1_conv`, `_1_bn`, `_1_relu`, `_2_…`, `_3_conv`,
-    `_3_bn`, `_add`, `_out`.
-
-    Args:
-        filters: channels of the narrow layers; four times as many come out, none negative.
-        projection: whether the shortcut is a 1×1 convolution; `None`: only where the identity doesn't fit, which `False`
-            raises for. ResNet50's first block of every stage has one.
+    in the 3×3). The narrow layers have `filters` channels; four times as many come out, none negative. `projection` says
+    whether the shortcut is a 1×1 convolution, as in ResNet50's first block of every stage; `None`: only where the identity
+    doesn't fit, which `False` raises for.
 
     Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
     """
     narrow, wide = check_count("filters", filters), 4 * filters
     shortcut = _shortcut(x, wide, stride, projection, name)
-    x = _conv_norm(x, narrow, 1, f"{name}_1", strides=stride)
+    x = conv_norm(x, narrow, 1, f"{name}_1", strides=stride)
     x = layers.Activation("relu", name=f"{name}_1_relu")(x)
-    x = _conv_norm(x, narrow, 3, f"{name}_2")
+    x = conv_norm(x, narrow, 3, f"{name}_2")
     x = layers.Activation("relu", name=f"{name}_2_relu")(x)
-    x = _conv_norm(x, wide, 1, f"{name}_3")
+    x = conv_norm(x, wide, 1, f"{name}_3")
     x = layers.Add(name=f"{name}_add")([shortcut, x])
     return layers.Activation("relu", name=f"{name}_out")(x)
 
@@ -44,13 +41,8 @@ def bottleneck_block(x, filters: int, *, stride: int = 1, projection: bool | Non
 def basic_block(x, filters: int, *, stride: int = 1, projection: bool | None = None, name: str = "block"):
     """Apply the block of ResNet-18 and 34: two 3×3 convolutions, plus the shortcut.
 
-    Convolutions have no bias and pad by one pixel on each side, as in torchvision. Layers: `{name}_0_conv`, `_0_bn`
-    (projection), `_1_pad`, `_1_conv`, `_1_bn`, `_1_relu`, `_2_conv`, `_2_bn`, `_add`, `_out`.
-
-    `filters` channels come out, none negative; the first convolution has the stride; `projection` is as in
-    `bottleneck_block`.
-
-    Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
+    Convolutions have no bias and pad by one pixel on each side, as in torchvision. `filters` channels come out, none
+    negative; the first convolution has the stride. `projection` and the source are those of `bottleneck_block`.
     """
     check_count("filters", filters)
     bare = {"use_bias": False, "epsilon": 1e-5}
@@ -58,9 +50,9 @@ def basic_block(x, filters: int, *, stride: int = 1, projection: bool | None = N
     if stride > 1:  # "same" would pad on one side alone
         x = layers.ZeroPadding2D(1, name=f"{name}_1_pad")(x)
     padding = "valid" if stride > 1 else "same"
-    x = _conv_norm(x, filters, 3, f"{name}_1", strides=stride, padding=padding, **bare)
+    x = conv_norm(x, filters, 3, f"{name}_1", strides=stride, padding=padding, **bare)
     x = layers.Activation("relu", name=f"{name}_1_relu")(x)
-    x = _conv_norm(x, filters, 3, f"{name}_2", **bare)
+    x = conv_norm(x, filters, 3, f"{name}_2", **bare)
     x = layers.Add(name=f"{name}_add")([shortcut, x])
     return layers.Activation("relu", name=f"{name}_out")(x)
 
@@ -68,17 +60,14 @@ def basic_block(x, filters: int, *, stride: int = 1, projection: bool | None = N
 def depthwise_separable_block(x, filters: int, *, stride: int = 1, alpha: float = 1.0, name: str = "block"):
     """Apply the block of MobileNet: a depthwise 3×3 convolution, then a pointwise one, each with BatchNorm and ReLU6.
 
-    Layers: `{name}_depthwise`, `_depthwise_BN`, `_depthwise_relu`, `_pointwise`, `_pointwise_BN`, `_pointwise_relu`.
-
-    `alpha` is the width multiplier: `int(alpha × filters)` channels come out, as in `keras.applications.MobileNet`; none
-    left raises `ArgumentError`. The depthwise convolution has the stride.
+    `alpha` is the width multiplier: `int(alpha × filters)` channels come out, as in `keras.applications.MobileNet`. The
+    depthwise convolution has the stride.
 
     Source: Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017.
     """
     outside = check_count("alpha × filters", int(check_count("filters", filters) * alpha))
-    x = _depthwise(x, 3, stride, f"{name}_depthwise", epsilon=1e-3, relu=True)
-    x = _pointwise(x, outside, f"{name}_pointwise")
-    return layers.ReLU(6.0, name=f"{name}_pointwise_relu")(x)
+    x = _depthwise_relu6(x, 3, stride, f"{name}_depthwise", epsilon=1e-3)
+    return _pointwise(x, outside, f"{name}_pointwise", epsilon=1e-3, relu6=True)
 
 
 def inverted_residual_block(
@@ -95,17 +84,10 @@ def inverted_residual_block(
     """Apply the block of MobileNetV2: 1×1 to many channels, depthwise, 1×1 to few *without* activation, plus shortcut.
 
     The shortcut is there where it fits: stride 1 and as many channels in as out. ReLU6 follows the two wide layers; the
-    narrow one is linear, because ReLU loses information where channels are few (the paper's section 3.2). Layers:
-    `{name}_expand`, `_expand_BN`, `_expand_relu` (not with `expansion=1`), `_depthwise`, `_depthwise_BN`,
-    `_depthwise_relu`, `_project`, `_project_BN`, `_add`.
+    narrow one is linear, because ReLU loses information where channels are few (the paper's section 3.2).
 
-    Args:
-        filters: channels that come out at `alpha=1`.
-        stride: of the depthwise convolution.
-        expansion: how many times wider the inner layers are than the input.
-        alpha: the width multiplier; channels are rounded to multiples of 8 (`make_divisible`).
-        kernel_size: of the depthwise convolution; EfficientNet has 3 and 5.
-        momentum: of BatchNorm's moving statistics; 0.999 in MobileNetV2, 0.99 in EfficientNet.
+    The inner layers are `expansion` times wider than the input. `alpha × filters` channels come out, rounded to multiples
+    of 8. Stride and kernel size are the depthwise convolution's. EfficientNet has a `momentum` of 0.99 in BatchNorm.
 
     Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018.
     """
@@ -115,9 +97,8 @@ def inverted_residual_block(
     norm = {"epsilon": 1e-3, "momentum": momentum}
     shortcut = x
     if expansion > 1:
-        x = _pointwise(x, expansion * inside, f"{name}_expand", **norm)
-        x = layers.ReLU(6.0, name=f"{name}_expand_relu")(x)
-    x = _depthwise(x, kernel_size, stride, f"{name}_depthwise", relu=True, **norm)
+        x = _pointwise(x, expansion * inside, f"{name}_expand", relu6=True, **norm)
+    x = _depthwise_relu6(x, kernel_size, stride, f"{name}_depthwise", **norm)
     x = _pointwise(x, outside, f"{name}_project", **norm)
     if stride > 1 or inside != outside:
         return x
@@ -127,8 +108,7 @@ def inverted_residual_block(
 def fire_module(x, squeeze_filters: int, expand_filters: int, *, name: str = "fire"):
     """Apply the module of SqueezeNet: 1×1 to few channels, then 1×1 and 3×3 side by side, concatenated.
 
-    Each of the two expand layers has `expand_filters` channels; twice as many come out. Layers: `{name}_squeeze`,
-    `_squeeze_relu`, `_expand1x1`, `_expand1x1_relu`, `_expand3x3`, `_expand3x3_relu`, `_concat`.
+    Each of the two expand layers has `expand_filters` channels; twice as many come out.
 
     Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016, section 3.
     """
@@ -147,18 +127,9 @@ def fire_module(x, squeeze_filters: int, expand_filters: int, *, name: str = "fi
 def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_first: bool = True, name: str = "block"):
     """Apply the unit of ShuffleNet: grouped 1×1, channel shuffle, depthwise 3×3, grouped 1×1, plus shortcut.
 
-    With stride 1 the shortcut is the identity, added; with stride 2 it is an average pooling, concatenated. Layers:
-    `{name}_1_conv`, `_1_bn`, `_1_relu`, a `take` operation that shuffles, `_2_depthwise`, `_2_bn`, `_3_conv`, `_3_bn`,
-    `_pool` and `_concat` or `_add`, `_out`.
-
-    Args:
-        filters: channels that come out, none negative; a quarter of them are inside.
-        groups: of both 1×1 convolutions.
-        group_first: whether the first 1×1 convolution is grouped; not so in the network's first unit, whose input has
-            few channels.
-
-    Raises:
-        ArgumentError: numbers of channels that the groups don't divide, or that don't fit the shortcut.
+    With stride 1 the shortcut is the identity, added; with stride 2 it is an average pooling, concatenated. `filters`
+    channels come out, none negative; a quarter of them are inside. In the network's first unit, whose input has
+    few channels, the first convolution is not grouped: `group_first=False`.
 
     Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
     """
@@ -174,11 +145,12 @@ def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_fir
             f"{received(channels=inside, filters=filters, groups=groups, stride=stride)}"
         )
     shortcut = x
-    x = _conv_norm(x, narrow, 1, f"{name}_1", groups=first_groups, use_bias=False, epsilon=1e-5)
+    x = conv_norm(x, narrow, 1, f"{name}_1", groups=first_groups, use_bias=False, epsilon=1e-5)
     x = layers.ReLU(name=f"{name}_1_relu")(x)
     x = channel_shuffle(x, groups)
-    x = _depthwise(x, 3, stride, f"{name}_2", epsilon=1e-5, suffixes=("_depthwise", "_bn"))
-    x = _conv_norm(x, outside, 1, f"{name}_3", groups=groups, use_bias=False, epsilon=1e-5)
+    x = layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False, name=f"{name}_2_depthwise")(x)
+    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-5, name=f"{name}_2_bn")(x)
+    x = conv_norm(x, outside, 1, f"{name}_3", groups=groups, use_bias=False, epsilon=1e-5)
     if stride == 1:
         x = layers.Add(name=f"{name}_add")([shortcut, x])
     else:
@@ -190,9 +162,8 @@ def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_fir
 def channel_shuffle(x, groups: int):
     """Interleave the channels of the groups, so that the next grouped convolution sees channels of every group.
 
-    Written as reshape to `(groups, channels / groups)`, transpose, flatten in the paper; here it is the same
-    permutation as one `keras.ops.take`, which doesn't have to know height and width. `ArgumentError` where the groups don't
-    divide the channels.
+    The paper reshapes to `(groups, channels / groups)`, transposes and flattens; here it is the same permutation as one
+    `keras.ops.take`, which doesn't have to know height and width.
     """
     channels = x.shape[channel_axis()]
     if channels % check_count("groups", groups):
@@ -216,6 +187,12 @@ def channel_axis() -> int:
     return -1 if keras.config.image_data_format() == "channels_last" else 1
 
 
+def conv_norm(x, filters, kernel_size, name, *, padding="same", epsilon=RESNET_EPSILON, **options):
+    """Apply a convolution, `{name}_conv`, and BatchNorm, `{name}_bn`."""
+    x = layers.Conv2D(filters, kernel_size, padding=padding, name=f"{name}_conv", **options)(x)
+    return layers.BatchNormalization(axis=channel_axis(), epsilon=epsilon, name=f"{name}_bn")(x)
+
+
 def _shortcut(x, filters, stride, projection, name, **options):
     check_count("stride", stride)
     fits = stride == 1 and x.shape[channel_axis()] == filters
@@ -225,23 +202,17 @@ def _shortcut(x, filters, stride, projection, name, **options):
             f"None, or pass True. {received(channels=x.shape[channel_axis()], stride=stride)}"
         )
     if projection or not fits:
-        return _conv_norm(x, filters, 1, f"{name}_0", strides=stride, **options)
+        return conv_norm(x, filters, 1, f"{name}_0", strides=stride, **options)
     return x
 
 
-def _conv_norm(x, filters, kernel_size, name, *, epsilon=RESNET_EPSILON, **options):
-    options = {"padding": "same", **options}
-    x = layers.Conv2D(filters, kernel_size, name=f"{name}_conv", **options)(x)
-    return layers.BatchNormalization(axis=channel_axis(), epsilon=epsilon, name=f"{name}_bn")(x)
+def _depthwise_relu6(x, kernel_size, stride, name, **norm):
+    x = layers.DepthwiseConv2D(kernel_size, strides=stride, padding="same", use_bias=False, name=name)(x)
+    x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_BN", **norm)(x)
+    return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 
-def _depthwise(x, kernel_size, stride, name, *, relu=False, suffixes=("", "_BN"), **norm):
-    conv, batch_norm = (name + suffix for suffix in suffixes)
-    x = layers.DepthwiseConv2D(kernel_size, strides=stride, padding="same", use_bias=False, name=conv)(x)
-    x = layers.BatchNormalization(axis=channel_axis(), name=batch_norm, **norm)(x)
-    return layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
-
-
-def _pointwise(x, filters, name, **norm):
+def _pointwise(x, filters, name, *, relu6=False, **norm):
     x = layers.Conv2D(filters, 1, padding="same", use_bias=False, name=name)(x)
-    return layers.BatchNormalization(axis=channel_axis(), name=f"{name}_BN", **norm)(x)
+    x = layers.BatchNormalization(axis=channel_axis(), name=f"{name}_BN", **norm)(x)
+    return layers.ReLU(6.0, name=f"{name}_relu")(x) if relu6 else x

@@ -51,7 +51,7 @@ def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None
 
 def compile_again(model, learning_rate) -> keras.Model:
     """Compile with the kept settings and a fresh optimizer at `learning_rate`, saying nothing of the rate."""
-    settings = compile_settings(model)
+    settings = compile_settings(model)  # first, because it raises where there is no optimizer
     model.compile(optimizer=fresh_optimizer(model.optimizer, learning_rate), **settings)
     return model
 
@@ -62,14 +62,7 @@ def was_compiled(model) -> bool:
 
 
 def compile_settings(model) -> dict:
-    """Return the live arguments of the last `compile`, without the optimizer.
-
-    `get_compile_config()` would give a serialized copy, which loses custom objects, and nothing once the model is
-    un-compiled.
-
-    Raises:
-        CompileError: the model was never compiled.
-    """
+    """Return the live arguments of the last `compile`, without the optimizer; raise `CompileError` if there was none."""
     if not was_compiled(model):
         raise CompileError(
             f"The model {model.name!r} was never compiled, so there is no loss to keep. "
@@ -80,12 +73,8 @@ def compile_settings(model) -> dict:
 
 
 def last_learning_rate(model) -> float:
-    """Return the learning rate that the model was trained with last; of a schedule, its highest value so far.
-
-    Raises:
-        CompileError: the model was never compiled.
-    """
-    compile_settings(model)
+    """Return the learning rate that the model was trained with last; of a schedule, its peak."""
+    compile_settings(model)  # raises for a model that was never compiled
     optimizer = _inner(model.optimizer)
     schedule = keras_internals.rate_setting(optimizer)
     if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
@@ -127,13 +116,9 @@ def _inner(optimizer):
 
 
 def check_ready(model) -> None:
-    """Raise unless the model is compiled and its optimizer holds exactly the trainable variables.
+    """Raise unless the model is compiled, and its optimizer holds exactly the trainable variables.
 
     Keras trains the variables that it found at its first step, whatever `trainable` says by now, and says nothing.
-
-    Raises:
-        CompileError: not compiled, or the trainable variables have changed since.
-        ArgumentError: nothing is trainable.
     """
     if not model.compiled:
         raise CompileError(
@@ -158,15 +143,7 @@ def check_ready(model) -> None:
 
 
 def usual_loss(model, label_kind: str | None) -> keras.losses.Loss:
-    """Return the cross-entropy that the activation of the main output and the labels call for.
-
-    Args:
-        model: a classifier.
-        label_kind: "one-hot"; anything else means integer labels.
-
-    Raises:
-        ModelError: an activation that is neither softmax, sigmoid nor linear, or several sigmoid units.
-    """
+    """Return the cross-entropy for the main output's activation and for labels, "one-hot" or else integers."""
     kind = outputs.output_kind(model)
     if kind is None:
         raise ModelError(

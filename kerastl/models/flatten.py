@@ -17,15 +17,8 @@ _FLATTENED = weakref.WeakKeyDictionary()
 def flatten_model(model: keras.Model) -> keras.Model:
     """Return a model with a single graph that shares the layers of `model`; training one trains the other.
 
-    Args:
-        model: a Functional or Sequential model; nested Functional and Sequential models are opened up, at any depth.
-            Subclassed ones stay closed.
-
-    Returns:
-        The model's own `Functional` where nothing is nested; else a new one, kept for the next call.
-
-    Raises:
-        ModelError: the model's graph can't be walked.
+    Nested Functional and Sequential models are opened up, at any depth; subclassed ones stay closed. Where nothing is
+    nested it is the model's own `Functional`, else a new one, kept for the next call.
     """
     functional = graph.functional_of(model)
     if not any(opens(layer) for layer in functional.layers):
@@ -55,22 +48,16 @@ def connect(inputs, outputs, name: str) -> keras.Model:
 
 def opens(layer) -> bool:
     """Tell whether a nested model is nothing but its graph (a subclass may do more in its `call`)."""
-    if isinstance(layer, keras.Sequential):
-        return type(layer).call is keras.Sequential.call and graph.is_walkable(layer)
-    return (
-        isinstance(layer, keras.Model)
-        and graph.is_walkable(layer)
-        and type(layer).call is keras_internals.functional_class().call
-    )
+    if not graph.is_walkable(layer):
+        return False
+    usual = keras.Sequential if isinstance(layer, keras.Sequential) else keras_internals.functional_class()
+    return type(layer).call is usual.call
 
 
 def replay(functional, inputs, leave_out=lambda operation: False) -> list:
-    """Call every operation of a graph once more, on other tensors, nested models opened up; return the outputs.
+    """Call every operation of a graph once more, on other inputs, nested models opened up; return the outputs.
 
-    Args:
-        functional: of `graph.functional_of`.
-        inputs: the tensors to start from, one for each input.
-        leave_out: tells the operations whose input is handed on as it is.
+    Operations that `leave_out` tells hand their input on as it is.
     """
     known = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
     for node in graph.nodes_in_order(functional):
@@ -89,17 +76,8 @@ def replay(functional, inputs, leave_out=lambda operation: False) -> list:
 
 @contextlib.contextmanager
 def _unique_names(inputs, outputs):
-    stop, operations, stack = {id(tensor) for tensor in inputs}, {}, list(outputs)
-    while stack:
-        tensor = stack.pop()
-        if id(tensor) in stop:
-            continue
-        node = keras_internals.node_of(tensor)
-        if id(node.operation) in operations and all(id(one) in stop for one in node.input_tensors):
-            continue
-        operations[id(node.operation)] = node.operation
-        stop.update(id(one) for one in node.outputs)
-        stack.extend(node.input_tensors)
+    nodes = graph.ancestors(outputs, known={id(tensor) for tensor in inputs})
+    operations = {id(node.operation): node.operation for node in nodes.values()}
     renamed, taken = [], set()
     for operation in operations.values():
         if operation.name in taken:

@@ -6,7 +6,6 @@ BatchNorm frozen, and un-compile the model, so that a forgotten `recompile` rais
 """
 
 import dataclasses
-import itertools
 import math
 
 import keras
@@ -35,7 +34,6 @@ def freeze(model: keras.Model, *, backbone: str | None = None) -> keras.Model:
         ModelError: no backbone can be found.
     """
     _set_state(graph.find_backbone(model, backbone), ())
-    _uncompile(model)
     return model
 
 
@@ -78,14 +76,15 @@ def unfreeze(
     check_exactly_one(last_blocks=last_blocks, last_layers=last_layers, from_layer=from_layer, fraction=fraction)
     found = graph.find_backbone(model, backbone)
     layers = _chosen_layers(found, last_blocks, last_layers, from_layer, fraction)
-    if not any(_trainable_weights(layer, batch_norm) for layer in layers):
+    spared = [] if batch_norm else [one for layer in layers for one in graph.batch_norm_layers(layer)]
+    spared_weights = {id(weight) for one in spared for weight in one.weights}
+    if all(id(weight) in spared_weights for layer in layers for weight in layer.weights):
         raise ArgumentError(
             f"Nothing would become trainable: {', '.join(repr(layer.name) for layer in layers[:10])} hold no weights"
             f"{'' if batch_norm else ' but BatchNorm, which stays frozen'}. Choose more layers, or whole blocks "
             f"with `last_blocks`. {received(last_layers=last_layers, from_layer=from_layer, fraction=fraction)}"
         )
     _set_state(found, layers, batch_norm)
-    _uncompile(model)
     return model
 
 
@@ -123,37 +122,29 @@ def _index_of(found, name: str) -> int:
         return names.index(name)
     blocks = {block.name: block for block in graph.find_blocks(found)}
     if name in blocks:
-        return min(names.index(layer_name) for layer_name in blocks[name].layer_names)
+        return names.index(blocks[name].layer_names[0])
     raise ArgumentError(
         f"`from_layer` must name a layer or block of the backbone {found.name!r}."
         f"{nearest(name, [*names, *blocks])} {received(from_layer=name)}. `kerastl.list_blocks(model)` shows them."
     )
 
 
-def _trainable_weights(layer, batch_norm: bool) -> list:
-    """Return the weights of a layer that training would change."""
-    if batch_norm:
-        return layer.weights
-    spared = {id(weight) for one in graph.batch_norm_layers(layer) for weight in one.weights}
-    return [weight for weight in layer.weights if id(weight) not in spared]
-
-
 def _set_state(found: graph.Backbone, trainable, batch_norm: bool = False) -> None:
-    """Set every layer of the backbone: those in `trainable` on, all others, and what stands before, off.
+    """Set every layer of the backbone: those in `trainable` on, all others, and what stands before, off; un-compile.
 
     Setting `trainable` on a container sets everything in it, and a container that is off hides what is on in it: so the
     containers go first, then the leaves, and the head gets back what it had.
     """
-    chosen = {id(leaf) for leaf in _leaves(trainable)}
+    chosen = {id(leaf) for leaf in graph.leaf_layers(*trainable)}
     own = (*found.layers, *found.before)
-    everything = _leaves(own)
+    everything = graph.leaf_layers(*own)
     inside = {id(leaf) for leaf in everything}
+    head = [(leaf, leaf.trainable) for leaf in graph.leaf_layers(found.path[0]) if id(leaf) not in inside]
     for container in (*found.path, *(layer for layer in own if isinstance(layer, keras.Model))):
-        head = [(leaf, leaf.trainable) for leaf in graph.leaf_layers(container) if id(leaf) not in inside]
         if not container.trainable:
             container.trainable = True
-        for leaf, state in head:
-            leaf.trainable = state
+    for leaf, state in head:
+        leaf.trainable = state
     for leaf in everything:
         # every part of a composite layer by itself: BatchNorm goes with the policy, not with its owner; and on TensorFlow
         # setting `trainable` to the value that a container has already doesn't reach what is in it
@@ -162,18 +153,9 @@ def _set_state(found: graph.Backbone, trainable, batch_norm: bool = False) -> No
             part.trainable = id(leaf) in chosen and (batch_norm or not is_batch_norm)
     if not chosen and len(found.path) > 1:
         found.path[-1].trainable = False  # so that the familiar `backbone.trainable = True` unfreezes it again
-
-
-def _leaves(layers) -> list:
-    nested = (graph.leaf_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in layers)
-    return list(itertools.chain.from_iterable(nested))
-
-
-def _uncompile(model) -> None:
-    """Make the next `fit` raise "You must call compile()"; `recompile` still finds the settings."""
-    for one in keras_internals.flatten_layers(model):
+    for one in keras_internals.flatten_layers(found.path[0]):
         if isinstance(one, keras.Model):
-            one.compiled = False
+            one.compiled = False  # so that the next `fit` raises; `recompile` still finds the settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,19 +197,15 @@ class TrainableSummary(Printed):
         return [{**dataclasses.asdict(row), "state": row.state} for row in self.rows]
 
     def _tables(self):
+        def cells(name, layers, state, batch_norm, parameters, trainable):
+            return (name, str(layers), state, batch_norm, f"{parameters:,}", f"{trainable:,}")
+
         body = [
-            (
-                row.name,
-                str(row.layers),
-                row.state,
-                row.batch_norm,
-                f"{row.parameters:,}",
-                f"{row.trainable_parameters:,}",
-            )
+            cells(row.name, row.layers, row.state, row.batch_norm, row.parameters, row.trainable_parameters)
             for row in self.rows
         ]
-        layers = str(sum(row.layers for row in self.rows))
-        body.append(("total", layers, "", "", f"{self.parameters:,}", f"{self.trainable_parameters:,}"))
+        layers = sum(row.layers for row in self.rows)
+        body.append(cells("total", layers, "", "", self.parameters, self.trainable_parameters))
         header = ("block", "layers", "state", "BatchNorm", "parameters", "trainable")
         title = f"{self.model_name} (backbone: {self.backbone_name})"
         return [Table(header, body, right={1, 4, 5}, title=title, total=True)]
@@ -251,9 +229,9 @@ def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> Tra
     effective = {id(variable) for variable in model.trainable_variables}
     rows = [_row("before the backbone", found.before, effective)] if found.before else []
     rows += [_row(block.name, block.layers, effective) for block in blocks]
-    inside = {id(leaf) for leaf in _leaves((*found.layers, *found.before))}
-    head = [leaf for leaf in graph.leaf_layers(model) if id(leaf) not in inside]
-    head = [leaf for leaf in head if not isinstance(leaf, keras.layers.InputLayer)]
+    inside = {id(leaf) for leaf in graph.leaf_layers(*found.layers, *found.before)}
+    outside = [leaf for leaf in graph.leaf_layers(model) if id(leaf) not in inside]
+    head = [leaf for leaf in outside if not isinstance(leaf, keras.layers.InputLayer)]
     if any(leaf.weights for leaf in head):
         rows.append(_row("head", head, effective))
     trainable = sum(math.prod(variable.shape) for variable in model.trainable_variables)
@@ -261,7 +239,7 @@ def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> Tra
 
 
 def _row(name: str, layers, effective: set[int]) -> SummaryRow:
-    leaves = _leaves(layers)
+    leaves = graph.leaf_layers(*layers)
     weights = {id(weight): weight for leaf in leaves for weight in leaf.weights}
     trained = [weight for key, weight in weights.items() if key in effective]
     batch_norms = [one for leaf in leaves for one in graph.batch_norm_layers(leaf)]

@@ -4,6 +4,7 @@ A *dominator* of the output is a node of the layer graph through which everythin
 nodes in topological order: after a dominator, its output is the only tensor that is still needed. Blocks end at them.
 """
 
+import collections
 import dataclasses
 import inspect
 import itertools
@@ -27,21 +28,18 @@ _GLOBAL_POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPo
 
 # How the families of keras.applications and the networks of this package name the layers of one block. The first
 # pattern that fits wins; what it captures is the block's name, in the form given.
-_BLOCK_PATTERNS = [
-    (re.compile(pattern), form)
-    for pattern, form in (
-        (r"(?:.*_)?(stage_?\d+_block_?\d+)(?:_|$)", "{}"),  # ConvNeXt, ShuffleNet
-        (r"(conv\d+_block\d+)(?:_|$)", "{}"),  # ResNet, DenseNet
-        (r"(block\d+_\d+)(?:_mixed|_conv|_ac)?$", "{}"),  # InceptionResNetV2
-        (r"(block_\d+)(?:_|$)", "{}"),  # MobileNetV2
-        (r"(block\d+[a-z]?)(?:_|$)", "{}"),  # EfficientNet, VGG, Xception
-        (r"(mixed_?\d+[a-z]?)$", "{}"),  # Inception names only the last layer of a block
-        (r"(expanded_conv(?:_\d+)?)(?:_[a-z]|$)", "{}"),  # MobileNetV3, and the first block of MobileNetV2
-        (r"(fire\d+)(?:_|$)", "{}"),  # SqueezeNet
-        (r"conv_(?:dw|pw|pad)_(\d+)(?:_|$)", "block_{}"),  # MobileNet
-        (r"(?:.*_)?(?:normal|reduction|adjust)_(?:.*?_)?((?:stem_)?\d+)$", "cell_{}"),  # NASNet
-    )
-]
+_BLOCK_PATTERNS = {
+    r"(?:.*_)?(stage_?\d+_block_?\d+)(?:_|$)": "{}",  # ConvNeXt, ShuffleNet
+    r"(conv\d+_block\d+)(?:_|$)": "{}",  # ResNet, DenseNet
+    r"(block\d+_\d+)(?:_mixed|_conv|_ac)?$": "{}",  # InceptionResNetV2
+    r"(block_\d+)(?:_|$)": "{}",  # MobileNetV2
+    r"(block\d+[a-z]?)(?:_|$)": "{}",  # EfficientNet, VGG, Xception
+    r"(mixed_?\d+[a-z]?)$": "{}",  # Inception names only the last layer of a block
+    r"(expanded_conv(?:_\d+)?)(?:_[a-z]|$)": "{}",  # MobileNetV3, and the first block of MobileNetV2
+    r"(fire\d+)(?:_|$)": "{}",  # SqueezeNet
+    r"conv_(?:dw|pw|pad)_(\d+)(?:_|$)": "block_{}",  # MobileNet
+    r"(?:.*_)?(?:normal|reduction|adjust)_(?:.*?_)?((?:stem_)?\d+)$": "cell_{}",  # NASNet
+}
 _AUTOMATIC_NAME = re.compile(r"(?:conv2d|dense|depthwise_conv2d|separable_conv2d|conv2d_transpose)(?:_\d+)?$")
 
 
@@ -71,13 +69,10 @@ class Block:
 class Backbone:
     """Where the backbone of a model is.
 
-    Attributes:
-        path: models from the given one down to the one whose layers the backbone's are; one model when it is flat.
-        layers: the backbone's layers in the order of `model.layers`, without the input, and without the augmentation
-            in front of its first weighted layer (operations, such as preprocessing, are no layers in Keras).
-        before: weighted layers that stand in front of a nested backbone.
-        output: the backbone's last tensor, a `KerasTensor` of `path[-1]`.
-        name: the nested model's name, or the name of the last layer of a flat backbone.
+    `path` leads from the given model down to the one that owns the backbone's layers; one model when it is flat. `layers`,
+    in the order of `model.layers`, leave out the input and the augmentation in front of the first weighted layer
+    (operations, such as preprocessing, are no layers in Keras). `before` are the weighted layers in front of a nested
+    backbone, `output` is its last `KerasTensor`, `name` the nested model's, or that of a flat backbone's last layer.
     """
 
     path: tuple
@@ -88,11 +83,7 @@ class Backbone:
 
 
 def functional_of(model):
-    """Return the `Functional` behind a model: itself, or what a built `Sequential` holds.
-
-    Raises:
-        ModelError: for a subclassed model, whose graph can't be walked, or one that has no input shape yet.
-    """
+    """Return the `Functional` behind a model: itself, or what a built `Sequential` holds; else raise `ModelError`."""
     if (inner := keras_internals.functional_inside(model)) is not None:
         return inner
     if isinstance(model, keras.Sequential):
@@ -111,14 +102,14 @@ def is_walkable(layer) -> bool:
     return isinstance(layer, keras.Model) and keras_internals.functional_inside(layer) is not None
 
 
-def ancestors(tensors, known=()) -> set[int]:
-    """Return the ids of all nodes that the tensors are computed from, their own included; from tensors of known ids on."""
-    seen, stack = set(), list(tensors)
+def ancestors(tensors, known=()) -> dict:
+    """Return `{id: node}` of all that the tensors are computed from, their own included; from tensors of known ids on."""
+    seen, stack = {}, list(tensors)
     while stack:
         tensor = stack.pop()
         node = keras_internals.node_of(tensor)
         if id(tensor) not in known and id(node) not in seen:
-            seen.add(id(node))
+            seen[id(node)] = node
             stack.extend(node.input_tensors)
     return seen
 
@@ -130,24 +121,21 @@ def nodes_in_order(model, outputs=None) -> list:
     return [node for node in keras_internals.nodes_in_order(functional) if id(node) in wanted]
 
 
-def live_tensors(model, outputs=None, nodes=None):
-    """Yield, for each node in topological order (that of `nodes`, if given), `(node, the tensors still needed after it)`.
+def live_tensors(model, outputs=None):
+    """Yield, for each node in topological order, `(node, the tensors still needed after it)`.
 
-    A tensor is still needed when a later node takes it, or when it is one of the outputs.
+    A tensor is still needed when a later node takes it, or when it is one of the outputs (default: the model's).
     """
-    functional = functional_of(model)
-    outputs = list(functional.outputs if outputs is None else outputs)
-    nodes = nodes_in_order(model, outputs) if nodes is None else nodes
-    uses = {}
-    for tensor in [tensor for node in nodes for tensor in node.input_tensors] + outputs:
-        uses[id(tensor)] = uses.get(id(tensor), 0) + 1
+    outputs = functional_of(model).outputs if outputs is None else outputs
+    nodes = nodes_in_order(model, outputs)
+    uses = collections.Counter(map(id, itertools.chain(outputs, *(node.input_tensors for node in nodes))))
     live = {}
     for node in nodes:
         for tensor in node.input_tensors:
             uses[id(tensor)] -= 1
             if not uses[id(tensor)]:
                 live.pop(id(tensor), None)
-        live.update({id(tensor): tensor for tensor in node.outputs if uses.get(id(tensor))})
+        live.update({id(tensor): tensor for tensor in node.outputs if uses[id(tensor)]})
         yield node, list(live.values())
 
 
@@ -165,11 +153,11 @@ def has_grid(tensor) -> bool:
     return len(tensor.shape) == 4
 
 
-def leaf_layers(model) -> list:
-    """Return all layers below a model that are no models themselves, each once, nested ones included."""
+def leaf_layers(*layers) -> list:
+    """Return the layers, each once, with what models hold, at any depth, in place of the models."""
     found = {}
-    for layer in model.layers:
-        inner = leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
+    for layer in layers:
+        inner = leaf_layers(*layer.layers) if isinstance(layer, keras.Model) else [layer]
         found.update({id(leaf): leaf for leaf in inner})
     return list(found.values())
 
@@ -182,11 +170,10 @@ def batch_norm_layers(layer) -> list:
 def is_random(layer) -> bool:
     """Tell whether a layer draws random numbers in training: augmentation, dropout, noise, or a model that holds one."""
     for one in keras_internals.flatten_layers(layer):
-        module = type(one).__module__
-        if "random" in type(one).__name__.lower() or ".regularization." in module:
-            if not isinstance(one, keras.layers.ActivityRegularization):
-                return True
-        elif isinstance(one, keras.layers.Layer) and getattr(one, "seed_generator", None) is not None:
+        if isinstance(one, keras.layers.ActivityRegularization):  # shares its module with dropout and noise
+            continue
+        told_by_class = "random" in type(one).__name__.lower() or ".regularization." in type(one).__module__
+        if told_by_class or getattr(one, "seed_generator", None) is not None:
             return True
     return False
 
@@ -207,31 +194,25 @@ def has_weights(layer) -> bool:
 
 
 def find_backbone(model, backbone: str | None = None) -> Backbone:
-    """Find the backbone of a model.
+    """Find the backbone of a model; raise `ModelError` where there is none.
 
     Nested: the inner model that holds most of the weights of the convolutional part. Flat: everything up to the last
-    dominator that still has height and width, and that no global pooling or flattening precedes.
-
-    Args:
-        model: a Functional or Sequential model.
-        backbone: name of the nested model, or of the last layer of a flat backbone, where the model leaves it open.
-
-    Raises:
-        ModelError: no backbone can be found, or none of that name.
+    dominator that still has height and width, and that no global pooling or flattening precedes. Where the model leaves it
+    open, `backbone` names the nested model, or the last layer of a flat backbone.
     """
     if backbone is not None:
         return _named_backbone(model, backbone)
     path = [model]
     while (inner := _nested_backbone(path[-1])) is not None:
         path.append(inner)
-    last = last_spatial_node(path[-1])
-    if last is None and len(path) == 1:
+    if len(path) > 1:
+        return _backbone(path)
+    last = last_spatial_node(model)
+    if last is None:
         raise ModelError(
             f"No backbone was found in {model.name!r}: nothing with weights has an output with height and width. "
             "Pass `backbone=` with the name of a nested model, or of the backbone's last layer."
         )
-    if len(path) > 1:
-        return _backbone(path)
     found = _backbone(path, last)
     _warn_if_open(found)
     return found
@@ -287,15 +268,14 @@ def last_spatial_node(model, outputs=None):
     """
     last = None
     for node in dominators(model, outputs) if is_walkable(model) else []:
-        if isinstance(node.operation, _GLOBAL_POOLING) or len(node.outputs) != 1 or not has_grid(node.outputs[0]):
-            if last is not None:
-                break
-            continue
-        last = node
-    if last is None:
+        pools = isinstance(node.operation, _GLOBAL_POOLING)
+        if not pools and len(node.outputs) == 1 and has_grid(node.outputs[0]):
+            last = node
+        elif last is not None:
+            break
+    if last is None or not any(has_weights(node.operation) for node in nodes_in_order(model, last.outputs)):
         return None
-    weighted = any(has_weights(node.operation) for node in nodes_in_order(model, last.outputs))
-    return last if weighted else None
+    return last
 
 
 def _backbone(path, last=None) -> Backbone:
@@ -321,29 +301,28 @@ def _before(path) -> tuple:
     for outer, inner in itertools.pairwise(path):
         nodes = nodes_in_order(outer) if is_walkable(outer) else []
         place = next((node for node in nodes if node.operation is inner), None)
-        earlier = ancestors(place.input_tensors) if place else ()
-        found += [node.operation for node in nodes if id(node) in earlier and has_weights(node.operation)]
+        earlier = nodes_in_order(outer, place.input_tensors) if place else []
+        found += [node.operation for node in earlier if has_weights(node.operation)]
     return tuple(dict.fromkeys(found))
 
 
 def _warn_if_open(backbone: Backbone) -> None:
     """Warn where unnamed convolutions follow the last named block: they may be the head's."""
-    names = [block_key(layer.name) for layer in backbone.layers]
-    if not any(names):
+    named = [index for index, layer in enumerate(backbone.layers) if block_key(layer.name)]
+    if not named:
         return
-    last = max(index for index, name in enumerate(names) if name)
-    late = [layer.name for layer in backbone.layers[last + 1 :] if _AUTOMATIC_NAME.match(layer.name)]
+    late = [layer.name for layer in backbone.layers[named[-1] + 1 :] if _AUTOMATIC_NAME.match(layer.name)]
     if late:
         warn(
             f"It is not clear whether {', '.join(late)} belong to the backbone; they are taken as part of it. "
-            f"Pass `backbone={backbone.layers[last].name!r}` (its last layer) if they are the head's."
+            f"Pass `backbone={backbone.layers[named[-1]].name!r}` (its last layer) if they are the head's."
         )
 
 
 def block_key(name: str) -> str | None:
     """Return the name of the block that a layer's name tells, or `None`."""
-    for pattern, form in _BLOCK_PATTERNS:
-        if match := pattern.match(name):
+    for pattern, form in _BLOCK_PATTERNS.items():
+        if match := re.match(pattern, name):
             return form.format(match.group(1))
     return None
 
@@ -351,10 +330,8 @@ def block_key(name: str) -> str | None:
 def find_blocks(backbone: Backbone) -> list[Block]:
     """Split a backbone into blocks: by names where they tell, else by dominators that hold a weighted layer."""
     segments = _segments(backbone)
-    if any(block_key(layer.name) for segment in segments for layer in segment):
-        groups = _blocks_by_name(segments)
-    else:
-        groups = _blocks_by_weights(segments)
+    named = any(block_key(layer.name) for layer in backbone.layers)
+    groups = _blocks_by_name(segments) if named else _blocks_by_weights(segments)
     order = {id(layer): index for index, layer in enumerate(backbone.layers)}
     return [Block(name, tuple(sorted(layers, key=lambda layer: order[id(layer)]))) for name, layers in groups.items()]
 
@@ -362,19 +339,17 @@ def find_blocks(backbone: Backbone) -> list[Block]:
 def _segments(backbone: Backbone) -> list[list]:
     """Return the backbone's layers, cut after every dominator."""
     owner = backbone.path[-1]
-    wanted = {id(layer) for layer in backbone.layers}
+    waiting = {id(layer): layer for layer in backbone.layers}
     ends = {id(node) for node in dominators(owner, [backbone.output])}
-    segments, current, seen = [], [], set()
+    segments, current = [], []
     for node in nodes_in_order(owner, [backbone.output]):
-        layer = node.operation
-        if id(layer) in wanted and id(layer) not in seen:
-            seen.add(id(layer))
-            current.append(layer)
+        if id(node.operation) in waiting:
+            current.append(waiting.pop(id(node.operation)))
         if id(node) in ends and current:
             segments.append(current)
             current = []
     # what a nested backbone still does behind its last feature map (its own pooling, say)
-    current += [layer for layer in backbone.layers if id(layer) not in seen]
+    current += waiting.values()
     if current:
         segments.append(current)
     return segments

