@@ -19,25 +19,15 @@ _USUAL_SIDE = 224  # pixels, to weigh the layers of a model that takes images of
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A place to cut a model.
+    """A place to cut a model."""
 
-    Attributes:
-        flat: the model in one graph (`flatten_model`).
-        start: the tensor where the trunk begins: the input, or the output of the augmentation in front.
-        tensors: the one tensor, or two, that the trunk hands to the tail.
-        layer_names: the layers that make them.
-        trunk_macs: multiply-accumulates of the trunk for one image.
-        model_macs: those of the whole model.
-        random_inside: names of random layers in the trunk; they run in inference mode.
-    """
-
-    flat: keras.Model = dataclasses.field(repr=False)
-    start: object = dataclasses.field(repr=False)
-    tensors: tuple = dataclasses.field(repr=False)
-    layer_names: tuple[str, ...]
-    trunk_macs: int
-    model_macs: int
-    random_inside: tuple[str, ...] = ()
+    flat: keras.Model = dataclasses.field(repr=False)  # the model in one graph (`flatten_model`)
+    start: object = dataclasses.field(repr=False)  # where the trunk begins: the input, or what the augmentation gives
+    tensors: tuple = dataclasses.field(repr=False)  # the one tensor, or two, that the trunk hands to the tail
+    layer_names: tuple[str, ...]  # the layers that make them
+    trunk_macs: int  # multiply-accumulates of the trunk for one image
+    model_macs: int  # those of the whole model
+    random_inside: tuple[str, ...] = ()  # names of random layers in the trunk; they run in inference mode
 
     @property
     def augments(self) -> bool:
@@ -68,17 +58,10 @@ def tensors_of(cuts) -> list:
 
 
 def find_cuts(model: keras.Model) -> list[Cut]:
-    """Return the places to cut, earliest first; the last is the latest. Wide cuts of two tensors only where they must be.
+    """Return the places to cut a model as it is frozen now, earliest first; none where nothing with weights is frozen.
 
-    Args:
-        model: a Functional or Sequential model, flat or nested, with one input, in its present state of freezing.
-
-    Returns:
-        Cuts of one tensor; where those leave out more than half of what two tensors would spare (NASNet), cuts of two.
-        An empty list when nothing with weights is frozen before the first layer that trains.
-
-    Raises:
-        ModelError: the model's graph can't be walked, or it has several inputs or outputs.
+    Cuts of one tensor; where those leave out more than half of what two tensors would spare (NASNet), cuts of two. Raises
+    `ModelError` where the model's graph can't be walked, or has several inputs or outputs.
     """
     flat = flatten_model(model)
     for kind, tensors in (("inputs", flat.inputs), ("outputs", flat.outputs)):

@@ -53,8 +53,8 @@ class Trunk:
     def key(self, rows: Rows, views: int) -> str:
         """Return what features are made of: the trunk's graph and weights, precision, engine, views, and the data."""
         digest = hashlib.blake2b(digest_size=32)
-        for model in (self.model, self.front):
-            for weight in model.weights if model is not None else ():
+        for model in [self.model] if self.front is None else [self.model, self.front]:
+            for weight in model.weights:
                 digest.update(weight.path.encode())
                 digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)))
             digest.update(_graph_text(model).encode())
@@ -73,8 +73,6 @@ class Trunk:
 
 def _graph_text(model) -> str:
     """Return a text that changes with the graph or any layer's settings, but not with automatic names."""
-    if model is None:
-        return ""
     parts = []
     for layer in model.layers:
         config = {name: value for name, value in layer.get_config().items() if name not in ("name", "trainable")}
@@ -89,18 +87,8 @@ def _graph_text(model) -> str:
 def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int | None) -> stores.Store:
     """Run the trunk over all images, or find that it was done already; return the `Store`.
 
-    Float16 gives way to float32 where a value doesn't fit: the pass starts over then.
-
-    Args:
-        trunk: the frozen part.
-        rows: the images.
-        views: versions of each image; rows of one image lie beside each other, the plain one first.
-        part: "train" or "validation", the store's folder in that of the options.
-        count_all: runs of the trunk over both parts together, by which the engine is chosen.
-
-    Raises:
-        StoreError: the folder holds something else, or there is no room.
-        DataError: no images, or labels that are no numbers.
+    The `views` of one image lie beside each other, the plain one first. `part` is "train" or "validation"; by `count_all`,
+    the runs over both, the engine is chosen. Where a value doesn't fit float16, the pass starts over in float32.
     """
     trunk.engine(count_all)
     try:
@@ -140,8 +128,7 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
     key, budget = trunk.key(rows, views), disk_budget(trunk.options)
     folder = parent / f"{part}-{key[:12]}"
     with stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
-        store = _found_store(folder, key, rows)
-        if store is not None:
+        if (store := _found_store(folder, key, rows)) is not None:
             return store
         with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
@@ -173,7 +160,7 @@ def _run(trunk, rows, views, writer, part) -> dict:
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
     done = writer.rows_done // views
     fingerprint = _Fingerprint() if rows.identity is None else None
-    bar, bad = _Bar(rows.count, done, part, trunk.verbose), []
+    bar, bad = _progress_bar(rows.count, done, part, trunk.verbose), []
 
     def prepared():
         for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, _BATCH)), start=done // _BATCH):
@@ -192,13 +179,15 @@ def _run(trunk, rows, views, writer, part) -> dict:
             f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
             for index in range(len(outputs[0]))
         }
-        bad += [bar.done + int(index) for index in _not_finite(chunk, len(images))]
+        bad += [writer.rows_done // views + int(index) for index in _not_finite(chunk, len(images))]
         chunk["labels"] = np.repeat(labels, views, axis=0)
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)
         writer.append(chunk)
-        bar.add(len(images))
-    bar.close()
+        if bar is not None:
+            bar.update(writer.rows_done // views, finalize=False)
+    if bar is not None:
+        bar.update(writer.rows_done // views, finalize=True)
     if bad:
         warn(
             f"The frozen part gives NaN or infinity for {len(bad)} of the {part} images, number {bad[0]} (counted from 0) "
@@ -247,22 +236,11 @@ def _beside(views: list) -> np.ndarray:
     return views[0] if len(views) == 1 else np.stack(views, axis=1).reshape(-1, *views[0].shape[1:])
 
 
-class _Bar:
-    """Keras's own progress bar where output is watched as it comes, in a terminal or a notebook; one line elsewhere."""
-
-    def __init__(self, count, done, part, verbose):
-        self._bar, self.done = None, done
-        if not verbose:
-            return
-        total = "" if count is None else f"{count} "
-        print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
-        if "ipykernel" in sys.modules or getattr(sys.stdout, "isatty", lambda: False)():
-            self._bar = keras.utils.Progbar(count, unit_name="image")
-
-    def add(self, images: int, finalize: bool = False) -> None:
-        self.done += images
-        if self._bar is not None:
-            self._bar.update(self.done, finalize=finalize)
-
-    def close(self) -> None:
-        self.add(0, finalize=True)
+def _progress_bar(count, done, part, verbose) -> keras.utils.Progbar | None:
+    """Say what is run; return a bar where output is watched as it comes, in a terminal or a notebook."""
+    if not verbose:
+        return None
+    total = "" if count is None else f"{count} "
+    print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
+    watched = "ipykernel" in sys.modules or getattr(sys.stdout, "isatty", lambda: False)()
+    return keras.utils.Progbar(count, unit_name="image") if watched else None

@@ -61,16 +61,9 @@ def cpu_batch(model: keras.Model, largest_bytes: int = backend.LARGEST_KEPT_BLOC
 
 
 def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", verbose: int = 0):
-    """Return the engine that runs a trunk over `count` images in the least time, its preparation included.
+    """Return the engine that runs a trunk over `count` images (times views) in the least time, its preparation included.
 
-    Args:
-        trunk: the frozen part, from images to features.
-        count: images (times views) that it will run over; `None` when that isn't known.
-        engine: "auto", "keras", or "litert", which insists.
-        verbose: 0 says nothing of a conversion that failed.
-
-    Raises:
-        BackendError: "litert" isn't available, or can't run this trunk.
+    "litert" insists: a `BackendError` where it isn't available, or can't run this trunk.
     """
     if engine == "litert":
         return LiteRTEngine(trunk)
@@ -98,16 +91,12 @@ def _pays(trunk, count: int | None) -> bool:
 
 
 class KerasEngine:
-    """The backend's compiled forward function, in the precision of the model's policy.
-
-    Attributes:
-        overlaps: whether a second thread would find something to do while a batch is run.
-    """
+    """The backend's compiled forward function, in the precision of the model's policy."""
 
     name = "keras"
 
     def __init__(self, trunk: keras.Model):
-        self.overlaps = backend.has_accelerator()
+        self.overlaps = backend.has_accelerator()  # whether a second thread would find something to do meanwhile
         self._forward = backend.compiled_forward(trunk, None if self.overlaps else cpu_batch(trunk))
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
@@ -116,11 +105,7 @@ class KerasEngine:
 
 
 class LiteRTEngine:
-    """LiteRT with XNNPACK: the trunk converted once, run in float32 on all cores.
-
-    Raises:
-        BackendError: `ai-edge-litert` is not installed, or the trunk can't be converted.
-    """
+    """LiteRT with XNNPACK: the trunk converted once, run in float32 on all cores. `BackendError` where that can't be."""
 
     name, overlaps = "litert", False
 
@@ -139,9 +124,7 @@ class LiteRTEngine:
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of float32 arrays."""
-        starts = range(0, max(len(images), 1), self._step)
-        parts = [self._model(images[start : start + self._step]) for start in starts]
-        given = [one[0] if len(parts) == 1 else np.concatenate(one) for one in zip(*parts, strict=True)]
+        given = self._model(images, self._step)
         return [given[index] for index in self._order]
 
     def _match_outputs(self, trunk) -> list[int]:
@@ -158,20 +141,10 @@ class LiteRTEngine:
 
 
 class LiteRTModel:
-    """A LiteRT model, ready to run on the CPU.
+    """A LiteRT model, the content of a `.tflite` file, ready to run on the CPU, on all cores if nothing is said.
 
-    Args:
-        content: of a `.tflite` file.
-        threads: as many as there are cores when nothing is said.
-
-    Attributes:
-        input_shape: of its one input; `None` for a batch of any size.
-        input_type: NumPy's name of the type of its input.
-        output_shapes: of its outputs, without the batch.
-
-    Raises:
-        BackendError: `ai-edge-litert` is not installed.
-        ModelError: the content is no LiteRT model, or one that this interpreter can't run.
+    `input_shape` begins with `None` for a batch of any size; `input_type` is NumPy's name of a type; `output_shapes` are
+    without the batch. Raises `BackendError` without `ai-edge-litert`, `ModelError` for what it can't run.
     """
 
     def __init__(self, content: bytes, threads: int | None = None):
@@ -197,16 +170,13 @@ class LiteRTModel:
         self.input_shape = _open_shape(inputs[0])
         self.output_shapes = [_open_shape(one)[1:] for one in self._outputs]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Run a batch, `(batch, height, width, 3)`, and return every output, `(batch, …)`.
+    def __call__(self, images: np.ndarray, step: int | None = None) -> list[np.ndarray]:
+        """Run a batch, `(batch, height, width, 3)`, `step` images at a time, and return every output, `(batch, …)`.
 
         A model of a fixed batch size is given so many images at a time; the size must divide the number of images.
-
-        Raises:
-            ModelError: the interpreter fails, as on images of another size.
         """
         images = np.ascontiguousarray(images, dtype=self.input_type)
-        step = self.input_shape[0] or max(1, len(images))
+        step = self.input_shape[0] or step or max(1, len(images))
         with self._lock:
             parts = [self._run(images[start : start + step]) for start in range(0, len(images), step)]
         return parts[0] if len(parts) == 1 else [np.concatenate(one) for one in zip(*parts, strict=True)]
@@ -255,13 +225,7 @@ def convert_to_run(model: keras.Model) -> bytes:
     """Convert a model to float32 LiteRT for running it here and now; its outputs may come in another order.
 
     Writing, reading and freezing a SavedModel takes most of the time of a conversion. Here the converter is handed the graph
-    of one call, with the weights as constants in it, unless they are too large for that.
-
-    Args:
-        model: a built model with one input, in inference mode; random layers do nothing in it.
-
-    Raises:
-        ModelError: the converter can't do it.
+    of one call in inference mode, with the weights as constants in it, unless they are too large for that.
     """
     import tensorflow as tf
 

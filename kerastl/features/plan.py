@@ -54,27 +54,17 @@ class CacheOptions:
 
 
 def parse_bytes(budget: int | str | None) -> int | None:
-    """Return a number of bytes from a number, or from text such as "500MB", "2 GB" or "1.5GiB".
-
-    Raises:
-        ArgumentError: anything else, or nothing positive.
-    """
+    """Return a number of bytes from a positive number, or from text such as "500MB", "2 GB" or "1.5GiB"."""
     if budget is None or (type(budget) is int and budget > 0):
         return budget
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", budget.lower()) if isinstance(budget, str) else None
-    )
+    match = isinstance(budget, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", budget.lower())
     if match and float(match.group(1)) > 0:
         return int(float(match.group(1)) * (1024 if match.group(3) else 1000) ** " kmgt".index(match.group(2) or " "))
     raise ArgumentError(f"`budget` must be a number of bytes, or text such as '2GB'. {received(budget=budget)}")
 
 
 def options_of(cache) -> CacheOptions | None:
-    """Return the options that a `cache=` argument means, or `None` for `False`.
-
-    Raises:
-        ArgumentError: anything but "auto", a bool, a folder, or `CacheOptions`.
-    """
+    """Return the options that a `cache=` argument means, or `None` for `False`."""
     if isinstance(cache, CacheOptions) or cache is None:
         return cache
     if isinstance(cache, bool):
@@ -131,30 +121,14 @@ class CachePlan:
 
 
 def make_plan(
-    model: keras.Model,
-    train,
-    validation,
-    *,
-    epochs,
-    options: CacheOptions | None,
-    views: int = 1,
-    cuts=None,
-    obstacle=None,
+    model, train, validation, *, epochs, options: CacheOptions | None, views: int = 1, cuts=None, obstacle=None
 ) -> CachePlan:
-    """Work out whether and how to run the frozen part once.
+    """Work out whether and how to run the frozen part of a model, as it is frozen now, once.
 
-    Args:
-        model: a compiled classifier in the state in which it will train.
-        train: `Rows`, or `None` for data that can be read only once.
-        validation: `Rows` or `None`.
-        epochs: for each phase, how often the data will be seen.
-        options: `None` for plain Keras.
-        views: augmented versions of each training image.
-        cuts: the phases' chosen cuts, earliest first; `None` to look for the one of the present state.
-        obstacle: what the caller knows to stand in the way, as the end of a sentence.
-
-    Raises:
-        ArgumentError: `views` that can't be made, or something stands in the way and the options insist.
+    `train` and `validation` are `Rows`, or `None`: of training data, that it can be read only once. `epochs` says for each
+    phase how often the data will be seen; `options` of `None` mean plain Keras. `cuts` are the phases' chosen ones, earliest
+    first; `None` looks for one. `obstacle` is what the caller knows to stand in the way, as the end of a sentence. What
+    stands in the way raises `ArgumentError` where the options insist, or `views` are wanted.
     """
     views = check_count("views", views)
     if options is None:
@@ -180,9 +154,6 @@ def choose_cuts(model, train, validation, views, options) -> tuple:
 
     The latest one, unless its features outgrow the memory and a slightly earlier tensor is much smaller (in MobileNetV2
     `block_15_add` holds a sixth of `block_16_expand_relu`).
-
-    Raises:
-        ModelError: the model can't be cut.
     """
     cuts = find_cuts(model)
     if not cuts:
@@ -238,14 +209,15 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
     total = None if rows is None else rows * (values // views) * size
     place = _place(total, options)
     speed = _speed_up(train, validation, cuts, epochs, views)
-    random = cuts[0].random_inside
+    notes, random = (), cuts[0].random_inside
+    if random:
+        layers = "layer" if len(random) == 1 else "layers"
+        notes = (f"{len(random)} random {layers} inside it ({random[0]}…) run in inference mode.",)
     chosen, reason = True, f"about {speed:.1f} times faster"
     if place is None:
         memory, disk = readable_bytes(memory_budget(options)), readable_bytes(disk_budget(options))
-        reason = (
-            f"the features would take {readable_bytes(total)}, but {memory} of memory and {disk} of disk may be used"
-        )
-        chosen = False
+        allowed = f"{memory} of memory and {disk} of disk may be used"
+        chosen, reason = False, f"the features would take {readable_bytes(total)}, but {allowed}"
     elif not options.insist and speed < _WORTHWHILE and views == 1:
         chosen, reason = False, f"it would be only {reason}"
     return CachePlan(
@@ -259,9 +231,7 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
         place=place,
         trunk_share=cuts[0].trunk_macs / max(cuts[0].model_macs, 1),
         expected_speed_up=speed,
-        notes=(f"{len(random)} random layer{'s'[: len(random) - 1]} inside it ({random[0]}…) run in inference mode.",)
-        if random
-        else (),
+        notes=notes,
         views=views,
     )
 

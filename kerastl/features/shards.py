@@ -53,9 +53,7 @@ class ArraySpec:
     def cast(self, values) -> np.ndarray:
         """Return rows as they are stored: contiguous, floats rounded to the nearest, NaN and infinities as they are.
 
-        Raises:
-            FeatureOverflowError: a finite value has no place in the type, or an integer would not stay exact.
-            ArgumentError: the values are of another shape than `(rows, *row_shape)`, or no real numbers.
+        Raises `FeatureOverflowError` where a finite value has no place in the type, or an integer would not stay exact.
         """
         values = np.asarray(values)
         if values.dtype.name == "bfloat16":  # a type of another package; every value is a float32

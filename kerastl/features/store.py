@@ -44,13 +44,10 @@ _TEMPORARY = "kerastl-temporary-store-"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Store:
-    """Complete features, read-only. Safe to read from several threads; a context manager that closes.
+class Store(contextlib.AbstractContextManager):
+    """Complete features, read-only: `count` rows of the arrays `specs`, and the `details` that `finish` was given.
 
-    Attributes:
-        count: its rows.
-        specs: its arrays by name.
-        details: what was handed to `StoreWriter.finish`.
+    Safe to read from several threads; a context manager that closes.
     """
 
     def __init__(self, specs: dict[str, ArraySpec], count: int, details: dict, read: Callable, close: Callable):
@@ -60,14 +57,8 @@ class Store:
     def read(self, name: str, indices) -> np.ndarray:
         """Return rows of one array, `(rows, *row_shape)`, as new memory, which is all the memory that this takes.
 
-        Args:
-            name: of the array.
-            indices: of the rows, as NumPy takes them: a slice, or whole numbers, `(rows,)`.
-
-        Raises:
-            KeyError, IndexError: there is no such array or row.
-            StoreDamagedError: a file was removed or cut short in the meantime.
-            StoreError: the store was closed, or the disk fails.
+        `indices` are as NumPy takes them: a slice, or whole numbers `(rows,)`. Raises `StoreDamagedError` where a file was
+        removed or cut short in the meantime.
         """
         if self._read is None:
             raise StoreError("The feature store is closed. Open it again, or read before closing it.")
@@ -78,22 +69,15 @@ class Store:
         self._read = None
         self._close()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         self.close()
 
 
-class StoreWriter:
+class StoreWriter(contextlib.AbstractContextManager):
     """Features that are being written, chunk by chunk, by one thread at a time; a context manager.
 
-    Leaving it without `finish` keeps what was appended to a folder, for `begin` to go on with.
-
-    Attributes:
-        specs: the arrays by name.
-        count: the rows there will be, or `None` where nobody knows yet.
-        rows_done: the rows that are there already, maybe from an earlier process: the next row to append is this one.
+    Leaving it without `finish` keeps what was appended to a folder, for `begin` to go on with. `count` is the rows there
+    will be, or `None` where nobody knows yet; `rows_done` are there already, maybe from an earlier process.
     """
 
     def __init__(self, specs: Iterable[ArraySpec], count: int | None, budget_bytes: int | None = None):
@@ -104,16 +88,11 @@ class StoreWriter:
         self._check_room(count or 0)
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Append one chunk to every array. When this returns, `kill -9` doesn't hurt the chunk any more.
+        """Append one chunk to every array, `(rows, *row_shape)` each, floats rounded to the array's type.
 
-        Args:
-            rows: the values by array name, each `(rows, *row_shape)`; floats are rounded to the array's type.
-
-        Raises:
-            FeatureOverflowError: values that the type can't hold; nothing of the chunk is written.
-            DataError: more rows than the store was begun for.
-            ArgumentError: arrays that are missing, unknown, or of another shape.
-            StoreError: the disk or the budget is full; what was appended before is safe.
+        When this returns, `kill -9` doesn't hurt the chunk any more. Raises `FeatureOverflowError` for values that the type
+        can't hold, before anything of the chunk is written, `DataError` for more rows than the store was begun for, and
+        `StoreError` where the disk or the budget is full; what was appended before is safe.
         """
         lengths = {name: len(values) for name, values in rows.items()}
         count = next(iter(lengths.values()), 0)
@@ -133,9 +112,7 @@ class StoreWriter:
     def finish(self, details: dict | None = None) -> Store:
         """Complete the store, and keep some details with it: anything that JSON can hold.
 
-        Raises:
-            DataError: fewer rows were appended than the store was begun for, or none at all.
-            StoreError: the disk is full or fails.
+        Raises `DataError` where fewer rows were appended than the store was begun for, or none at all.
         """
         if self.rows_done == 0 or self.rows_done != (self.count or self.rows_done):
             raise self._other_length(self.rows_done)
@@ -147,9 +124,6 @@ class StoreWriter:
     def close(self) -> None:
         """Stop writing. What was appended to a folder stays there; an unfinished temporary store is removed."""
         self._open = False
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
@@ -326,19 +300,11 @@ def begin(
     What an earlier process appended is compared with its checksums first; from the first shard on that is not as it was
     written, it is written again. A store that is complete or damaged, or has other arrays or rows, is rebuilt.
 
-    Args:
-        folder: new, empty, or of a store of the same key.
-        key: says what the features are of; different features must have different keys.
-        specs, count: its arrays, and the rows, `None` where nobody knows yet.
-        budget_bytes: how large the store may become; checked before anything is written, as the disk is.
-        resume: whether to go on with an unfinished store instead of starting over.
-
-    Raises:
-        StoreError: there is no room; the folder holds something else, or can't be written.
-        StoreMismatchError: it holds a store that was made for something else.
+    The `key` says what the features are of; a store of another key raises `StoreMismatchError`. `budget_bytes` and the disk
+    are checked before anything is written: `StoreError`, as for a folder that holds something else.
     """
     folder, specs = Path(folder).expanduser(), list(specs)
-    manifest, earlier = new_manifest(key, specs, count), None
+    manifest = new_manifest(key, specs, count)
     with contextlib.suppress(StoreDamagedError):
         earlier = read_manifest(folder, key)
         if resume and earlier is not None and {**earlier, "shards": []} == manifest:
@@ -351,10 +317,8 @@ def begin(
 def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
     """Return the store in a folder, or `None` where nothing complete is; no lock is needed. Every byte is checked.
 
-    Raises:
-        StoreMismatchError: the store was made for something else.
-        StoreDamagedError: a file was changed, cut short or removed, or comes from a release with another format.
-        StoreError: the folder holds something else, or can't be read.
+    Raises `StoreMismatchError` where it was made for something else, `StoreDamagedError` where a file was changed, cut short
+    or removed, or has another release's format, `StoreError` where the folder holds something else, or can't be read.
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder, key)
@@ -372,9 +336,6 @@ def lock(folder: str | os.PathLike, *, on_wait: Callable[[], None]):
     """Hold a store's folder, by a file beside it; the system frees the lock when its process is gone, by `kill -9` even.
 
     `on_wait` is called once, before waiting for another process or thread that holds it.
-
-    Raises:
-        StoreError: the file can't be made, or the disk has no locks.
     """
     folder = Path(folder).expanduser()
     held = filelock.FileLock(f"{folder}.lock")

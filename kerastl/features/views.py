@@ -1,18 +1,12 @@
 """Several augmented versions of each image: the layers in front of the trunk, run with seeds that can be repeated."""
 
+import itertools
+
 import keras
 import numpy as np
 
 from kerastl import keras_internals
 from kerastl.models import graph
-
-# plain, mirrored left to right, upside down, both: slices over height and width
-_FLIPS = (
-    (slice(None), slice(None)),
-    (slice(None), slice(None, None, -1)),
-    (slice(None, None, -1), slice(None)),
-    (slice(None, None, -1), slice(None, None, -1)),
-)
 
 
 class Views:
@@ -20,21 +14,15 @@ class Views:
 
     Random flips alone are enumerated instead of drawn, so that the views differ: of an augmentation that flips both ways,
     four views are all there are. Everything else is drawn, with a seed made of the batch and the view, so that an
-    extraction that was stopped goes on as if it had not been.
-
-    Args:
-        front: the model that augments (and what stands before it), or `None`.
-        count: number of views.
-        seed: of the random layers.
+    extraction that was stopped goes on as if it had not been. `front` is the model that augments, and what stands before it.
     """
 
     def __init__(self, front: keras.Model | None, count: int, seed: int = 0):
         self._front, self.count, self._seed = front, count, seed
         self._flips = flips_of(front)
         layers = [] if front is None else keras_internals.flatten_layers(front)
-        self._generators = list(
-            {id(one): one for layer in layers for one in keras_internals.seed_generators(layer)}.values()
-        )
+        generators = (one for layer in layers for one in keras_internals.seed_generators(layer))
+        self._generators = list(dict.fromkeys(generators))  # layers may share one
 
     def make(self, images: np.ndarray, batch: int, number: int) -> np.ndarray:
         """Return view `number` of the images `(batch, height, width, 3)`, batch `batch` of the data."""
@@ -63,13 +51,17 @@ class Views:
 
 
 def flips_of(front: keras.Model | None) -> list:
-    """Return the flips that a front of nothing but `RandomFlip` layers can make, the plain image first."""
+    """Return the flips that a front of nothing but `RandomFlip` layers can make, as slices over height and width.
+
+    The plain image is the first, then mirrored left to right, upside down, and both.
+    """
     layers = _operations(front)
     if not layers or not all(type(layer) is keras.layers.RandomFlip for layer in layers):
         return []
     modes = " ".join(layer.mode for layer in layers)
-    both = (("vertical", 0), ("horizontal", 1))
-    return [flip for flip in _FLIPS if all(flip[axis] == _FLIPS[0][axis] or name in modes for name, axis in both)]
+    plain, backwards = slice(None), slice(None, None, -1)
+    rows, columns = ([plain, backwards] if name in modes else [plain] for name in ("vertical", "horizontal"))
+    return list(itertools.product(rows, columns))
 
 
 def _operations(front) -> list:
