@@ -22,9 +22,9 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that tensors leave, up to 1 GB, for the next ones.
+    """Let the process keep the memory that tensors leave, up to 1 GB, for the next ones: on Linux with glibc alone.
 
-    On Linux with glibc; elsewhere nothing is done. The settings are the process's, and glibc doesn't tell what they were.
+    The settings are the process's, and glibc doesn't tell what they were.
     """
     if library := _glibc():
         library.mallopt(_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
@@ -45,15 +45,9 @@ def _glibc():
 def compiled_forward(model: keras.Model, step: int | None = None) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Return a compiled function from a batch of images to the model's outputs in inference mode, as NumPy arrays.
 
-    On TensorFlow a graph (XLA is never forced), on JAX a jitted function, on PyTorch a call without gradients. The
-    weights are read at every call. Batches should be of one size; each new size may compile again on JAX.
-
-    Args:
-        model: from one input of images.
-        step: images that TensorFlow runs at once; all of a batch when nothing is said.
-
-    Raises:
-        BackendError: another backend.
+    On TensorFlow a graph (XLA is never forced) that runs `step` images at once, on JAX a jitted function, on PyTorch a call
+    without gradients. The weights are read at every call. Batches should be of one size; each new size may compile again on
+    JAX. Raise `BackendError` on another backend.
     """
     name = keras.backend.backend()
     makers = {"tensorflow": _tensorflow_forward, "jax": _jax_forward, "torch": _torch_forward}
@@ -121,8 +115,8 @@ def _silence(stack: contextlib.ExitStack) -> None:
 
 
 def _as_list(outputs) -> list[np.ndarray]:
-    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-    return [np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))) for one in outputs]
+    tensors = keras.tree.flatten(outputs)
+    return [np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))) for one in tensors]
 
 
 def _tensorflow_forward(model, step):
@@ -177,10 +171,8 @@ def batches_for_fit(batches: keras.utils.PyDataset):
     """Return what `fit` and `evaluate` run over these batches soonest: on TensorFlow a dataset of its own, else the batches.
 
     Keras reads a `PyDataset` through tf.data with autotuning. In TensorFlow 2.21 the thread that tunes often holds up the end
-    of a pass until it wakes, after 10 ms, then 20, 40 and so on: an epoch of 2.9 s takes 5.1, one of 11 s takes 20.5.
-
-    Args:
-        batches: known in number, of `(x, y)` or `(x, y, sample_weights)`; its `on_epoch_end` is called after every pass.
+    of a pass until it wakes, after 10 ms, then 20, 40 and so on: an epoch of 2.9 s takes 5.1, one of 11 s takes 20.5. The
+    batches must be known in number; their `on_epoch_end` is called after every pass.
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):
         return batches
@@ -211,14 +203,8 @@ def without_autotuning(dataset):
 def gradients_of(loss_function: Callable, variables) -> tuple[float, list[np.ndarray]]:
     """Return the loss and its gradient with respect to each variable, and leave every variable as it is.
 
-    What the loss function assigns (BatchNorm's statistics, random seeds, metrics) is dropped.
-
-    Args:
-        loss_function: takes nothing and returns a scalar tensor computed by Keras.
-        variables: Keras variables; one that the loss doesn't depend on gets zeros.
-
-    Raises:
-        BackendError: a backend other than TensorFlow and JAX.
+    The function takes nothing and returns a scalar tensor computed by Keras. What it assigns (BatchNorm's statistics, random
+    seeds, metrics) is dropped. A variable that the loss doesn't depend on gets zeros. See `check_gradients` for backends.
     """
     check_gradients()
     makers = {"tensorflow": _tensorflow_gradients, "jax": _jax_gradients}

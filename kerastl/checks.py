@@ -47,9 +47,7 @@ def check_count(argument: str, value, *, smallest: int = 1, largest: int | None 
 def check_fraction(argument: str, value, *, zero: bool = False, one: bool = True) -> float:
     """Return `value` as a `float`; raise `ArgumentError` unless it lies between 0 and 1 (ends as told)."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    low_ok = is_number and (value >= 0 if zero else value > 0)
-    high_ok = is_number and (value <= 1 if one else value < 1)
-    if low_ok and high_ok:
+    if is_number and (0 < value < 1 or (zero and value == 0) or (one and value == 1)):
         return float(value)
     bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
     raise ArgumentError(f"`{argument}` must be a number in {bounds}. {received(**{argument: value})}")

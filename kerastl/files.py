@@ -18,16 +18,10 @@ _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, what: str) -> Path:
-    """Check, before anything slow, that a run folder can be made, and return its absolute path.
+    """Return a folder's absolute path; raise `OutputError`, before anything slow, where it can't be made or replaced.
 
-    Args:
-        folder: where the run folder is to be.
-        overwrite: whether an earlier run folder there may be replaced. Anything else is never touched.
-        files: what such a folder may hold, by names.
-        what: such a folder is called.
-
-    Raises:
-        OutputError: it exists and is not empty, it holds something other than a run, or nothing can be written there.
+    With `overwrite` an earlier one is replaced, if it holds nothing but `files` (names); anything else is never touched.
+    `what` is the word for such a folder.
     """
     path = _resolved(folder)
     if path.exists() and not path.is_dir():
@@ -55,13 +49,8 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
 
 
 def check_free_space(folder: str | os.PathLike, needed: int) -> None:
-    """Raise unless the disk of a folder (which needn't exist yet) has `needed` bytes free.
-
-    Raises:
-        OutputError: it hasn't.
-    """
-    place = _nearest_existing(_resolved(folder))
-    free = shutil.disk_usage(place).free
+    """Raise `OutputError` unless the disk of a folder (which needn't exist yet) has `needed` bytes free."""
+    free = shutil.disk_usage(_nearest_existing(_resolved(folder))).free
     if free < needed:
         raise OutputError(
             f"Not enough space for {folder}: about {readable_bytes(needed)} are needed, {readable_bytes(free)} are free on "
@@ -80,20 +69,10 @@ def free_folder_beside(folder: str | os.PathLike, word: str) -> Path:
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, what: str):
-    """Give a temporary folder to write into; at the end of the `with` it becomes `folder`.
+    """Give a temporary folder beside `folder` to write into; at the end of the `with` it becomes `folder`.
 
-    When anything goes wrong inside, the temporary folder is removed, and what stood at `folder` stays as it was.
-
-    Args:
-        folder: where the finished folder is to be.
-        overwrite: whether an earlier run folder there may be replaced.
-        files, what: see `check_output_folder`.
-
-    Yields:
-        The temporary folder, a `Path` beside the final one.
-
-    Raises:
-        OutputError: what `check_output_folder` raises; or a file can't be written, as the disk is full, say.
+    When anything goes wrong inside, the temporary folder is removed, and what stood at `folder` stays as it was. Files that
+    can't be written, as the disk is full, say, raise `OutputError`; and see `check_output_folder`.
     """
     path = check_output_folder(folder, overwrite=overwrite, files=files, what=what)
     temporary = _beside(path)
@@ -119,13 +98,7 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, wha
 def write_whole(path: str | os.PathLike, content: bytes, *, durable: bool = False) -> None:
     """Write a file under a temporary name beside its place, then rename it, so that nobody ever reads half of it.
 
-    Args:
-        path: of the file; its folder must exist.
-        content: all of it.
-        durable: whether it has to outlive a power cut; costs a flush to the disk.
-
-    Raises:
-        OSError: the file can't be written; what stood at `path` is as it was.
+    A `durable` file has to outlive a power cut, which costs a flush to the disk.
     """
     temporary = _beside(Path(path))
     try:
@@ -153,9 +126,7 @@ def _resolved(folder) -> Path:
 
 
 def _nearest_existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

@@ -10,24 +10,15 @@ import functools
 import keras
 
 # Everything that `fit` calls on a model and that a subclass may want to change
-_STEPS = (
-    "__call__",
-    "call",
-    "fit",
-    "evaluate",
-    "train_step",
-    "test_step",
-    "compute_loss",
-    "compute_metrics",
-    "metrics",
-)
-_STEPS += ("get_metrics_result", "reset_metrics", "make_train_function", "make_test_function", "stateless_compute_loss")
+_STEPS = ("__call__", "call", "fit", "evaluate", "train_step", "test_step", "compute_loss", "compute_metrics")
+_STEPS += ("metrics", "get_metrics_result", "reset_metrics", "make_train_function", "make_test_function")
+_STEPS += ("stateless_compute_loss",)
 _INPUT_SPECS = ("input_spec", "_manual_input_spec")
 
 
-def flatten_layers(layer, *, include_self: bool = True) -> list:
+def flatten_layers(layer) -> list:
     """Return a layer or model and everything below it, at any depth: `Layer._flatten_layers`."""
-    return list(layer._flatten_layers(include_self=include_self))
+    return list(layer._flatten_layers())
 
 
 def child_layers(layer) -> list:
@@ -43,9 +34,8 @@ def functional_inside(model):
 
 def nodes_in_order(function) -> list:
     """Return the nodes of a `keras.Function` or functional model as it runs them: `_nodes_by_depth`, deepest first."""
-    return [
-        node for depth in sorted(function._nodes_by_depth, reverse=True) for node in function._nodes_by_depth[depth]
-    ]
+    by_depth = function._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def has_history(tensor) -> bool:
@@ -133,10 +123,7 @@ def compile_arguments(model) -> dict | None:
 
 
 def rate_setting(optimizer):
-    """Return the learning rate of an optimizer as it was given, a schedule too: `Optimizer._learning_rate`.
-
-    `optimizer.learning_rate` gives a schedule's present value.
-    """
+    """Return the rate, or the schedule itself, where `learning_rate` gives its present value: `Optimizer._learning_rate`."""
     return optimizer._learning_rate
 
 

@@ -11,13 +11,7 @@ from kerastl.checks import nearest, received
 class Table:
     """Cells of text; `str` aligns them for a terminal, `html` makes a table for a notebook.
 
-    Attributes:
-        header: column names.
-        rows: text cells, as many as the header has.
-        right: indices of the columns that are aligned to the right (numbers).
-        title: a line above the table.
-        total: set the last row apart by a rule.
-        notes: lines below the table.
+    `right` are the indices of the columns that are aligned to the right (numbers); `total` sets the last row apart by a rule.
     """
 
     header: Sequence[str]
@@ -60,10 +54,7 @@ class Table:
 
 
 class Printed:
-    """Prints as tables in a terminal, and renders as them in a notebook: those that `_tables` returns."""
-
-    def _tables(self) -> list[Table]:
-        raise TypeError(f"{type(self).__name__} doesn't say how it prints")
+    """Prints as tables in a terminal, and renders as them in a notebook: those that a subclass's `_tables` returns."""
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self._tables()))
@@ -85,10 +76,9 @@ class NamedRows(Printed, tuple):
             return type(self)(super().__getitem__(key))
         if not isinstance(key, str):
             return super().__getitem__(key)
-        for row in self:
-            if getattr(row, self.key) == key:
-                return row
         names = [getattr(row, self.key) for row in self]
+        if key in names:
+            return super().__getitem__(names.index(key))
         raise KeyError(f"No row of that name.{nearest(key, names)} {received(name=key)}")
 
     def to_rows(self) -> list[dict]:

@@ -56,12 +56,11 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
     return value > best if mode == "max" else value < best
 
 
-def fresh_callbacks(callbacks) -> list:
-    """Return the callbacks, one or several, for one more phase; early stopping forgets the phase before.
+def fresh_callbacks(callbacks: list) -> list:
+    """Return the callbacks for one more phase; early stopping forgets the phase before.
 
     A checkpoint of the best model must remember across phases, and learning rates are reset by the recompile.
     """
-    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.EarlyStopping):
             callback.best, callback.best_weights, callback.best_epoch = None, None, 0
@@ -71,20 +70,13 @@ def fresh_callbacks(callbacks) -> list:
 class BestWeights(keras.callbacks.Callback):
     """Keep the weights of the best epoch, the state before training included, and put them back at the end.
 
+    `starting_value` is the monitored value of that state, if it was measured. Without `judged` there is nothing to judge
+    by, and the last weights with a finite loss count as the best. `best_epoch` counts from 1; 0 is the starting state.
+
     Only what training can change is copied: weights of layers that are trainable (BatchNorm statistics of those included).
-    While another callback says by `settled = False` that it is still making another model of this one (gradual pruning),
-    nothing can be compared, and the last weights count as the best; those of the start never do then.
-
-    Args:
-        monitor: name of the value in the logs.
-        starting_value: what it was before the training, if it was measured.
-        judged: `False` where there is nothing to judge by: the last weights with a finite loss count as the best.
-        others: the callbacks of the training.
-
-    Attributes:
-        start: copies of the weights before the training, as `(variable, value)`.
-        best_epoch: the best epoch, counted from 1; 0 while the starting state is the best.
-        best_value: the monitored value there, or `None` when nothing was measured.
+    While one of the `others`, the callbacks beside this one, says by `settled = False` that it is still making another
+    model of this one (gradual pruning), nothing can be compared, and the last weights count as the best; those of the
+    start never do then.
     """
 
     def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True, others=()):
@@ -102,25 +94,23 @@ class BestWeights(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
+        value, has_loss = logs.get(self.monitor), math.isfinite(logs.get("loss", math.nan))
         if not self._settled():
             self._unsettled = True
-            self.best_value, self.best_epoch, self.best_weights = None, epoch + 1, self._copy()
-            return
-        if not self.judged:
+            self._keep(epoch, None)
+        elif not self.judged:
             # without validation data the last weights are kept, unless the loss is no number
-            if math.isfinite(logs.get("loss", math.nan)):
-                self.best_epoch, self.best_weights = epoch + 1, self._copy()
-            return
-        value = logs.get(self.monitor)
-        first = self._unsettled and math.isfinite(logs.get("loss", math.nan))  # what was copied before is another model
-        self._unsettled = self._unsettled and not first
-        if first or is_better(value, self.best_value, self.mode):
-            self.best_value, self.best_epoch = None if value is None else float(value), epoch + 1
-            self.best_weights = self._copy()
+            if has_loss:
+                self._keep(epoch, None)
+        elif (self._unsettled and has_loss) or is_better(value, self.best_value, self.mode):
+            self._unsettled = self._unsettled and not has_loss  # what was kept before is another model
+            self._keep(epoch, None if value is None else float(value))
 
     def restore(self) -> None:
-        """Put the best weights back, in place."""
         put_back(self.best_weights)
+
+    def _keep(self, epoch: int, value: float | None) -> None:
+        self.best_epoch, self.best_value, self.best_weights = epoch + 1, value, self._copy()
 
     def _settled(self) -> bool:
         return all(getattr(one, "settled", True) for one in self.others)
@@ -151,11 +141,9 @@ def changeable_weights(layer) -> list:
 
 
 class Watch(keras.callbacks.Callback):
-    """Measure every epoch, and stop as soon as the loss is no finite number.
+    """Measure the seconds of every epoch, its validation included, and stop as soon as the loss is no finite number.
 
-    Attributes:
-        epoch_seconds: wall-clock seconds of each epoch, its validation included.
-        diverged: `None`, or where the loss was lost: "epoch 3, batch 17" (both counted from 1).
+    `diverged` then says where, both counted from 1: "epoch 3, batch 17".
     """
 
     def __init__(self):

@@ -1,6 +1,5 @@
 """One phase of training: everything checked first, then compiled, then run with the best weights restored."""
 
-import contextlib
 import dataclasses
 import time
 
@@ -11,21 +10,17 @@ from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt, is_tf_dataset
 from kerastl.data.labels import balanced_class_weight, label_kind
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
-from kerastl.features.plan import make_plan, options_of
+from kerastl.features.plan import options_of
 from kerastl.models import compiling, outputs
 from kerastl.training import callbacks as callback_module
-from kerastl.training.session import Session, check_first_batch
+from kerastl.training.session import check_first_batch, frozen_part_once
 
 
 @dataclasses.dataclass
 class Settings:
     """What all phases of a run share: the data, and how it is used; checked against the model when it is made.
 
-    Attributes:
-        model: the whole model.
-        train, validation, batch_size, class_weight, monitor, verbose, cache, views: as in `train_head`.
-        num_classes: of the model's main output.
-        label_kind: "integer" or "one-hot", or `None` where it can't be told.
+    All as in `train_head`; `label_kind`, found in the data, is "integer" or "one-hot", or `None` where it can't be told.
     """
 
     model: keras.Model
@@ -86,46 +81,26 @@ class Settings:
             return None, None
         return self.train_rows, self.validation_rows
 
+    def session(self, epochs, cuts=None):
+        """Run the frozen part once where that pays, for phases of so many epochs each, with one of `cuts` for each.
 
-@contextlib.contextmanager
-def frozen_part_once(settings: Settings, cuts, epochs):
-    """Run the frozen part over the images where the plan says so; yield the session, or `None` for plain Keras.
-
-    Args:
-        settings: of the run.
-        cuts: of all phases, the earliest first; `None` for the one of the model's present state.
-        epochs: of each phase, in the order of the phases (the latest cut's first).
-    """
-    train, validation = settings.rows() if settings.options else (None, None)
-    plan = make_plan(
-        settings.model, train, validation, epochs=epochs, options=settings.options, views=settings.views, cuts=cuts
-    )
-    if settings.verbose != 0 and settings.options:
-        print(plan)
-    if not plan.chosen:
-        yield None
-        return
-    with Session(settings.model, plan, train, validation, settings.options, settings.verbose != 0) as session:
-        yield session
+        The cuts come the earliest first, the phases the latest cut's first; without cuts the model is cut as it stands.
+        """
+        planned = {"epochs": epochs, "views": self.views, "cuts": cuts}
+        return frozen_part_once(self.model, *self.rows(), self.options, self.verbose != 0, **planned)
 
 
 class Phase:
     """One phase of training.
 
-    Args:
-        settings: of the run.
-        epochs: at most so many.
-        callbacks: of this phase.
-
-    Attributes:
-        history: the `History`, once it has run.
-        start: copies of the weights that it could change as they were before, as `(variable, value)`.
+    Once it has run, `history` is its `History`, and `start` holds copies of the weights that it could change as they were
+    before, as `(variable, value)`.
     """
 
     def __init__(self, settings: Settings, epochs: int, callbacks):
         self.settings, self.model = settings, settings.model
         self.epochs = check_count("epochs", epochs)
-        self.callbacks = callback_module.fresh_callbacks(callbacks)
+        self.callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
         self.history, self.start = None, ()
 
     def compile(self, learning_rate) -> None:
@@ -136,15 +111,15 @@ class Phase:
         loss = compiling.usual_loss(self.model, self.settings.label_kind)
         self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
 
-    def run(self, session=None, cut=None):
-        """Train, on stored features where there is a session; whatever happens, the model ends with the best weights."""
+    def run(self, session=None, cut: int = 0):
+        """Train, on a session's features where there is one; whatever happens, the model ends with the best weights."""
         start = time.perf_counter()
         compiling.check_ready(self.model)
         monitor, judged = self.settings.monitor, self.settings.validation is not None
         best = callback_module.BestWeights(monitor, self._measure(session, cut), judged=judged, others=self.callbacks)
         watch = callback_module.Watch()
         try:
-            self.history = self._fit([watch, *self.callbacks, best], session, cut)
+            self.history = self._fit([watch, *callback_module.fresh_callbacks(self.callbacks), best], session, cut)
         finally:
             best.restore()
             self.start = best.start
@@ -165,8 +140,8 @@ class Phase:
 
     def _fit(self, callbacks, session, cut):
         settings = self.settings
-        common = {"epochs": self.epochs, "class_weight": settings.class_weight, "verbose": settings.verbose}
-        common["callbacks"] = callbacks
+        common = {"epochs": self.epochs, "callbacks": callbacks}
+        common |= {"class_weight": settings.class_weight, "verbose": settings.verbose}
         if session is not None:
             return session.fit(cut, **common)
         data = {**_as_arguments(settings.train), "validation_data": settings.validation}

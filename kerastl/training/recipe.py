@@ -16,8 +16,8 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
-from kerastl.training.phases import Phase, Settings, frozen_part_once
-from kerastl.training.rates import fine_tuning_rate
+from kerastl.training.phases import Phase, Settings
+from kerastl.training.rates import cosine_decay, lower
 
 # A second phase whose trunk holds less than this of the work is trained as it is: its features would be large, and spare
 # little.
@@ -165,7 +165,7 @@ def fine_tune(
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     phase = Phase(settings, epochs, callbacks)
     _unfreeze(model, choice, batch_norm, backbone)
-    phase.compile(_rate(phase, learning_rate))
+    _compile_for_fine_tuning(phase, learning_rate)
     return _run_alone(phase)
 
 
@@ -247,45 +247,47 @@ def _checked_phases(settings, epochs, rates, patience, callbacks) -> list:
 def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> TransferResult:
     """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
     settings = head.settings
-    cuts = _cuts_of_both(settings, unfreeze if second else None, freeze)
-    both_cut = len(cuts or ()) == 2
+    cuts = _cuts_of_both(settings, freeze, has_second=second is not None)
+    both_cut = len(cuts) == 2
     head.compile(rates[0])
     start = time.perf_counter()
-    with frozen_part_once(settings, cuts, [head.epochs, second.epochs] if both_cut else [head.epochs]) as session:
+    with settings.session([head.epochs, second.epochs] if both_cut else [head.epochs], cuts) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
-        head.run(session, cuts[-1] if session else None)
+        head.run(session, cut=-1)
         if second is None or head.history.diverged is not None:
             return _result(head, None, seconds)
         unfreeze()
-        second.callbacks = callback_module.fresh_callbacks(second.callbacks)
-        second.compile(_rate(second, rates[1]))
-        second.run(*((session, cuts[0]) if session and both_cut else (None, None)))
+        _compile_for_fine_tuning(second, rates[1])
+        second.run(session if both_cut else None)
     return _result(head, second, seconds)
 
 
 def _run_alone(phase: Phase):
     start = time.perf_counter()
-    with frozen_part_once(phase.settings, None, [phase.epochs]) as session:
-        history = phase.run(session, None if session is None else session.cuts[0])
+    with phase.settings.session([phase.epochs]) as session:
+        history = phase.run(session)
     history.seconds = time.perf_counter() - start
     return history
 
 
-def _cuts_of_both(settings, unfreeze, freeze):
-    """Return the cuts of both phases, earliest first, leaving the model frozen; `None` where there are none to plan with.
+def _cuts_of_both(settings, freeze, has_second):
+    """Return the cuts of both phases, earliest first, leaving the model frozen; none where there are none to plan with.
 
-    Only the head's is returned where the second phase has none that is worth it.
+    The model comes as the second phase trains it. Only the head's cut is returned where that phase has none that is worth it.
     """
-    later = first = ()
-    choose = functools.partial(choose_cuts, settings.model, *settings.rows(), settings.views, settings.options)
-    with contextlib.suppress(ModelError):  # the plan meets the same error, and says so
-        later = choose() if unfreeze and settings.options else ()
+
+    def present_cuts():
+        with contextlib.suppress(ModelError):  # the plan meets the same error, and says so
+            if settings.options:
+                return choose_cuts(settings.model, *settings.rows(), settings.views, settings.options)
+        return ()
+
+    later = present_cuts() if has_second else ()
     freeze()
-    with contextlib.suppress(ModelError):
-        first = choose() if settings.options else ()
+    first = present_cuts()
     if later and first and later[0].trunk_macs >= _SMALLEST_SHARE * later[0].model_macs:
         return (*later, *first)
-    return first or None
+    return first
 
 
 def _result(head: Phase, second: Phase | None, seconds: dict) -> TransferResult:
@@ -320,9 +322,10 @@ def _unfreeze(model, choice, batch_norm, backbone) -> None:
         )
 
 
-def _rate(phase: Phase, learning_rate):
-    """Return fine-tuning's learning rate, and give the phase the callbacks that it needs."""
-    batches = phase.settings.train_rows.batch_count
-    rate, callbacks = fine_tuning_rate(phase.model, learning_rate, batches, phase.epochs)
-    phase.callbacks += callbacks
-    return rate
+def _compile_for_fine_tuning(phase: Phase, learning_rate) -> None:
+    """Compile at this rate, or at one that falls to 0 from a tenth of the last rate (1e-4 where there was none)."""
+    if learning_rate is None:
+        start = lower(compiling.last_learning_rate(phase.model)) if compiling.was_compiled(phase.model) else 1e-4
+        learning_rate, callbacks = cosine_decay(start, phase.settings.train_rows.batch_count, phase.epochs)
+        phase.callbacks += callbacks
+    phase.compile(learning_rate)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kerastl import backend, keras_internals
 from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
-from kerastl.features.cut import Cut, tensors_of
+from kerastl.features.cut import tensors_of
 from kerastl.features.extraction import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
 from kerastl.models import compiling, outputs
@@ -57,15 +57,13 @@ def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: in
         return model.fit(**arguments)
     train, validation = (None, None) if obstacle else _rows_for_fit(arguments)
     epochs = max(arguments.get("epochs", 1) - arguments.get("initial_epoch", 0), 1)
-    plan = make_plan(model, train, validation, epochs=[epochs], options=options, views=views, obstacle=obstacle)
     verbose = arguments.get("verbose", "auto") != 0
-    if verbose:
-        print(plan)
-    if not plan.chosen:
-        return model.fit(**arguments)
-    with Session(model, plan, train, validation, options, verbose) as session:
+    planned = {"epochs": [epochs], "views": views, "obstacle": obstacle}
+    with frozen_part_once(model, train, validation, options, verbose, **planned) as session:
+        if session is None:
+            return model.fit(**arguments)
         rest = {name: value for name, value in arguments.items() if name not in _DATA_ARGUMENTS}
-        return session.fit(plan.cuts[0], **rest)
+        return session.fit(**rest)
 
 
 def _obstacle(model, arguments) -> str | None:
@@ -98,16 +96,26 @@ def check_first_batch(model, rows: Rows) -> None:
         outputs.check_images(model, rows.first[0])
 
 
-class FeatureBatches(keras.utils.PyDataset):
-    """Batches of stored features with their labels; one view is drawn per image and epoch.
+@contextlib.contextmanager
+def frozen_part_once(model, train, validation, options: CacheOptions | None, verbose: bool, **planned):
+    """Run the frozen part over the images where the plan says so; yield the session, or `None` for plain Keras.
 
-    Args:
-        store: the features.
-        names: the arrays that the tail takes.
-        batch_size: images in a batch.
-        shuffle: draw a new order in every epoch.
-        views: rows of one image in the store.
-        seed: of orders and views.
+    `planned` is what else `make_plan` takes.
+    """
+    plan = make_plan(model, train, validation, options=options, **planned)
+    if verbose and options is not None:
+        print(plan)
+    if not plan.chosen:
+        yield None
+        return
+    with Session(model, plan, train, validation, options, verbose) as session:
+        yield session
+
+
+class FeatureBatches(keras.utils.PyDataset):
+    """Batches of the features that a store holds under `names`, with their labels.
+
+    An image has as many rows in the store as there are `views`; one is drawn per image and epoch.
     """
 
     def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
@@ -116,8 +124,9 @@ class FeatureBatches(keras.utils.PyDataset):
         self._shuffle, self._views = shuffle, views
         self._random = np.random.default_rng(seed)
         self.count = store.count // views
-        stored = (name if name in store.specs else None for name in ("labels", "sample_weights"))
-        self._labels, self.weights = [name and store.read(name, slice(None))[::views] for name in stored]
+        self._labels, self.weights = store.read("labels", slice(None))[::views], None
+        if "sample_weights" in store.specs:
+            self.weights = store.read("sample_weights", slice(None))[::views]
         self._order, self._view = np.arange(self.count), np.zeros(self.count, "int64")
         self.on_epoch_end()
 
@@ -148,21 +157,12 @@ class FeatureBatches(keras.utils.PyDataset):
 class Session(contextlib.ExitStack):
     """The features of training and validation images, and training on them; close it when done.
 
-    Args:
-        model: the whole model.
-        plan: with the cuts of all phases, in the order of `Cut.trunk`'s outputs.
-        train: the training images.
-        validation: the validation images, or `None`.
-        options: how to store.
-        verbose: 0 says nothing.
-
-    Raises:
-        StoreError, DataError: see `extract`.
+    Its methods take the index of one of the plan's cuts.
     """
 
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
         super().__init__()
-        self.cuts, self._model, self._tails = plan.cuts, model, {id(cut): cut.tail() for cut in plan.cuts}
+        self._cuts, self._model, self._tails = plan.cuts, model, [cut.tail() for cut in plan.cuts]
         self.stores, self._rows = {}, {"train": train, "validation": validation}
         self._views = {"train": plan.views, "validation": 1}
         backend.keep_freed_memory()
@@ -179,7 +179,7 @@ class Session(contextlib.ExitStack):
             self.close()
             raise
 
-    def fit(self, cut: Cut, *, class_weight=None, **arguments):
+    def fit(self, cut: int = 0, *, class_weight=None, **arguments):
         """Call `model.fit` on the features of a cut, with arguments that don't say what the data is; return its `History`."""
         train = self._batches(cut, "train")
         if class_weight is not None and train.weights is None:
@@ -195,7 +195,7 @@ class Session(contextlib.ExitStack):
                 **arguments,
             )
 
-    def evaluate(self, cut: Cut) -> dict:
+    def evaluate(self, cut: int = 0) -> dict:
         """Return the logs of the model on the validation images."""
         with self._taking_features(cut):
             return self._model.evaluate(self._validation_data(cut), verbose=0, return_dict=True)
@@ -205,7 +205,7 @@ class Session(contextlib.ExitStack):
 
         So it is the model itself that Keras trains: its steps, its compile, its callbacks, with only the frozen part left out.
         """
-        tail, names = self._tails[id(cut)], self._names(cut)
+        tail, names = self._tails[cut], self._names(cut)
 
         def call(original, inputs, training=None, **options):
             if not isinstance(inputs, dict):
@@ -235,5 +235,5 @@ class Session(contextlib.ExitStack):
 
     def _names(self, cut) -> list[str]:
         """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, each once."""
-        places = {id(tensor): index for index, tensor in enumerate(tensors_of(self.cuts))}
-        return [f"features_{places[id(tensor)]}" for tensor in cut.tensors]
+        places = {id(tensor): index for index, tensor in enumerate(tensors_of(self._cuts))}
+        return [f"features_{places[id(tensor)]}" for tensor in self._cuts[cut].tensors]
