@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all test-jax test-gpu notebooks docs docs-test tree lint format clean
+.PHONY: help quickstart test test-notebooks test-all test-jax test-gpu notebooks docs docs-test tree lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
-	@echo "make test-all     the same with the slow sweeps"
+	@echo "make test-notebooks   run every notebook at its FAST size"
+	@echo "make test-all     all of these, with the slow sweeps and the notebooks at full size"
 	@echo "make test-jax     the core's tests on the JAX backend"
 	@echo "make test-gpu     on a GPU: the same outputs and the same training as plain Keras"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
@@ -23,6 +24,9 @@ quickstart: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-notebooks: $(VENV)/.test
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_notebooks.py -m "notebook and not slow"
 
 test-all: lint
 	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu and not docs"
