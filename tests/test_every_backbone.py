@@ -1,6 +1,6 @@
 """Every backbone is what its row says, and goes through freezing, unfreezing and cutting.
 
-A few of different kinds always, the others when slow: by its blocks' names and its dominators, test_graph.py tries every family.
+A few of different kinds always, the others when slow. The blocks and dominators of every family are in test_graph.py.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SMALLEST = {
     ),
     *("vgg19", "resnet18", "squeezenet", "shufflenet", "efficientnet_lite0"),
 }
-# With shortcuts and without, flat names and nested ones, one input of a block and many, BatchNorm and none, pixels scaled inside
+# With shortcuts and without, added and concatenated, with BatchNorm and without, with pixels scaled inside
 ALWAYS = {"convnext_tiny", "densenet121", "efficientnet_v2_b0", "mobilenet_v2", "resnet18", "resnet50", "vgg16"}
 NAMES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in backbones.list_backbones()]
 
