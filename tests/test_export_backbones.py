@@ -88,6 +88,7 @@ def test_features_of_random_and_real_images_agree_within_a_thousandth(name, phot
     keras.backend.clear_session()
 
 
+@pytest.mark.slow
 def test_mobilenet_v3_in_int8_does_as_well_or_is_stopped_with_the_reason(photographs, tmp_path):
     """TensorFlow's issue 83754: its hard swishes and squeeze-and-excitations lose much, or little, in int8."""
     keras.utils.set_random_seed(0)

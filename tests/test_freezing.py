@@ -99,7 +99,7 @@ def test_weights_in_front_of_a_nested_backbone_are_frozen_with_it():
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_freezing_un_compiles_so_that_fit_raises(build, pixels):
-    model = models.compiled(build())
+    model = models.compiled(freezing.freeze(build()))
     model.fit(*pixels, verbose=0)
     freezing.unfreeze(model, last_blocks=1)
     with pytest.raises(ValueError, match="compile"):

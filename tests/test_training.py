@@ -310,14 +310,14 @@ def test_the_same_seed_gives_the_same_weights(data):
 @pytest.mark.parametrize("scale", ["/255", "preprocess_input", "negative"])
 def test_pixels_that_are_scaled_already_warn(scale, pixels):
     images = {"/255": pixels[0] / 255, "preprocess_input": pixels[0] / 127.5 - 1, "negative": pixels[0] - 120}[scale]
-    model = models.compiled(models.flat())
+    model = models.compiled(freezing.freeze(models.flat()))
     with pytest.warns(KerastlWarning, match="look scaled already"):
         fit(model, images, pixels[1], **QUIET)
 
 
 def test_pixels_as_they_should_be_do_not_warn(pixels, recwarn):
-    fit(models.compiled(models.flat()), *pixels, **QUIET)
-    fit(models.compiled(models.flat()), pixels[0].astype("uint8"), pixels[1], **QUIET)
+    fit(models.compiled(freezing.freeze(models.flat())), *pixels, **QUIET)
+    fit(models.compiled(freezing.freeze(models.flat())), pixels[0].astype("uint8"), pixels[1], **QUIET)
     assert [str(one.message) for one in recwarn if issubclass(one.category, KerastlWarning)] == []
 
 
