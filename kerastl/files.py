@@ -126,7 +126,7 @@ def _resolved(folder) -> Path:
 
 
 def _nearest_existing(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next((place for place in (path, *path.parents) if place.exists()), path)  # a Windows drive may not exist
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
