@@ -1,6 +1,6 @@
 """Every backbone is what its row says, and goes through freezing, unfreezing and cutting.
 
-Six of different kinds always, the others when slow. The blocks and dominators of every family are in test_graph.py.
+Five of different kinds always, the others when slow. The blocks and dominators of every family are in test_graph.py.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ SMALLEST = {
     *("vgg19", "resnet18", "squeezenet", "shufflenet", "efficientnet_lite0"),
 }
 # With shortcuts and without, added and concatenated, with BatchNorm and without, with pixels scaled inside
-ALWAYS = {"densenet121", "efficientnet_v2_b0", "mobilenet_v2", "resnet18", "resnet50", "vgg16"}
+ALWAYS = {"densenet121", "efficientnet_v2_b0", "mobilenet_v2", "resnet50", "vgg16"}
 NAMES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in backbones.list_backbones()]
 
 

@@ -164,16 +164,18 @@ print("appended", count[0])
 def test_extraction_that_is_killed_goes_on_where_it_stopped(tmp_path):
     top = str(pathlib.Path(__file__).parents[1])
 
-    def run(folder, stop):
+    def start(folder, stop):
         command = [sys.executable, "-c", CHILD, top, str(folder), str(stop)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=top, check=False)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=top)
 
-    whole = run(tmp_path / "whole", 0)
-    assert "appended 7" in whole.stdout, whole.stderr
-    killed = run(tmp_path / "killed", 4)
-    assert killed.returncode == -9
-    resumed = run(tmp_path / "killed", 0)
-    assert "appended 3" in resumed.stdout, resumed.stderr
+    with start(tmp_path / "whole", 0) as whole, start(tmp_path / "killed", 4) as killed:
+        killed.communicate()
+        assert killed.returncode == -9
+        with start(tmp_path / "killed", 0) as resumed:
+            told, error = resumed.communicate()
+            assert "appended 3" in told, error
+        told, error = whole.communicate()
+        assert "appended 7" in told, error
     for path in (tmp_path / "whole").rglob("*.npy"):
         other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == other.read_bytes()

@@ -419,9 +419,8 @@ def test_the_cosine_decay_falls_to_nothing(batches):
         assert [callback.schedule(epoch, None) for epoch in (0, 2)] == pytest.approx([0.1, 0.05])
 
 
-@pytest.mark.parametrize("measured", [100.0, float("nan")])
-@pytest.mark.parametrize("ramp", [0.2, 0.9])
-def test_pruning_is_not_undone_for_the_start(data, measured, ramp):
+@pytest.mark.parametrize(("ramp", "measured"), [(0.2, float("nan")), (0.9, 100.0)])
+def test_pruning_is_not_undone_for_the_start(data, ramp, measured):
     class Worse(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             logs["val_loss"] = measured
