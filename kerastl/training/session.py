@@ -27,13 +27,13 @@ def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: in
 
     Args:
         model: a compiled model.
-        x, y, *positional: what `model.fit` takes.
+        x, y, positional: what `model.fit` takes, in its order.
         cache: "auto" does so where it is worth it and safe (arrays, and datasets of `load_images`; not where random layers
             in front of the backbone would be drawn only once), and prints in one line what it does; `True` insists; `False`
             is `model.fit` itself; a folder keeps the features for the next run; `CacheOptions` say more.
         views: augmented versions kept of each training image, the first one plain; one is drawn per image and epoch. They
             are made by the random layers in front of the backbone.
-        **fit_arguments: all other arguments of `model.fit`.
+        fit_arguments: all other arguments of `model.fit`.
 
     Returns:
         The `History` of `model.fit`.
