@@ -141,6 +141,15 @@ def test_unfreezing_behind_the_outer_models_back_is_caught(pixels):
         compiling.check_ready(model)
 
 
+def test_freezing_behind_the_optimizers_back_is_caught():
+    model = models.compiled(freezing.unfreeze(models.nested(), last_blocks=1))
+    model.optimizer.build(model.trainable_variables)
+    compiling.check_ready(model)
+    model.get_layer("tiny").trainable = False
+    with pytest.raises(CompileError, match=r"\(0 new, \d+ gone\)"):
+        compiling.check_ready(model)
+
+
 def test_nothing_trainable_is_an_error():
     model = models.flat()
     model.trainable = False

@@ -45,6 +45,7 @@ def test_the_four_ways_to_choose_agree():
         {"from_layer": "conv2_block3_1_conv"},
         {"from_layer": "conv2_block3"},
         {"fraction": 7 / 24},
+        {"fraction": 6.1 / 24},  # rounded up to whole layers
     ):
         model = models.nested()
         assert len(graph.find_backbone(model).layers) == 24
