@@ -155,3 +155,19 @@ def test_nothing_trainable_is_an_error():
     model.trainable = False
     with pytest.raises(ArgumentError, match="Nothing in"):
         compiling.check_ready(models.compiled(model))
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "labels", "expected"),
+    [
+        (1, None, "integer", keras.losses.BinaryCrossentropy(from_logits=True)),
+        (1, "sigmoid", "integer", keras.losses.BinaryCrossentropy()),
+        (3, None, "integer", keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+        (3, "softmax", "one-hot", keras.losses.CategoricalCrossentropy()),
+        (3, None, "one-hot", keras.losses.CategoricalCrossentropy(from_logits=True)),
+    ],
+)
+def test_the_usual_loss_is_that_of_the_last_activation(units, activation, labels, expected):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(units, activation=activation)(inputs))
+    assert compiling.usual_loss(model, labels).get_config() == expected.get_config()

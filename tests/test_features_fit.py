@@ -262,6 +262,8 @@ def test_a_generator_trains_plainly(data, capsys):
     model = twins()[0]
     session_module.fit(model, (batch for batch in [data, data]), steps_per_epoch=1, shuffle=False, verbose=2)
     assert "`steps_per_epoch` uses a part of the data" in capsys.readouterr().out
+    with pytest.raises(ArgumentError, match=r"can be read only once \(a generator\)"):
+        session_module.fit(model, (batch for batch in [data, data]), cache=True, **QUIET)
 
 
 def test_the_plan_says_what_it_will_take_before_anything_runs(data, passes):
