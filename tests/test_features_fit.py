@@ -233,6 +233,13 @@ def test_drawn_views_are_repeatable_and_leave_the_random_state_alone(augmentatio
     assert (stores[0][1::3] != stores[0][2::3]).any()
 
 
+def regularized():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, activity_regularizer="l2")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+
 @pytest.mark.parametrize(
     ("build", "arguments", "message"),
     [
@@ -242,6 +249,7 @@ def test_drawn_views_are_repeatable_and_leave_the_random_state_alone(augmentatio
         (lambda: models.nested(), {"views": 0}, "views"),
         (lambda: models.nested(), {"cache": 3}, "cache"),
         (lambda: models.nested(), {"cache": True, "steps_per_epoch": 1}, "steps_per_epoch"),
+        (regularized, {"cache": True}, "activity regularizer, whose loss depends on every image"),
     ],
 )
 def test_what_stands_in_the_way_is_said(build, arguments, message, data):
