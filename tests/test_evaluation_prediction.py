@@ -155,3 +155,10 @@ def test_arguments_are_checked_before_anything_is_read(model):
 def test_floats_that_look_scaled_already_warn(model):
     with pytest.warns(UserWarning, match="look scaled"):
         predict(model, np.random.default_rng(0).random((2, 16, 16, 3)))
+
+
+def test_a_tilde_is_the_home_folder_in_a_list_too(model, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    for given in ("~/a.png", ["~/a.png"]):
+        assert predict(model, given).names == [str(folder / "a.png")]

@@ -404,3 +404,10 @@ def test_keras_quantize_leaves_convolutions_as_they_are():
     assert [str(weight.dtype) for weight in dense.weights if len(weight.shape) > 1] == ["int8"]
     with pytest.raises(ArgumentError, match="No layer with a kernel"):
         kerastl.prune(model, 0.5, layers="predictions")  # integers are not pruned
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "file.bin").write_bytes(bytes(1000))
+    assert kerastl.zipped_size("~/file.bin") == kerastl.zipped_size(tmp_path / "file.bin")

@@ -216,7 +216,7 @@ def _list_items(images) -> tuple[list, list[str]]:
 
 def _checked_item(index: int, item):
     if isinstance(item, (str, os.PathLike)):
-        return Path(item)
+        return Path(item).expanduser()
     array = _as_array(item)
     if array is not None and array.ndim in (2, 3):
         return array

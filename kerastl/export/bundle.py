@@ -132,7 +132,7 @@ def load_bundle(folder: str | os.PathLike) -> Bundle:
 
 def is_bundle(folder: str | os.PathLike) -> bool:
     """Tell whether a folder holds a card, whatever it says."""
-    return Path(folder, CARD).is_file()
+    return Path(folder, CARD).expanduser().is_file()
 
 
 def write_card(folder: Path, card: dict) -> None:

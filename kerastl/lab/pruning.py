@@ -200,8 +200,8 @@ def zipped_size(source) -> int:
     """
     if isinstance(source, keras.Model):
         pieces = (keras.ops.convert_to_numpy(weight).tobytes() for weight in source.weights)
-    elif os.path.isfile(source):
-        pieces = [pathlib.Path(source).read_bytes()]
+    elif os.path.isfile(os.path.expanduser(source)):
+        pieces = [pathlib.Path(source).expanduser().read_bytes()]
     else:
         raise DataError(f"Expected a model or the path of a file. {received(source=source)}")
     packer = zlib.compressobj(level=9)

@@ -180,7 +180,7 @@ def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: in
     if named := [source for source in SOURCES if source.name == weights]:
         return _build_from(_fitting(named, request), request, verbose)
     is_path = isinstance(weights, os.PathLike)
-    is_path_text = isinstance(weights, str) and (weights.endswith(_SUFFIXES) or Path(weights).exists())
+    is_path_text = isinstance(weights, str) and (weights.endswith(_SUFFIXES) or Path(weights).expanduser().exists())
     if not is_path and not is_path_text:
         names = [*dict.fromkeys(source.name for source in SOURCES), "auto"]
         raise ArgumentError(
