@@ -21,6 +21,10 @@ class DataError(KerastlError, ValueError):
     """Images or labels that can't be used: missing, unreadable, out of range, of the wrong size."""
 
 
+class ChangingDataError(DataError):
+    """A dataset that gives other images or labels at every pass, so that nothing of it can be kept."""
+
+
 class ModelError(KerastlError, ValueError):
     """A model in which the needed part (a backbone, a block, a head) can't be found, or that can't be read."""
 

@@ -171,16 +171,6 @@ def test_a_shuffling_dataset_keeps_labels_with_their_features(data):
         np.testing.assert_array_equal((batch_images[:, 0, 0, 0] / 6).round().astype(int) % 3, labels)
 
 
-def test_auto_caches_only_data_with_an_identity(data, capsys):
-    tf = pytest.importorskip("tensorflow")
-    dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
-    model = twins()[0]
-    session_module.fit(model, dataset, epochs=2, verbose=2)
-    assert "pass cache=True" in capsys.readouterr().out
-    session_module.fit(model, dataset, epochs=2, cache=True, verbose=2)
-    assert "The frozen part runs once" in capsys.readouterr().out
-
-
 def test_augmentation_never_vanishes(data, capsys):
     model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
     session_module.fit(model, *data, epochs=2, verbose=2)

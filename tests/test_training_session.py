@@ -13,6 +13,8 @@ from kerastl.training import session as session_module
 from tests import models
 from tests.models import twins
 
+tf = pytest.importorskip("tensorflow")
+
 EXACT = CacheOptions(dtype="float32", engine="keras")
 
 
@@ -87,3 +89,92 @@ def test_arguments_are_those_of_fit_by_place_too(data):
     np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=1e-4)
     with pytest.raises(TypeError, match="epoch"):
         session_module.fit(cached, *data, epoch=2)
+
+
+def dataset_of(data, shuffle=None, augment=False):
+    dataset = tf.data.Dataset.from_tensor_slices(data)
+    if shuffle is not None:
+        dataset = dataset.shuffle(40, reshuffle_each_iteration=shuffle)
+    dataset = dataset.batch(8)
+    if augment:
+        flip = keras.layers.RandomFlip("horizontal", seed=1)
+        dataset = dataset.map(lambda images, labels: (flip(images, training=True), labels))
+    return dataset.prefetch(1)
+
+
+class Reordered(keras.utils.PyDataset):
+    def __init__(self, data):
+        super().__init__()
+        self.images, self.labels = data
+        self.order = np.arange(len(self.labels))
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        chosen = self.order[index * 8 : index * 8 + 8]
+        return self.images[chosen], self.labels[chosen]
+
+    def on_epoch_end(self):
+        self.order = self.order[::-1]
+
+
+def test_a_dataset_is_cached_by_default_and_trains_as_in_fit(data, capsys):
+    cached, plain = twins()
+    train, held = dataset_of(data), dataset_of((data[0][:16], data[1][:16]))
+    first = session_module.fit(cached, train, validation_data=held, epochs=2, verbose=2)
+    assert "The frozen part runs once" in capsys.readouterr().out
+    second = plain.fit(train, validation_data=held, epochs=2, shuffle=False, verbose=0)
+    for name, values in second.history.items():
+        np.testing.assert_allclose(first.history[name], values, rtol=2e-2, atol=1e-2)  # the store's float16
+
+
+@pytest.mark.parametrize(
+    ("make", "reshuffles"),
+    [
+        (dataset_of, False),
+        (lambda data: dataset_of(data, shuffle=True), True),
+        (lambda data: dataset_of(data, shuffle=False), False),
+        (Reordered, True),
+    ],
+)
+def test_a_dataset_that_comes_in_another_order_is_shuffled_in_every_epoch(data, make, reshuffles, monkeypatch):
+    made = []
+
+    class Spied(session_module.FeatureBatches):
+        def __init__(self, *arguments, **options):
+            made.append(options["shuffle"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(session_module, "FeatureBatches", Spied)
+    session_module.fit(twins()[0], make(data), cache=True, verbose=0)
+    assert made == [reshuffles]
+
+
+@pytest.mark.parametrize("shuffle", [None, True])
+def test_an_augmentation_in_a_dataset_is_found_and_never_frozen(data, capsys, shuffle):
+    augmented = dataset_of(data, shuffle, augment=True)
+    session_module.fit(twins()[0], augmented, epochs=3, verbose=2)
+    said = capsys.readouterr().out
+    assert "The frozen part runs in every epoch: the dataset gives other images at every pass" in said
+    assert "Epoch 3/3" in said
+    with pytest.raises(ArgumentError, match=r"pass views=4\. Or pass `cache=False`"):
+        session_module.fit(twins()[0], augmented, cache=True, verbose=0)
+    session_module.fit(twins()[0], augmented, cache=False, verbose=0)
+    model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
+    session_module.fit(model, dataset_of(data), views=2, verbose=0)  # a horizontal flip makes two
+
+
+def test_photographs_of_a_directory_are_cached_with_their_labels(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        folder = tmp_path / ("dark", "light")[index % 2]
+        folder.mkdir(exist_ok=True)
+        image = generator.integers(0, 100, (32, 32, 3)) + 150 * (index % 2)
+        keras.utils.save_img(folder / f"{index}.png", image, scale=False)
+    photographs = keras.utils.image_dataset_from_directory(tmp_path, image_size=(32, 32), batch_size=8, verbose=0)
+    model = models.compiled(freezing.freeze(models.nested(classes=2)), 0.05)
+    history = session_module.fit(model, photographs, validation_data=photographs, epochs=30, verbose=2)
+    assert "The frozen part runs once" in capsys.readouterr().out
+    assert history.history["val_accuracy"][-1] == 1
+    assert model.evaluate(photographs, verbose=0, return_dict=True)["accuracy"] == 1

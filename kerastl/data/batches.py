@@ -22,6 +22,7 @@ from kerastl.errors import ArgumentError, DataError
 
 _SOURCE_ATTRIBUTE = "_kerastl_source"
 _FIRST = 8  # images that are enough to judge the data by
+_INFINITE = -1  # `tf.data.INFINITE_CARDINALITY`
 _AHEAD = 3  # batches read ahead of the one in work: enough to overlap, few enough to stay small
 
 
@@ -183,8 +184,8 @@ class _DatasetRows(Rows):
         self._dataset, self.shuffles = dataset, bool(shuffle)
         self._once = hasattr(dataset, "__next__")
         if hasattr(dataset, "cardinality"):
-            count = int(dataset.cardinality())  # negative for unknown and for infinite
-            self.batch_count = count if count > 0 else None
+            count = int(dataset.cardinality())
+            self._once, self.batch_count = count == _INFINITE, count if count > 0 else None
         elif hasattr(dataset, "__len__"):
             self.batch_count = len(dataset)
 
@@ -225,9 +226,12 @@ class _DatasetRows(Rows):
             yield rest
 
     def _passes(self):
-        if isinstance(self._dataset, keras.utils.PyDataset):
-            return (self._dataset[index] for index in range(len(self._dataset)))
-        return iter(self._dataset)
+        if not isinstance(self._dataset, keras.utils.PyDataset):
+            yield from self._dataset
+            return
+        for index in range(len(self._dataset)):
+            yield self._dataset[index]
+        self._dataset.on_epoch_end()  # as in `fit`: it may shuffle there
 
 
 def _three_of(batch) -> tuple:

@@ -13,7 +13,15 @@ import numpy as np
 from kerastl import keras_internals
 from kerastl.data.batches import Rows, read_ahead
 from kerastl.data.images import in_threads
-from kerastl.errors import DataError, FeatureOverflowError, StoreDamagedError, StoreError, StoreMismatchError, warn
+from kerastl.errors import (
+    ChangingDataError,
+    DataError,
+    FeatureOverflowError,
+    StoreDamagedError,
+    StoreError,
+    StoreMismatchError,
+    warn,
+)
 from kerastl.features import store as stores
 from kerastl.features.litert import choose_engine
 from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
@@ -21,6 +29,8 @@ from kerastl.features.views import Views
 
 # Images in one run of the trunk: enough to fill the cores, few enough that activations stay in a few hundred MB.
 _BATCH = 32
+# Images of a dataset that are read a second time: an augmentation that leaves so many as they are, twice, is none
+_LOOKED_AT_TWICE = 256
 
 
 @dataclasses.dataclass
@@ -193,25 +203,46 @@ def _run(trunk, rows, views, writer, part) -> dict:
             f"The frozen part gives NaN or infinity for {len(bad)} of the {part} images, number {bad[0]} (counted from 0) "
             "the first of them. Look for NaN in these images and in the model's weights."
         )
-    return {"engine": engine.name, "views": views, "fingerprint": fingerprint.hexdigest() if fingerprint else None}
+    details = {"engine": engine.name, "views": views}
+    if fingerprint is None:
+        return details
+    return {**details, "fingerprint": fingerprint.hexdigest(), "reshuffles": _reshuffles(rows, fingerprint)}
+
+
+def _reshuffles(rows, before) -> bool:
+    """Read the first images of a dataset once more, and tell whether they come in another order.
+
+    Raises:
+        ChangingDataError: they are others than in the pass before, or have other labels.
+    """
+    again = _Fingerprint()
+    for batch in rows.batches(0, _BATCH):
+        again.add(*batch)
+        if len(again.digests) >= _LOOKED_AT_TWICE:
+            break
+    if not set(again.digests) <= set(before.digests):
+        raise ChangingDataError(
+            "the dataset gives other images at every pass, as an augmentation in a `map` does, and only one version of each "
+            "would be kept; put the random layers into the model, `build_classifier(augmentation=…)`, and pass views=4"
+        )
+    return again.digests != before.digests[: len(again.digests)]
 
 
 class _Fingerprint:
     """A digest of images, labels and weights that doesn't depend on their order, for datasets without an identity."""
 
     def __init__(self):
-        self._total, self._count = 0, 0
+        self.digests = []
 
     def add(self, images, labels, weights=None) -> None:
         for index in range(len(images)):
             digest = hashlib.blake2b(np.ascontiguousarray(images[index]), digest_size=16)
             for numbers in (labels, weights) if weights is not None else (labels,):
                 digest.update(np.asarray(numbers[index], "float64").tobytes())
-            self._total = (self._total + int.from_bytes(digest.digest(), "little")) % 2**128
-        self._count += len(images)
+            self.digests.append(int.from_bytes(digest.digest(), "little"))
 
     def hexdigest(self) -> str:
-        return f"{self._total:032x}-{self._count}"
+        return f"{sum(self.digests) % 2**128:032x}-{len(self.digests)}"
 
 
 def _not_finite(features: dict, images: int) -> np.ndarray:

@@ -183,8 +183,6 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
         return f"the model has a `{own[0]}` of its own, which expects images"
     if not cuts:
         return "nothing with weights is frozen in front of the first layer that trains"
-    if options.insist is False and train.identity is None:
-        return "a dataset may augment in a `map`, which would be frozen; pass cache=True if it doesn't"
     if cuts[0].augments and views == 1:
         return "random layers stand in front of the backbone, and would be drawn only once; pass views=4, say"
     if views > 1 and not cuts[0].augments:

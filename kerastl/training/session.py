@@ -8,6 +8,7 @@ import numpy as np
 
 from kerastl import backend, keras_internals
 from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
+from kerastl.errors import ArgumentError, ChangingDataError
 from kerastl.features.cut import tensors_of
 from kerastl.features.extraction import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
@@ -28,9 +29,10 @@ def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: in
     Args:
         model: a compiled model.
         x, y, positional: what `model.fit` takes, in its order.
-        cache: "auto" does so where it is worth it and safe (arrays, and datasets of `load_images`; not where random layers
-            in front of the backbone would be drawn only once), and prints in one line what it does; `True` insists; `False`
-            is `model.fit` itself; a folder keeps the features for the next run; `CacheOptions` say more.
+        cache: "auto" does so where it is worth it and safe, and prints in one line what it does; `True` insists; `False` is
+            `model.fit` itself; a folder keeps the features for the next run; `CacheOptions` say more. Not safe are random
+            layers in front of the backbone, which would be drawn only once, and datasets that give other images at a second
+            pass; a dataset that gives them in another order is shuffled anew in every epoch.
         views: augmented versions kept of each training image, the first one plain; one is drawn per image and epoch. They
             are made by the random layers in front of the backbone.
         fit_arguments: all other arguments of `model.fit`.
@@ -100,7 +102,8 @@ def check_first_batch(model, rows: Rows) -> None:
 def frozen_part_once(model, train, validation, options: CacheOptions | None, verbose: bool, **planned):
     """Run the frozen part over the images where the plan says so; yield the session, or `None` for plain Keras.
 
-    `planned` is what else `make_plan` takes.
+    `planned` is what else `make_plan` takes. That data changes from pass to pass, only a pass can tell: an `ArgumentError`
+    then where the options insist or views are wanted.
     """
     plan = make_plan(model, train, validation, options=options, **planned)
     if verbose and options is not None:
@@ -108,8 +111,16 @@ def frozen_part_once(model, train, validation, options: CacheOptions | None, ver
     if not plan.chosen:
         yield None
         return
-    with Session(model, plan, train, validation, options, verbose) as session:
-        yield session
+    try:
+        session = Session(model, plan, train, validation, options, verbose)
+    except ChangingDataError as error:
+        if options.insist or plan.views > 1:
+            raise ArgumentError(f"The frozen part can't be run once: {error}. Or pass `cache=False`.") from error
+        if verbose:
+            print(CachePlan(False, str(error)))
+        session = contextlib.nullcontext()
+    with session as found:
+        yield found
 
 
 class FeatureBatches(keras.utils.PyDataset):
@@ -169,7 +180,8 @@ class Session(contextlib.ExitStack):
         self.callback(backend.give_memory_back)
         self.callback(self._forget_steps)
         trunk = Trunk(plan, options, verbose)
-        total = None if train.count is None else train.count * plan.views + ((validation and validation.count) or 0)
+        sizes = {part: _size(rows) * self._views[part] for part, rows in self._rows.items() if rows is not None}
+        total = sum(sizes.values()) or None
         try:
             for part, rows in self._rows.items():
                 if rows is not None:
@@ -228,7 +240,7 @@ class Session(contextlib.ExitStack):
             self.stores[part],
             self._names(cut),
             batch_size=rows.batch_size,
-            shuffle=rows.shuffles and is_train,
+            shuffle=is_train and (rows.shuffles or self.stores[part].details.get("reshuffles", False)),
             views=self._views[part],
             seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
         )
@@ -237,3 +249,8 @@ class Session(contextlib.ExitStack):
         """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, each once."""
         places = {id(tensor): index for index, tensor in enumerate(tensors_of(self._cuts))}
         return [f"features_{places[id(tensor)]}" for tensor in self._cuts[cut].tensors]
+
+
+def _size(rows: Rows) -> int:
+    """Return the number of images, or nearly; 0 where nobody knows."""
+    return rows.count or (rows.batch_count or 0) * rows.batch_size
