@@ -178,3 +178,98 @@ def test_photographs_of_a_directory_are_cached_with_their_labels(tmp_path, capsy
     assert "The frozen part runs once" in capsys.readouterr().out
     assert history.history["val_accuracy"][-1] == 1
     assert model.evaluate(photographs, verbose=0, return_dict=True)["accuracy"] == 1
+
+
+@pytest.mark.parametrize("form", [lambda x: {"image": x}, lambda x: [x], lambda x: (x,)])
+@pytest.mark.parametrize("cache", [EXACT, False])
+def test_one_array_in_a_list_or_dictionary_is_that_array(data, form, cache):
+    cached, plain = twins()
+    held = (form(data[0][:16]), data[1][:16])
+    first = session_module.fit(
+        cached, form(data[0]), data[1], validation_data=held, shuffle=False, cache=cache, epochs=2, verbose=0
+    )
+    second = plain.fit(*data, validation_data=(data[0][:16], data[1][:16]), shuffle=False, epochs=2, verbose=0)
+    for name, values in second.history.items():
+        np.testing.assert_allclose(first.history[name], values, rtol=1e-4)
+
+
+def test_a_sequential_that_is_not_built_yet_is_built_by_its_data(data, capsys):
+    backbone = models.tiny_backbone()
+    backbone.trainable = False
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.layers.Rescaling(1 / 255), backbone, *head])
+    model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    history = session_module.fit(model, *data, epochs=20, verbose=2)
+    assert "The frozen part runs once" in capsys.readouterr().out
+    assert history.history["accuracy"][-1] > 0.8
+
+
+@pytest.mark.parametrize("refused", [{"validation_split": 0.2}, {"sample_weight": np.ones(40)}, {"y": np.zeros(40)}])
+@pytest.mark.parametrize("make", [dataset_of, Reordered])
+@pytest.mark.parametrize("cache", ["auto", True])
+def test_what_fit_takes_with_arrays_alone_is_refused_as_by_fit(data, make, refused, cache):
+    with pytest.raises(ValueError, match=r"should not be passed|only supported for"):
+        session_module.fit(twins()[0], make(data), cache=cache, verbose=0, **refused)
+
+
+class AddsALoss(keras.layers.Layer):
+    def call(self, inputs):
+        self.add_loss(keras.ops.mean(inputs))
+        return inputs
+
+
+class Counts(keras.layers.Layer):
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+
+    def call(self, inputs, training=None):
+        if training:
+            self.count.assign_add(1)
+        return inputs
+
+
+class Brightens(keras.layers.Layer):
+    def call(self, inputs, training=None):
+        return inputs + 1 if training else inputs
+
+
+class Doubles(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (AddsALoss, "adds a loss"),
+        (Counts, "changes its weights"),
+        (Brightens, "gives something else in training"),
+        (
+            lambda **options: keras.layers.Lambda(lambda x, training=None: x + 1 if training else x, **options),
+            "gives something else in",
+        ),
+        (Doubles, None),
+    ],
+)
+def test_what_a_frozen_layer_of_ones_own_does_in_training_alone_is_never_left_out(data, layer, reason, capsys):
+    def build():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((32, 32, 3))
+        x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", name="conv", trainable=False)(inputs)
+        x = layer(name="own")(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return models.compiled(keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="head")(x)))
+
+    cached, plain = build(), build()
+    first = session_module.fit(cached, *data, epochs=2, shuffle=False, cache="auto", verbose=2)
+    said = capsys.readouterr().out
+    if reason is None:
+        assert "The frozen part runs once" in said
+    else:
+        assert f"a frozen layer (one of 'own') {reason}" in said
+        with pytest.raises(ArgumentError, match=r"can't be run once: a frozen layer.*`cache=False`"):
+            session_module.fit(cached, *data, cache=True, verbose=0)
+    second = plain.fit(*data, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=2e-2 if reason is None else 1e-4)
+    if layer is Counts:
+        assert cached.get_layer("own").count.numpy() == plain.get_layer("own").count.numpy()

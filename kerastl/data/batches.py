@@ -118,16 +118,23 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
         return source if shuffle is None else dataclasses.replace(source, shuffles=bool(shuffle))
     if y is not None:
         data = (data, y, sample_weight)
-    elif hasattr(data, "shape") and hasattr(data, "__getitem__"):
+    elif isinstance(data, dict) or (hasattr(data, "shape") and hasattr(data, "__getitem__")):
         data = (data, None)
     if isinstance(data, tuple) and len(data) in (2, 3):
-        return _ArrayRows((*data, None)[:3], batch_size, shuffle)
+        return _ArrayRows(tuple(map(_only_array, (*data, None)[:3])), batch_size, shuffle)
     if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
         return _DatasetRows(data, shuffle)
     raise DataError(
         "Expected a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a pair of arrays. "
         f"{received(data=type(data).__name__)}"
     )
+
+
+def _only_array(part):
+    """Return the array of a list or dictionary that holds only one, as a model with one input may be given it."""
+    arrays = list(part.values()) if isinstance(part, dict) else part
+    one = isinstance(arrays, (list, tuple)) and len(arrays) == 1 and hasattr(arrays[0], "shape")
+    return arrays[0] if one else part
 
 
 def rows_of(data, y=None, **options) -> Rows | None:

@@ -14,7 +14,7 @@ from kerastl.errors import ModelError
 from kerastl.models import graph
 from kerastl.models.flatten import connect, flatten_model
 
-_USUAL_SIDE = 224  # pixels, to weigh the layers of a model that takes images of any size
+USUAL_SIDE = 224  # pixels, to weigh the layers of a model that takes images of any size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def find_cuts(model: keras.Model) -> list[Cut]:
         if len(tensors) != 1:
             raise ModelError(f"The model {model.name!r} has {len(tensors)} {kind}; only models with one can be cut.")
     positions = _positions(flat)
-    size = tuple(side or _USUAL_SIDE for side in flat.inputs[0].shape[1:])
+    size = tuple(side or USUAL_SIDE for side in flat.inputs[0].shape[1:])
     macs = {row.name: row.macs for row in costs.layer_costs(flat, size)} if positions else {}
     cuts = [cut for live, nodes in positions if (cut := _cut(flat, live, nodes, macs)) is not None]
     single, double = [[cut for cut in cuts if len(cut.tensors) == width] for width in (1, 2)]

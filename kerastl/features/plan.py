@@ -9,12 +9,13 @@ import shutil
 import tempfile
 
 import keras
+import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import rows_of
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.features.cut import Cut, find_cuts, tensors_of
+from kerastl.features.cut import USUAL_SIDE, Cut, find_cuts, tensors_of
 from kerastl.features.litert import ENGINES
 from kerastl.features.views import flips_of
 from kerastl.models import graph
@@ -196,7 +197,34 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
     regularized = [node.operation for node in graph.nodes_in_order(cuts[0].flat, cuts[0].tensors)]
     if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
         return "a frozen layer has an activity regularizer, whose loss depends on every image"
-    return None
+    return _effect_of_training(cuts[0])
+
+
+def _effect_of_training(cut: Cut) -> str | None:
+    """Return what somebody's own frozen layers do in training alone, which would be done once, or `None`.
+
+    Keras's layers are known. Where there are others, or a `Lambda`, one image is run through the trunk as in training.
+    """
+    trunk, read = cut.trunk(), keras.ops.convert_to_numpy
+    layers = keras_internals.flatten_layers(trunk)
+    own = [
+        one for one in layers if isinstance(one, keras.layers.Lambda) or not type(one).__module__.startswith("keras.")
+    ]
+    if not own:
+        return None
+    before = [read(weight) for weight in trunk.weights]
+    image = keras.random.uniform((1, *(side or USUAL_SIDE for side in trunk.inputs[0].shape[1:])), 0, 255, seed=0)
+    plain, trained = (list(map(read, keras.tree.flatten(trunk(image, training=one)))) for one in (False, True))
+    effect = None
+    if trunk.losses:
+        effect = "adds a loss, which depends on every image"
+    elif not all(map(np.array_equal, before, map(read, trunk.weights))):
+        effect = "changes its weights with every image"
+    elif not cut.random_inside and not all(map(np.allclose, plain, trained)):
+        effect = "gives something else in training than in inference"
+    for weight, value in zip(trunk.weights, before, strict=True):
+        weight.assign(value)
+    return effect and f"a frozen layer (one of {', '.join(repr(layer.name) for layer in own)}) {effect}"
 
 
 def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:

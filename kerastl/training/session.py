@@ -49,10 +49,15 @@ def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: in
     """
     arguments = inspect.signature(keras.Model.fit).bind(model, x, y, *positional, **fit_arguments).arguments
     del arguments["self"]
+    if not hasattr(x, "shape") and not isinstance(x, (list, tuple, dict)) and _needs_arrays(arguments):
+        return model.fit(**arguments)  # which says why not: a dataset brings its labels and weights along
+    rows = adapt(x, y)
+    if isinstance(model, keras.Sequential) and not model.built and rows.first is not None:
+        model.build((None, *rows.first[0].shape[1:]))  # as `model.fit` does, but later
     compiling.check_ready(model)
     options, obstacle = options_of(cache), _obstacle(model, arguments)
     if len(getattr(model, "outputs", None) or [None]) == 1:
-        check_first_batch(model, adapt(x, y))
+        check_first_batch(model, rows)
     if is_tf_dataset(x):
         arguments.setdefault("shuffle", False)  # it shuffles itself, or not; Keras warns about its own default
     if options is None and views == 1:
@@ -66,6 +71,12 @@ def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: in
             return model.fit(**arguments)
         rest = {name: value for name, value in arguments.items() if name not in _DATA_ARGUMENTS}
         return session.fit(**rest)
+
+
+def _needs_arrays(arguments) -> bool:
+    return bool(arguments.get("validation_split")) or any(
+        arguments.get(name) is not None for name in ("y", "sample_weight")
+    )
 
 
 def _obstacle(model, arguments) -> str | None:
