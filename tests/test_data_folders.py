@@ -348,6 +348,52 @@ def test_folders_beside_the_parts_are_an_error(come_split):
         load(come_split)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Valid", "TEST"),
+        ("training", "validation", "testing"),
+        ("training_set", "eval-set", "holdout"),
+        ("train2017", "val2017", "test2017"),
+        ("flowers-train", "flowers-val", "flowers-test"),
+        ("01 Training images", "02 Dev images", "03 Test images"),
+    ],
+)
+def test_splits_are_told_by_many_names_and_said(tmp_path, names, capsys):
+    for seed, (name, count) in enumerate(zip(names, (10, 2, 3), strict=True)):
+        write_classes(tmp_path / "data" / name, {"cat": count, "dog": count}, first_seed=100 * seed)
+    data = load(tmp_path / "data", verbose=1)
+    assert data.split_sizes == {"train": 20, "validation": 4, "test": 6}
+    train, validation, test = names
+    assert f"Took {train}/ as train, {validation}/ as validation, {test}/ as test" in capsys.readouterr().out
+
+
+def test_names_that_only_hold_such_words_are_classes(tmp_path):
+    folder = write_classes(tmp_path / "things", {"test_tube": 5, "train_station": 5, "valve": 5})
+    assert load(folder).class_names == ("test_tube", "train_station", "valve")
+
+
+def test_unlabelled_images_beside_splits_are_left_out_aloud(come_split):
+    write_classes(come_split / "unlabeled", {"some": 3})
+    with pytest.warns(KerastlWarning, match=r"unlabeled holds images without labels, and is left out"):
+        assert load(come_split).split_sizes == {"train": 20, "validation": 5, "test": 6}
+
+
+def test_splits_inside_the_classes_are_refused_with_the_place_for_them(tmp_path):
+    for name in ("cat", "dog"):
+        write_classes(tmp_path / "data" / name, {"train": 4, "test": 2})
+    with pytest.raises(DataError, match=r"cat holds splits itself \(test, train\).*put the split above it") as caught:
+        load(tmp_path / "data")
+    wanted = str(tmp_path / "data" / "train" / "cat")
+    assert wanted in str(caught.value)
+    for name in ("cat", "dog"):  # what the message says is done
+        for split in ("train", "test"):
+            (tmp_path / "data" / split).mkdir(exist_ok=True)
+            (tmp_path / "data" / name / split).rename(tmp_path / "data" / split / name)
+        (tmp_path / "data" / name).rmdir()
+    assert load(tmp_path / "data", validation=0).split_sizes == {"train": 8, "test": 4}
+
+
 def test_both_names_of_validation_are_an_error(come_split):
     write_classes(come_split / "validation", {"cat": 2, "dog": 2})
     with pytest.raises(DataError, match="Two folders are both the validation split"):

@@ -1,6 +1,7 @@
 """Data sets of TensorFlow Datasets: their splits, reading by index, and what happens when they can't be had."""
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import tensorflow_datasets as tfds
 from kerastl.data import tfds as tfds_data
 from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
-from kerastl.errors import ArgumentError, DataError, KerastlWarning, OutputError
+from kerastl.errors import ArgumentError, BackendError, DataError, KerastlWarning, OutputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Classes with fewer than 10 images")
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0)}
@@ -267,3 +268,19 @@ def test_nothing_here_warns(load):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(PaintedWhole)
+
+
+def test_packages_that_do_not_fit_are_named_with_the_line_that_mends_it(monkeypatch, tmp_path):
+    """As on Colab: protobuf 5 refuses code that was generated for 6."""
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "tensorflow_datasets" or name == tfds_data.__name__
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("kerastl.data.tfds")
+    (tmp_path / "tensorflow_datasets.py").write_text("raise RuntimeError('gencode 6.31.1 runtime 5.29.6')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("importlib.metadata.version", {"protobuf": "5.29.6", "tensorflow-metadata": "1.21.0"}.get)
+    with pytest.raises(
+        BackendError, match=r"gencode 6.*tensorflow-metadata 1\.21\.0.*protobuf 5\.29\.6.*metadata<1\.18"
+    ):
+        load_images("tfds:beans", image_size=8)

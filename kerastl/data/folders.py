@@ -6,6 +6,7 @@ Each split carries an `ImageSource` (see `batches.py`): its images by index, and
 import collections
 import dataclasses
 import hashlib
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data import images as image_files
 from kerastl.data.batches import ImageSource, attach_source, find_source
 from kerastl.data.elpv import catalogue_elpv
-from kerastl.data.splitting import SPLIT_FOLDERS, TEST, TRAIN, VALIDATION, Catalogue, Image, check_shares, divide
-from kerastl.errors import ArgumentError, DataError, warn
+from kerastl.data.splitting import TEST, TRAIN, VALIDATION, Catalogue, Image, check_shares, divide, splits_of
+from kerastl.errors import ArgumentError, BackendError, DataError, warn
 from kerastl.tables import Printed, Table
 
 _FEW_IMAGES = 10
@@ -109,10 +110,11 @@ def load_images(
     """Load labelled images and split them into training, validation and test.
 
     Sources that come unsplit are divided class by class; images with identical contents never land in different
-    splits, and the same `seed` gives the same splits. Sources that come split (folders or TFDS splits named `train`,
-    `validation` or `val`, `test`) are used as they are: a missing validation part is taken from the training images, a
-    missing test part only when `test` asks for it. Hidden files, and files that are no images by their ending, are left
-    out. Every file of a folder is read once, so that damaged ones are found before training starts.
+    splits, and the same `seed` gives the same splits. Sources that come split are used as they are: folders or TFDS splits
+    named `train`, `validation` or `val`, `test`, or `Training_set`, `holdout`, `flowers-test`, and so on. A missing
+    validation part is taken from the training images, a missing test part only when `test` asks for it. Hidden files, and
+    files that are no images by their ending, are left out. Every file of a folder is read once, so that damaged ones are
+    found before training starts.
 
     Args:
         source: a folder of class folders; a folder with `train`, `validation` and `test` folders of class folders;
@@ -175,9 +177,23 @@ def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Ca
         return catalogue_folder(source, skip_unreadable=skip_unreadable, verbose=verbose)
     if name == "elpv":
         return catalogue_elpv(verbose=verbose)
-    from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
-
+    try:
+        from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
+    except Exception as error:  # protobuf raises a VersionError of its own
+        versions = {name: _version_of(name) for name in ("tensorflow-datasets", "tensorflow-metadata", "protobuf")}
+        raise BackendError(
+            f"TensorFlow Datasets can't be imported here: {type(error).__name__}: {error}. Its packages must fit each other: "
+            f"{', '.join(f'{name} {version}' for name, version in versions.items())}. Where protobuf is older than 6, as on "
+            'Colab, `pip install "tensorflow-metadata<1.18"` mends it; else `pip install --upgrade tensorflow-datasets`.'
+        ) from error
     return catalogue_tfds(name, data_dir, verbose=verbose)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
@@ -244,9 +260,10 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
         DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files.
     """
     folder = Path(folder).expanduser()
-    roots = _split_roots(folder)
+    roots, notices = _split_roots(folder, verbose)
     class_names = _class_names(roots)
-    found, ignored, notices = _find_images(roots, class_names)
+    found, ignored, more = _find_images(roots, class_names)
+    notices += more
     _check_every_class(roots, class_names, found, ignored)
     looks = list(zip(found, image_files.look_at_all(_digest_or_error, found, verbose=verbose), strict=True))
     images = [dataclasses.replace(image, digest=digest) for image, digest in looks if isinstance(digest, bytes)]
@@ -262,8 +279,8 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
     return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices))
 
 
-def _split_roots(folder: Path) -> dict[str, Path]:
-    """Return the folder of each split; `{"train": folder}` when the folder holds classes and no splits.
+def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each split, `{"train": folder}` when it holds classes and no splits, and what to warn of.
 
     A class may be called "train": only beside `validation` or `test`, or alone, is it taken for a split.
     """
@@ -273,23 +290,38 @@ def _split_roots(folder: Path) -> dict[str, Path]:
             f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
             f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
         )
-    roots, others = {}, []
-    for path in _subfolders(folder):
-        split = SPLIT_FOLDERS.get(path.name.lower())
-        if split in roots:
-            raise DataError(f"Two folders are both the {split} split: {roots[split]} and {path}. Keep one.")
-        if split:
-            roots[split] = path
-        else:
-            others.append(path.name)
+    names = {path.name: path for path in _subfolders(folder)}
+    splits, roots = splits_of(names), {}
+    for name, split in splits.items():
+        if split and split in roots:
+            raise DataError(f"Two folders are both the {split} split: {roots[split]} and {names[name]}. Keep one.")
+        roots[split] = names[name]
+    unlabelled = roots.pop("", None)
+    others = [name for name in names if name not in splits]
     if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
-        return {TRAIN: folder}
+        _refuse_splits_in_classes(folder, names.values())
+        return {TRAIN: folder}, []
     if others:
         raise DataError(
             f"{folder} looks like a data set that comes split ({', '.join(roots)}), but also holds"
-            f" {', '.join(map(repr, others))}. Move one or the other elsewhere."
+            f" {', '.join(map(repr, others))}. If these are no part of it, move them elsewhere; if all folders are classes,"
+            f" rename {', '.join(path.name for path in roots.values())}."
         )
-    return {split: roots[split] for split in (TRAIN, VALIDATION, TEST) if split in roots}
+    roots = {split: roots[split] for split in (TRAIN, VALIDATION, TEST) if split in roots}
+    if verbose and any(path.name != split for split, path in roots.items()):
+        print("Took " + ", ".join(f"{path.name}/ as {split}" for split, path in roots.items()), flush=True)
+    return roots, [f"{unlabelled} holds images without labels, and is left out."] if unlabelled else []
+
+
+def _refuse_splits_in_classes(folder: Path, classes) -> None:
+    for path in classes:
+        inside = splits_of([one.name for one in _subfolders(path)])
+        if len({TRAIN, TEST, VALIDATION} & {*inside.values()}) > 1:
+            name = min(inside, key=lambda one: inside[one] != TRAIN)
+            raise DataError(
+                f"{path} holds splits itself ({', '.join(inside)}). If {path.name!r} is a class, put the split above it:"
+                f" {folder / name / path.name}. If it is a data set of its own, load {str(path)!r}."
+            )
 
 
 def _subfolders(folder: Path) -> list[Path]:

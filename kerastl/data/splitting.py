@@ -5,7 +5,8 @@ Splits are stratified and seeded, and equal images are kept together.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,8 +14,13 @@ from kerastl.checks import check_fraction, received
 from kerastl.errors import ArgumentError, DataError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-SPLIT_FOLDERS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
-"""The names under which a source may come with splits of its own."""
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("validation", "val", "valid", "eval", "evaluation", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "holdout"), TEST),
+    **dict.fromkeys(("unlabeled", "unlabelled"), ""),  # a part that can't be used
+}
+_NO_NAMES = {"set", "split", "data", "dataset", "images", "imgs", "folder"}  # what may stand beside such a word
 
 _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as one
 
@@ -48,6 +54,20 @@ class Catalogue:
     skipped: tuple[str, ...] = ()
     ignored: dict[str, int] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
+
+
+def splits_of(names: Iterable[str]) -> dict[str, str]:
+    """Return which of the names are those of splits, and of which: "train", "validation", "test", or "" for unlabelled.
+
+    A split's name holds one word for it, in any case, and beside it at most numbers, words such as "set" and "images", and
+    what all these names share: `Training_set`, `train2017`, `flowers-val`. So `test_tube` beside `train_station` is none.
+    """
+    words = {name: re.findall("[a-z]+", name.lower()) for name in names}
+    found = {name: [word for word in words[name] if word in _SPLIT_WORDS] for name in words}
+    splits = {name: _SPLIT_WORDS[known[0]] for name, known in found.items() if len(known) == 1}
+    others = {name: {*words[name]} - {*found[name]} - _NO_NAMES for name in splits}
+    shared = set.intersection(*others.values()) if len(others) > 1 else set()
+    return {name: split for name, split in splits.items() if others[name] <= shared}
 
 
 def check_shares(**shares: float | None) -> dict[str, float | None]:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from kerastl.checks import nearest, received
 from kerastl.data.images import look_at_all
-from kerastl.data.splitting import SPLIT_FOLDERS, TRAIN, Catalogue, Image
+from kerastl.data.splitting import TRAIN, Catalogue, Image, splits_of
 from kerastl.errors import DataError, OutputError
 
 _FILE_KEYS = ("file", "image/filename", "filename", "file_name")  # what data sets call an image's own name
@@ -154,7 +154,7 @@ def _image_and_label(builder) -> tuple[str, str]:
 def _splits(builder) -> dict[str, str]:
     """Return what each split of the data set is used as: train, validation or test → its name."""
     names = [name for name in builder.info.splits if builder.info.splits[name].num_examples]
-    found = {SPLIT_FOLDERS[name]: name for name in reversed(names) if name in SPLIT_FOLDERS}
+    found = {split: name for name, split in reversed(splits_of(names).items()) if split}
     if TRAIN not in found and len(names) != 1:
         raise DataError(f"{builder.info.full_name} has no 'train' split. {received(splits=names)}")
     return found if TRAIN in found else {TRAIN: names[0]}
