@@ -1,4 +1,8 @@
+import functools
+import http.server
 import json
+import os
+import threading
 
 import keras
 import numpy as np
@@ -157,8 +161,93 @@ def test_floats_that_look_scaled_already_warn(model):
         predict(model, np.random.default_rng(0).random((2, 16, 16, 3)))
 
 
-def test_a_tilde_is_the_home_folder_in_a_list_too(model, folder, monkeypatch):
+def test_pixels_of_a_model_that_scales_nothing_itself_are_its_own_business(recwarn):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    predict(model, np.random.default_rng(0).random((2, 16, 16, 3)))
+    assert not recwarn.list
+
+
+def test_every_image_of_a_mixed_list_is_looked_at(model):
+    images = [np.full((16, 16, 3), 200, "uint8"), np.full((16, 16, 3), 0.5)]
+    with pytest.warns(UserWarning, match=r"from 0\.5 to 0\.5"):
+        predict(model, images)
+
+
+def rotated(folder):
+    """A photograph that was taken with the camera on its side: its EXIF data says so."""
+    image = Image.open(folder / "a.png").convert("RGB")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(folder / "below" / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    return folder / "below" / "turned.jpg"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (lambda folder: str(folder / "*.png"), ["a.png", "b.png"]),
+        (lambda folder: str(folder / "**" / "*.png"), ["a.png", "b.png", "below/c.png"]),
+        (lambda folder: folder.glob("b*.png"), ["b.png"]),
+        (lambda folder: (path for path in [folder / "b.png", folder / "below"]), ["b.png", "below/c.png"]),
+        (lambda folder: np.array([str(folder / "b.png"), str(folder / "a.png")]), ["b.png", "a.png"]),
+        (lambda folder: np.array([folder / "b.png"], dtype=object), ["b.png"]),
+        (lambda folder: [str(folder / "a.png"), folder / "below" / "*.png"], ["a.png", "below/c.png"]),
+        (lambda folder: os.fsencode(folder / "a.png").decode(), ["a.png"]),
+    ],
+)
+def test_files_may_be_named_in_many_ways(model, folder, given, expected):
+    found = predict(model, given(folder), class_names=NAMES)
+    assert found.names == [str(folder / name) for name in expected]
+    batch = np.stack([read_image(folder / name, (16, 16)) for name in expected])
+    np.testing.assert_allclose(found.probabilities, model.predict(batch, verbose=0), rtol=1e-5)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(model, folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))
-    for given in ("~/a.png", ["~/a.png"]):
-        assert predict(model, given).names == [str(folder / "a.png")]
+    assert predict(model, "~/a.png").names == [str(folder / "a.png")]
+    assert predict(model, ["~/*.png"]).names == [str(folder / "a.png"), str(folder / "b.png")]
+
+
+def test_bytes_and_images_of_pillow_are_read_as_their_files_are(model, folder):
+    path = rotated(folder)
+    expected = predict(model, path).probabilities
+    found = predict(model, [path.read_bytes(), Image.open(path), Image.open(folder / "a.png")])
+    assert found.names == ["image 0", "image 1", "image 2"]
+    np.testing.assert_allclose(found.probabilities[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found.probabilities[1], expected[0], rtol=1e-2)  # decoded as a whole, then resized
+    assert predict(model, Image.open(path)).names == ["image 0"]
+
+
+def test_an_address_is_downloaded_once(model, folder, tmp_path, monkeypatch):
+    handler = functools.partial(QuietHandler, directory=folder)
+    kept = functools.partial(keras.utils.get_file, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(keras.utils, "get_file", kept)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        found = predict(model, [address, folder / "b.png"])
+        server.shutdown()
+    assert found.names == [address, str(folder / "b.png")]
+    np.testing.assert_allclose(predict(model, address).probabilities, found.probabilities[:1], rtol=1e-5)
+    with pytest.raises(DataError, match=r"can't be downloaded.*pass the file's path"):
+        predict(model, address.replace("a.png", "other.png"))
+    with pytest.raises(DataError, match=r"Only http and https.*pass their paths.*gs://"):
+        predict(model, "gs://bucket/a.png")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_damaged_file_costs_its_row(model, folder):
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"1 of 3 images can't be read and are left out:\n.*a\.png: it is damaged"):
+        found = predict(model, folder, class_names=NAMES, batch_size=1)
+    assert found.names == [str(folder / "b.png"), str(folder / "below" / "c.png")]
+    assert list(found.skipped) == [str(folder / "a.png")]
+    expected = predict(model, folder / "b.png").probabilities
+    np.testing.assert_allclose(found.probabilities[:1], expected, rtol=1e-5)

@@ -5,14 +5,14 @@ import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data import images as image_files
-from kerastl.errors import ArgumentError, DataError
+from kerastl.errors import ArgumentError, DataError, warn
+from kerastl.evaluation.inputs import list_images
 from kerastl.evaluation.probabilities import VIEWS, class_names_for, class_probabilities, input_size
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
@@ -47,12 +47,14 @@ class Predictions(Printed, collections.abc.Sequence):
         class_names: in the order of the columns of `probabilities`.
         probabilities: float32, `(images, classes)`.
         top: how many classes each `Prediction` lists; `None` for all.
+        skipped: the files that can't be read, and why; they have no row.
     """
 
     names: list[str]
     class_names: list[str]
     probabilities: np.ndarray
     top: int | None = None
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -111,8 +113,9 @@ def predict(
     Args:
         model: a classifier that takes RGB 0–255, compiled or not; or a bundle that `load_bundle` read, which brings its
             class names and image size along.
-        images: a path, a folder (all images in it and below), a list of paths; an array `(height, width, 3)` or
-            `(batch, height, width, 3)` in 0–255, or a list of such images of any sizes.
+        images: a path, a folder (all images in it and below), a pattern (`"photos/*.jpg"`), an http(s) address, the bytes of
+            an image file, an image of Pillow, an array `(height, width, 3)` in 0–255; a list, generator or array of any of
+            these; or an array `(batch, height, width, 3)`. A file that can't be read costs its row and a warning.
         class_names: one name per class, in the order of the labels; without them classes are called `0`, `1`, …
         views: 1; 2 averages with the mirror image; 4 averages the plain image and its horizontal, vertical and double
             flip. Takes as many times longer; helps where flips mean nothing, as on the augmentation `"flips"`.
@@ -125,7 +128,7 @@ def predict(
         A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
 
     Raises:
-        DataError: nothing there, unreadable files, arrays that are no images, not one name per class.
+        DataError: nothing there, no file that can be read, arrays that are no images, not one name per class.
         ArgumentError: any other argument that can't be used.
         ModelError: the model is no classifier of RGB images.
     """
@@ -141,11 +144,21 @@ def predict(
         return class_probabilities(model, batch, views=views, batch_size=filled)
 
     resize = image_files.RESIZES[0] if resize is None else resize
-    return predict_with(run, images, names, size=size, views=views, resize=resize, batch_size=batch_size, top=top)
+    options = {"size": size, "views": views, "resize": resize, "batch_size": batch_size, "top": top}
+    return predict_with(run, images, names, scales_pixels=outputs.scales_pixels(model), **options)
 
 
 def predict_with(
-    run: Callable[[np.ndarray, int], np.ndarray], images, class_names, *, size, views, resize, batch_size, top
+    run: Callable[[np.ndarray, int], np.ndarray],
+    images,
+    class_names,
+    *,
+    size,
+    views,
+    resize,
+    batch_size,
+    top,
+    scales_pixels=True,
 ) -> Predictions:
     """Do what `predict` does with anything that gives probabilities.
 
@@ -154,18 +167,26 @@ def predict_with(
             `(batch, classes)`, views averaged.
         images, class_names, views, resize, batch_size, top: as in `predict`.
         size: `(height, width)` to resize to; `None` for no resizing.
+        scales_pixels: whether what runs takes 0–255, so that other pixels are worth a warning.
     """
     check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
         check_count("top", top)
-    items, item_names = _list_items(images)
-    if isinstance(items[0], np.ndarray) and items[0].dtype.kind == "f":  # files and integers can't have been scaled
-        outputs.warn_if_scaled(_load(items[0], size, "squash")[None])
-    filled = min(batch_size, len(items))
-    probabilities = [run(batch, filled) for batch in _batches(items, size, resize, batch_size)]
-    return Predictions(item_names, class_names, np.concatenate(probabilities), top)
+    names, items = zip(*list_images(images), strict=True)
+    if scales_pixels:
+        any(outputs.warn_if_scaled(one) for one in items if isinstance(one, np.ndarray))  # the first that does says it
+    filled, skipped = min(batch_size, len(items)), {}
+    batches = _batches(items, names, size, resize, batch_size, skipped)
+    results = [(called, run(batch, filled)) for called, batch in batches]
+    reasons = list(skipped.values())
+    if not results:
+        raise DataError("\n".join(reasons[:20]))
+    if skipped:
+        warn(f"{len(skipped)} of {len(items)} images can't be read and are left out:\n  " + "\n  ".join(reasons[:20]))
+    probabilities = np.concatenate([one for _, one in results])
+    return Predictions([name for called, _ in results for name in called], class_names, probabilities, top, skipped)
 
 
 def _size_to_use(model, image_size) -> tuple[int, int] | None:
@@ -179,77 +200,34 @@ def _size_to_use(model, image_size) -> tuple[int, int] | None:
     return wanted
 
 
-def image_paths(path: str | os.PathLike) -> list[Path]:
-    """Return the path of an image file, or those of all images in a folder and below.
-
-    Raises:
-        DataError: a folder without images.
-    """
-    path = Path(path).expanduser()
-    found = image_files.find_files(path)[0] if path.is_dir() else [path]
-    if not found:
-        endings = ", ".join(sorted(image_files.IMAGE_SUFFIXES))
-        raise DataError(f"There are no images ({endings}) in that folder. {received(images=str(path))}")
-    return found
-
-
-def _list_items(images) -> tuple[list, list[str]]:
-    """Return paths or arrays, one per image, and what to call them."""
-    if isinstance(images, (str, os.PathLike)):
-        items = image_paths(images)
-    elif isinstance(images, (list, tuple)):
-        items = [_checked_item(index, item) for index, item in enumerate(images)]
-    else:
-        array = _as_array(images)
-        if array is None or not (array.ndim == 4 or (array.ndim == 3 and array.shape[-1] in (1, 3))):
-            raise DataError(
-                "Expected a path, a folder, a list of paths or of images, or pixels 0-255: (height, width, 3) or (batch, "
-                "height, width, 3). For a dataset with labels use `kerastl.evaluate`. "
-                f"{received(images=type(images).__name__, shape=getattr(array, 'shape', None))}"
-            )
-        items = list(array) if array.ndim == 4 else [array]
-    if not items:
-        raise DataError(f"There are no images to predict. {received(images=images)}")
-    names = [str(item) if isinstance(item, Path) else f"image {index}" for index, item in enumerate(items)]
-    return items, names
-
-
-def _checked_item(index: int, item):
-    if isinstance(item, (str, os.PathLike)):
-        return Path(item).expanduser()
-    array = _as_array(item)
-    if array is not None and array.ndim in (2, 3):
-        return array
-    what = {f"images[{index}]": type(item).__name__ if array is None else array.shape}
-    raise DataError(f"Expected a list of paths or of images (height, width, 3). {received(**what)}")
-
-
-def _as_array(images) -> np.ndarray | None:
-    """Return a NumPy array of anything that is an array or tensor of numbers, else `None`."""
-    if not hasattr(images, "shape") and not hasattr(images, "__array__"):
-        return None
-    array = keras.ops.convert_to_numpy(images) if keras.ops.is_tensor(images) else np.asarray(images)
-    return array if array.dtype.kind in "buif" else None
-
-
-def _batches(items, size, resize, batch_size):
-    """Yield arrays `(batch, height, width, 3)`, read and resized by several threads."""
+def _batches(items, names, size, resize, batch_size, skipped: dict):
+    """Yield `(names, (batch, height, width, 3))`, read and resized by several threads; note unreadable files in `skipped`."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(items), batch_size):
-            chosen = items[start : start + batch_size]
-            loaded = list(pool.map(lambda item: _load(item, size, resize), chosen))
-            shapes = {image.shape for image in loaded}
+            chosen, called = items[start : start + batch_size], names[start : start + batch_size]
+            loaded = list(pool.map(lambda item: _load_or_error(item, size, resize), chosen))
+            skipped |= {name: str(one) for name, one in zip(called, loaded, strict=True) if isinstance(one, DataError)}
+            read = [(name, one) for name, one in zip(called, loaded, strict=True) if not isinstance(one, DataError)]
+            shapes = {image.shape for _, image in read}
             if len(shapes) > 1:
                 raise ArgumentError(
                     "The model takes images of any size, but all those of a batch must have the same. Pass "
                     f"`image_size=` to resize them. {received(shapes=sorted(shapes))}"
                 )
-            yield np.stack(loaded)
+            if read:
+                yield [name for name, _ in read], np.stack([image for _, image in read])
 
 
-def _load(item, size, resize) -> np.ndarray:
-    if isinstance(item, Path):
-        return image_files.read_image(item, size, resize)
+def _load_or_error(item, size, resize) -> np.ndarray | DataError:
+    if isinstance(item, np.ndarray):
+        return _load(item, size, resize)
+    try:
+        return image_files.read_image(item, size, resize, name="bytes" if isinstance(item, bytes) else None)
+    except DataError as error:
+        return error
+
+
+def _load(item: np.ndarray, size, resize) -> np.ndarray:
     if item.dtype.kind == "f" and not np.isfinite(item).all():
         raise DataError("Expected pixels 0-255. Received an image that holds NaN or infinity")
     return image_files.resize_image(item, size or item.shape[:2], resize)

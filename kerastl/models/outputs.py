@@ -10,9 +10,14 @@ from kerastl import keras_internals
 from kerastl.checks import received
 from kerastl.errors import DataError, ModelError, warn
 from kerastl.models import graph
+from kerastl.models.flatten import flatten_model
 
 # Operations that hand the values on as they are: the activation stands before them
 _PASSES_ON = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"}
+
+# What scales pixels: layers for it, or plain arithmetic, such as `preprocess_input` on a symbolic tensor
+_SCALING_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization)
+_ARITHMETIC = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide"}
 
 
 def main_output(outputs):
@@ -100,22 +105,36 @@ def check_images(model, images: np.ndarray) -> None:
             f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
             f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
         )
-    warn_if_scaled(images)
+    if scales_pixels(model):
+        warn_if_scaled(images)
 
 
-def warn_if_scaled(images: np.ndarray) -> None:
-    """Warn of pixels that look scaled already: floats within ±1.5, or negative ones."""
+def scales_pixels(model) -> bool:
+    """Tell whether a model's graph scales pixels in front of its first weights, so that it takes RGB 0–255."""
+    if not graph.is_walkable(model):
+        return False
+    for node in graph.nodes_in_order(flatten_model(model)):
+        if isinstance(node.operation, _SCALING_LAYERS) or type(node.operation).__name__ in _ARITHMETIC:
+            return True
+        if graph.has_weights(node.operation):
+            return False
+    return False
+
+
+def warn_if_scaled(images: np.ndarray) -> bool:
+    """Warn of pixels that look scaled already, floats within ±1.5 or negative ones, and tell whether they do."""
     if images.size == 0 or images.dtype.kind != "f":
-        return
+        return False
     low, high = float(images.min()), float(images.max())
     if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
-        return
+        return False
     if not np.isfinite([low, high]).all():  # another fault; features or the loss will tell
-        return
+        return False
     warn(
-        f"The pixels look scaled already (from {low:.3g} to {high:.3g} in the first batch). A classifier of this package "
-        "takes RGB 0–255, and scales them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
+        f"The pixels look scaled already (from {low:.3g} to {high:.3g}). This model takes RGB 0–255, and scales them itself: "
+        "remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
     )
+    return True
 
 
 def _size(shape) -> str:
