@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import glob
 import itertools
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from kerastl.tables import readable_bytes
 
 # What file managers leave behind belongs to nobody
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_A_DAY = 24 * 3600  # seconds
 
 
 def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, what: str) -> Path:
@@ -75,10 +78,13 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, wha
     can't be written, as the disk is full, say, raise `OutputError`; and see `check_output_folder`.
     """
     path = check_output_folder(folder, overwrite=overwrite, files=files, what=what)
+    _remove_left_behind(path)
     temporary = _beside(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        if not overwrite:  # another process may have been faster
+            check_output_folder(folder, files=files, what=what)
         _put_in_place(temporary, path)
     except OutputError:
         raise
@@ -93,6 +99,14 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, wha
         raise OutputError(f"Can't write {folder}: {reason}. Nothing of it was left behind.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove what processes that were killed while writing left beside a path, a day ago or longer."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}." + "[0-9a-f]" * 32):
+        with contextlib.suppress(OSError):
+            if old.is_dir() and time.time() - old.stat().st_mtime > _A_DAY:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def write_whole(path: str | os.PathLike, content: bytes, *, durable: bool = False) -> None:

@@ -287,7 +287,8 @@ def test_a_bug_keeps_its_traceback_and_the_model_its_weights(photos, tmp_path, t
     assert (tmp_path / "run" / "model.keras").is_file()
 
 
-def test_a_signal_in_the_middle_of_training_saves_the_best(photos, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_training_saves_the_best(photos, tmp_path, number):
     out = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     options = ["--backbone", "mobilenet", "--weights", "none", "--image-size", "32", "--head-epochs", "500"]
@@ -296,10 +297,10 @@ def test_a_signal_in_the_middle_of_training_saves_the_best(photos, tmp_path):
     with subprocess.Popen(command, env=environment, **pipes) as process:
         for line in process.stdout:
             if line.startswith("Epoch 3/"):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert error.strip() == f"Interrupted: the best model so far is in {out}."
     assert keras.models.load_model(out / "model.keras").output_shape == (None, 3)
     assert (out / "labels.txt").read_text().splitlines() == ["amber", "blue", "crimson"]

@@ -9,6 +9,9 @@ import keras
 from kerastl.checks import nearest, received
 from kerastl.data.images import RESIZES
 from kerastl.errors import DataError, ModelError
+from kerastl.tables import readable_bytes
+
+_LARGEST_RATIO = 20
 
 
 def find_model(path: str) -> Path:
@@ -22,10 +25,16 @@ def find_model(path: str) -> Path:
     if not file.is_file():
         beside = [one.name for one in file.parent.glob("*.keras")] if file.parent.is_dir() else []
         raise ModelError(f"There is no model there.{nearest(file.name, beside)} {received(model=path)}")
-    members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
-    if file.suffix != ".keras" or "config.json" not in members:
+    members = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
+    if file.suffix != ".keras" or "config.json" not in [one.filename for one in members]:
         expected = "Expected a .keras file, as `model.save('model.keras')` writes it, whole and with that ending."
         raise ModelError(f"{expected} {received(model=path)}")
+    unpacked = sum(one.file_size for one in members)
+    if unpacked > _LARGEST_RATIO * file.stat().st_size:  # Keras packs without compression
+        raise ModelError(
+            f"The file would unpack to {readable_bytes(unpacked)}, over {_LARGEST_RATIO} times its size, which no model that "
+            f"Keras saved does. Save the model again. {received(model=path)}"
+        )
     return file
 
 

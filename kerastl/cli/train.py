@@ -24,7 +24,7 @@ from kerastl.models.heads import build_classifier
 from kerastl.training.rates import cosine_decay, lower
 from kerastl.training.recipe import TransferResult, transfer_learn
 
-_INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; `docker stop` and Slurm
 # For what a run writes besides the model: pictures and tables
 _OTHER_FILES_BYTES = 10_000_000
 
@@ -35,7 +35,7 @@ class _Watch(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.phases = self.epochs = 0
-        self.interrupted = False
+        self.interrupted = 0  # the number of the signal
 
     def on_train_begin(self, logs=None):
         self.phases += 1
@@ -52,8 +52,8 @@ class _Watch(keras.callbacks.Callback):
         self.epochs += 1
 
     def note_and_raise(self, number, frame):
-        """Note Ctrl-C besides raising `KeyboardInterrupt`, which can get lost on its way."""
-        self.interrupted = True
+        """Note the signal besides raising `KeyboardInterrupt`, which can get lost on its way."""
+        self.interrupted = number
         signal.default_int_handler(number, frame)
 
 
@@ -81,15 +81,15 @@ def run(arguments) -> int:
             result = _train(job)
             summary = _judge_and_write(job, result)
     except BaseException as error:
-        interrupted = job.watch.interrupted or isinstance(error, KeyboardInterrupt)
-        saved = _rescue(job, interrupted=interrupted)
+        interrupted = job.watch.interrupted or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+        saved = _rescue(job, interrupted=bool(interrupted))
         if not interrupted:
             if saved:
                 print(f"The best model so far was saved in {saved}.", file=sys.stderr)
             raise
         kept = f"the best model so far is in {saved}" if saved else "no epoch was over yet, so nothing was written"
         print(f"\nInterrupted: {kept}.", file=sys.stderr)
-        return _INTERRUPTED
+        return 128 + interrupted
     print(f"\n{report.terminal_report(summary, arguments.out)}")
     return 0
 
@@ -106,7 +106,7 @@ def _fill_in(arguments) -> None:
 def _check(arguments) -> None:
     """Check what nothing else would check before the images are read, which can be slow."""
     row = backbones.backbone_row(arguments.backbone)
-    size = arguments.image_size or row.native_size
+    size = row.native_size if arguments.image_size is None else arguments.image_size
     arguments.image_size = (size, size) if isinstance(size, int) else tuple(size)
     backbones.check_input_shape(row, (*arguments.image_size, 3))
     for name in ("head-epochs", "fine-tune-epochs", "patience", "views", "batch-size"):
@@ -219,7 +219,7 @@ def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
         return None
     word = "interrupted" if interrupted else "rescued"
     details = report.describe_input(job.model, job.splits, job.arguments.backbone)
-    with _handling_interruptions(signal.SIG_IGN):  # a second Ctrl-C doesn't stop the saving
+    with _handling_interruptions(signal.SIG_IGN):  # a second one doesn't stop the saving
         for place in (job.folder, Path(tempfile.gettempdir(), f"kerastl-{job.folder.name}")):
             with contextlib.suppress(OutputError):
                 folder = files.free_folder_beside(place, word)
@@ -232,8 +232,9 @@ def _handling_interruptions(handler):
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
-    before = signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

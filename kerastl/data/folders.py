@@ -330,6 +330,12 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
     names = tuple(path.name for path in _subfolders(roots[TRAIN]))
+    for name in names:
+        if not name.isprintable():  # line breaks, terminals' control sequences, and what is not valid UTF-8
+            raise DataError(
+                "Class names are printed, and written to text files, so the names of class folders must be readable text in "
+                f"one line. Rename the folder. {received(folder=ascii(name))}"
+            )
     if len(names) < 2:
         raise DataError(
             f"A classifier needs two classes or more. {roots[TRAIN]} holds {repr(names[0]) if names else 'no class folders'}."

@@ -32,6 +32,7 @@ _HIDDEN_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$r
 # times the wanted size keeps photographs within three of 255 levels of a full decode (a test holds it).
 _DECODED_OVER_WANTED = 3
 _SECONDS_BEFORE_PROGRESS = 3.0
+_LARGEST_SIDE = 8192  # a batch of 32 takes 6 GB then
 _THREADS = min(32, (os.cpu_count() or 1) + 2)  # two more than cores, as some always wait for the disk
 
 
@@ -40,7 +41,7 @@ def check_image_size(image_size) -> tuple[int, int]:
     sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(sides) != 2:
         raise ArgumentError(f"`image_size` must be one number or (height, width). {received(image_size=image_size)}")
-    height, width = (check_count("image_size", side, unit="pixels") for side in sides)
+    height, width = (check_count("image_size", side, largest=_LARGEST_SIDE, unit="pixels") for side in sides)
     return height, width
 
 
@@ -59,11 +60,17 @@ def read_image(
     """
     with naming_the_image(name or str(source)):
         if not isinstance(source, bytes):
-            source = source() if callable(source) else Path(source).read_bytes()
+            source = source() if callable(source) else _content_of(Path(source))
         image, reduction = _decode(source, image_size)
         # Grey is resized before it becomes three equal channels: the same result at a third of the work.
         image = image if image_size is None else _resize(image, image_size, resize, reduction)
         return np.array(image.convert("RGB"))
+
+
+def _content_of(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise DataError("it is a folder, a pipe or a device, not a file.")
+    return path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -112,15 +119,17 @@ def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
 
     Images are told by their ending (`IMAGE_SUFFIXES`), not opened.
     """
-    found, visited = ([], []), set()
+    found, visited, top = ([], []), set(), os.path.join(os.path.realpath(folder), "")
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in visited:  # a link back to a folder above
-            folders.clear()
+        if real in visited or (parent != os.fspath(folder) and top.startswith(os.path.join(real, ""))):
+            folders.clear()  # a link back, to what was read already or to a folder above
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for path in (Path(parent, name) for name in files if not is_hidden(name)):
+            if not path.is_file():  # a pipe or a device
+                continue
             found[path.suffix.lower() not in IMAGE_SUFFIXES].append(path)
     return sorted(found[0]), sorted(found[1])
 

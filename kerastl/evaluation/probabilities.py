@@ -71,7 +71,7 @@ def class_names_for(model: keras.Model, class_names) -> list[str]:
     """Return the names as a list, or `"0"`, `"1"`, … where none are given.
 
     Raises:
-        DataError: not one name for each class.
+        DataError: not one name for each class, or the same one twice.
     """
     classes = count_classes(model)
     if class_names is None:
@@ -82,6 +82,8 @@ def class_names_for(model: keras.Model, class_names) -> list[str]:
             f"Expected one class name for each of the model's {classes} classes, in the order of its labels. "
             f"{received(class_names=names)}, which is {len(names)}"
         )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"Class names must differ from each other. {received(class_names_given_twice=twice)}")
     return names
 
 

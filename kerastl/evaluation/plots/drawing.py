@@ -128,9 +128,12 @@ def percent(probability: float) -> str:
 
 
 def shorten(name, length: int) -> str:
-    """Return the name with its middle left out where it is too long: ends tell names apart as often as beginnings."""
+    """Return the name with its middle left out where it is too long: ends tell names apart as often as beginnings.
+
+    Dollar signs are escaped: between two of them Matplotlib reads a formula.
+    """
     name = str(name)
-    if len(name) <= length:
-        return name
-    front = (length - 1) * 2 // 3
-    return f"{name[:front]}…{name[len(name) - (length - 1 - front) :]}"
+    if len(name) > length:
+        front = (length - 1) * 2 // 3
+        name = f"{name[:front]}…{name[len(name) - (length - 1 - front) :]}"
+    return name.replace("$", r"\$")
