@@ -106,9 +106,13 @@ OPTIONS = {"files": {"model.keras"}, "what": "run"}
 
 
 def test_a_folder_that_another_process_filled_meanwhile_is_not_replaced(tmp_path):
-    with pytest.raises(OutputError, match="exists and is not empty"), files.new_folder(tmp_path / "run", **OPTIONS):
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "model.keras").write_text("the other one's")
+    def write_slowly():
+        with files.new_folder(tmp_path / "run", **OPTIONS):
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "model.keras").write_text("the other one's")
+
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        write_slowly()
     assert (tmp_path / "run" / "model.keras").read_text() == "the other one's"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
