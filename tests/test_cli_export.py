@@ -1,6 +1,7 @@
 """`export` and `predict` on a bundle, from the command line."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.features import litert
 from tests import models
-from tests.commands import write_photos
+from tests.commands import fails, write_photos
 
 pytestmark = [
     pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the exporters are TensorFlow's"),
@@ -121,3 +122,14 @@ def test_a_model_without_a_report_is_exported_with_a_warning(run, photos, tmp_pa
     assert main(["export", str(tmp_path / "model.keras"), *options]) == 0
     assert "warning: There is no report.json" in capsys.readouterr().err
     assert card_of(tmp_path / "b")["classes"] == ["amber", "blue", "crimson"]
+
+
+@pytest.mark.parametrize("change", [("blue", "azure"), ("blue", None)])
+def test_other_classes_than_the_models_are_refused_with_both_lists(run, photos, tmp_path, capsys, change):
+    shutil.copytree(photos, tmp_path / "other")
+    folder = tmp_path / "other" / change[0]
+    folder.rename(folder.with_name(change[1])) if change[1] else shutil.rmtree(folder)
+    line = fails(capsys, "export", run, "--out", tmp_path / "bundle", "--data", tmp_path / "other")
+    assert "Model: amber, blue, crimson." in line
+    assert f"classes='{'amber, azure, crimson' if change[1] else 'amber, crimson'}'" in line
+    assert not (tmp_path / "bundle").exists()

@@ -7,7 +7,7 @@ from kerastl.checks import received
 from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, report_beside, resize_beside
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
-from kerastl.errors import ArgumentError, GateError, warn
+from kerastl.errors import ArgumentError, DataError, GateError, warn
 from kerastl.evaluation.probabilities import input_size
 from kerastl.files import check_output_folder
 
@@ -30,6 +30,12 @@ def run(arguments) -> int:
     model = load_model(file)
     size, resize = arguments.image_size or _size_from(report, model), resize_beside(file)
     splits = None if arguments.data is None else _load_splits(arguments.data, size, resize, model, report)
+    if splits is not None and names is not None and list(splits.class_names) != names:
+        raise DataError(
+            f"The classes of {arguments.data} are not the model's, by name and order, so its labels would be wrong. Rename the "
+            f"class folders, or name the model's classes with --labels. Model: {', '.join(names)}. "
+            f"{received(classes=', '.join(splits.class_names))}"
+        )
     try:
         written = export_model(
             model,
