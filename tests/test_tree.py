@@ -152,3 +152,12 @@ def test_the_picture_of_the_tree_is_of_todays_code():
     spec.loader.exec_module(draw_tree)
     assert [list(row) for row in draw_tree.ROWS] == [row for row in ROWS if row != ["__main__"]]
     assert draw_tree.PICTURE.read_text() == draw_tree.draw(), "run `make tree`"
+
+
+def test_editors_find_every_public_name_where_it_is():
+    import kerastl
+
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
+    told = {node.names[0].asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom)}
+    assert told == {**kerastl._HOME_OF, "__version__": "kerastl._version"}
+    assert (PACKAGE / "py.typed").is_file()

@@ -32,8 +32,8 @@ def run(arguments) -> int:
     splits = None if arguments.data is None else _load_splits(arguments.data, size, resize, model, report)
     if splits is not None and names is not None and list(splits.class_names) != names:
         raise DataError(
-            f"The classes of {arguments.data} are not the model's, by name and order, so its labels would be wrong. Rename the "
-            f"class folders, or name the model's classes with --labels. Model: {', '.join(names)}. "
+            f"The classes of {arguments.data} are not the model's, by name and order, so its labels would be wrong. Rename "
+            f"the class folders, or name the model's classes with --labels. Model: {', '.join(names)}. "
             f"{received(classes=', '.join(splits.class_names))}"
         )
     try:
