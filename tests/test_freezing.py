@@ -124,12 +124,13 @@ def test_training_moves_nothing_before_the_boundary_and_no_moving_statistic(buil
 
 
 def test_the_trap_itself_training_false_does_not_protect_batch_norm(pixels):
-    # the reason for the rule: should a newer Keras mend it, this test says so
+    # the reason for the rule; Keras 3.16 keeps `training=False` inside a functional model (keras-team/keras#23364)
+    mended = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 16)
     model = models.nested()
     model.trainable = True
     before = models.snapshot(model)
     models.compiled(model, 1e-9).fit(*pixels, verbose=0)
-    assert any("moving_mean" in path for path in models.changed(before, model))
+    assert any("moving_mean" in path for path in models.changed(before, model)) != mended
 
 
 @pytest.mark.parametrize(
