@@ -252,3 +252,41 @@ def test_the_program_keeps_the_terminal_clean(small, photos):
     wrong = run_program("train", photos)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: the following arguments are required: --out (see: python -m kerastl train --help)\n"
+
+
+def rewritten(file, out, member, change):
+    """Copy a `.keras` file with one of its JSON parts changed."""
+    with zipfile.ZipFile(file) as before, zipfile.ZipFile(out, "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            after.writestr(name, json.dumps(change(json.loads(content))) if name == member else content)
+    return out
+
+
+def test_a_model_of_a_newer_keras_names_both_versions(small, photos, tmp_path, capsys):
+    newer = rewritten(
+        small / "model.keras", tmp_path / "one.keras", "metadata.json", lambda it: {**it, "keras_version": "9.1.0"}
+    )
+    newer = rewritten(newer, tmp_path / "newer.keras", "config.json", lambda it: {**it, "class_name": "Unheard"})
+    line = fails(capsys, "predict", newer, photos / "amber" / "00.png")
+    assert f"Keras 9.1.0 wrote it, and here is Keras {keras.__version__}" in line
+    assert 'pip install --upgrade "keras>=9.1.0"' in line
+
+
+def test_layers_that_need_code_are_named_with_what_to_do(photos, tmp_path, capsys):
+    class Doubling(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * 2
+
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Lambda(lambda pixels: pixels / 255, name="scaled")(Doubling(name="twice")(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    model.save(tmp_path / "model.keras")
+    line = fails(capsys, "predict", tmp_path / "model.keras", photos / "amber" / "00.png")
+    for part in ("'twice' (Doubling)", "'scaled' (Lambda)", "custom_objects", "safe_mode=False"):
+        assert part in line
+    loaded = keras.models.load_model(  # what the message says is done
+        tmp_path / "model.keras", custom_objects={"Doubling": Doubling}, safe_mode=False
+    )
+    assert len(predict(loaded, photos / "amber" / "00.png")) == 1

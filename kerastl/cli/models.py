@@ -48,8 +48,50 @@ def load_model(file: Path) -> keras.Model:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     # Keras raises nearly everything on damaged files and unknown layers (TypeError, ValueError, KeyError, OSError, …).
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"Can't load the model {file}: {type(error).__name__}: {reason}") from error
+        reason = (
+            _newer_keras(file)
+            or _foreign_layers(file)
+            or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        )
+        raise ModelError(f"Can't load the model {file}: {reason}") from error
+
+
+def _newer_keras(file: Path) -> str | None:
+    """Return what to do where a newer Keras wrote the file than is installed."""
+    wrote = _part_of(file, "metadata.json").get("keras_version", "0")
+    newer = [int(number) for number in wrote.split(".")[:2]] > [
+        int(number) for number in keras.__version__.split(".")[:2]
+    ]
+    said = f"Keras {wrote} wrote it, and here is Keras {keras.__version__}, which may not read it."
+    return f'{said} Install a newer one: pip install --upgrade "keras>={wrote}"' if newer else None
+
+
+def _foreign_layers(file: Path) -> str | None:
+    """Return which layers of the file need code that is not in it, and what to do."""
+    found, stack = {}, [_part_of(file, "config.json")]
+    while stack:
+        part = stack.pop()
+        stack += [one for one in (part.values() if isinstance(part, dict) else part) if isinstance(one, (dict, list))]
+        config = part.get("config") if isinstance(part, dict) and "module" in part else None
+        if isinstance(config, dict) and (part["class_name"] == "Lambda" or not str(part["module"]).startswith("keras")):
+            found[config.get("name", "?")] = part["class_name"]
+    if not found:
+        return None
+    names = ", ".join(f"{name!r} ({kind})" for name, kind in found.items())
+    return (
+        f"it holds what needs code of its own, which no file may bring along: {names}. Load it in Python, by "
+        "`keras.models.load_model(path, custom_objects={…})` (a Lambda by `safe_mode=False`, if you trust the file), and call "
+        "`kerastl.predict` or `kerastl.export_model` with it."
+    )
+
+
+def _part_of(file: Path, member: str) -> dict:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            content = json.loads(archive.read(member))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_labels(file: str | Path) -> list[str]:
