@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-notebooks test-all test-jax test-gpu notebooks docs docs-test tree lint format clean
+.PHONY: help quickstart test test-notebooks test-colab test-all test-jax test-gpu notebooks docs docs-test tree lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
 	@echo "make test-notebooks   run every notebook at its FAST size"
+	@echo "make test-colab   the same tests with the versions that Google Colab has"
 	@echo "make test-all     all of these, with the slow sweeps and the notebooks at full size"
 	@echo "make test-jax     the core's tests on the JAX backend"
 	@echo "make test-gpu     on a GPU: the same outputs and the same training as plain Keras"
@@ -27,6 +28,11 @@ test: lint
 
 test-notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_notebooks.py -m "notebook and not slow"
+
+# In an environment of their own, with the versions that Google Colab has
+test-colab: $(VENV)-colab/.test
+	$(VENV)-colab/bin/python -m pytest -n auto --dist worksteal
+	$(VENV)-colab/bin/python -m pytest -n auto --dist worksteal tests/test_notebooks.py -m "notebook and not slow"
 
 test-all: lint
 	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu and not docs"
@@ -70,6 +76,11 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+$(VENV)-%/.test: tests/constraints/%.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< -e ".[test]"
 	@touch $@
 
 $(VENV)/.jax: $(VENV)/.test

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
-from kerastl.data import tfds as tfds_data
 from kerastl.data.batches import find_source
 from kerastl.data.folders import load_images
 from kerastl.errors import ArgumentError, BackendError, DataError, KerastlWarning, OutputError
+
+try:  # protobuf and tensorflow-metadata may not fit each other, as on Colab
+    import tensorflow_datasets as tfds
+
+    from kerastl.data import tfds as tfds_data
+except Exception as error:
+    pytest.skip(f"TensorFlow Datasets can't be imported: {error}", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Classes with fewer than 10 images")
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0)}
