@@ -431,3 +431,33 @@ def test_pruning_is_not_undone_for_the_start(data, ramp, measured):
     history = training.fine_tune(model, *data, callbacks=[pruning, Worse()], **options, **QUIET)
     assert history.best_epoch == (1 if ramp == 0.2 else 2)
     assert (model.get_layer("predictions").kernel.numpy() == 0).mean() == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "who"),
+    [
+        ({"monitor": "val_lost"}, "monitor"),
+        ({"monitor": "val_f1"}, "monitor"),
+        ({"callbacks": [keras.callbacks.ReduceLROnPlateau("val_acuracy")]}, "ReduceLROnPlateau"),
+        ({"callbacks": keras.callbacks.EarlyStopping("validation_loss")}, "EarlyStopping"),
+    ],
+)
+def test_a_monitored_name_that_nothing_logs_is_told_before_any_work(pixels, options, who, monkeypatch):
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("kerastl.training.session.extract", lambda *_, **__: pytest.fail("it ran the frozen part"))
+    with pytest.raises(ArgumentError, match=rf"`{who}` watches .* Logged are accuracy, loss, val_accuracy, val_loss"):
+        training.train_head(models.nested(), pixels, pixels, **options, **QUIET)
+
+
+def test_metrics_of_every_form_may_be_monitored(pixels):
+    def near(labels, predicted):
+        return keras.ops.mean(predicted)
+
+    for metric, name in (
+        ("accuracy", "val_accuracy"),
+        (keras.metrics.SparseTopKCategoricalAccuracy(2, name="two"), "val_two"),
+        (near, "val_near"),
+    ):
+        model = models.compiled(models.nested(), metrics=[metric])
+        history = training.train_head(model, pixels, pixels, epochs=1, monitor=name, **QUIET)
+        assert name in history.history

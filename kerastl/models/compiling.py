@@ -72,6 +72,14 @@ def compile_settings(model) -> dict:
     return {name: config[name] for name in _SETTINGS if name in config}
 
 
+def logged_names(model) -> set[str] | None:
+    """Return what `fit` logs of a compiled model, "loss" and its metrics; `None` where only a step can tell."""
+    settings = compile_settings(model)
+    given = [one for name in ("metrics", "weighted_metrics") for one in keras.tree.flatten(settings.get(name)) if one]
+    names = {one if isinstance(one, str) else getattr(one, "name", getattr(one, "__name__", None)) for one in given}
+    return None if None in names or keras_internals.methods_of_its_own(model) else {"loss", *names}
+
+
 def last_learning_rate(model) -> float:
     """Return the learning rate that the model was trained with last; of a schedule, its peak."""
     compile_settings(model)  # raises for a model that was never compiled

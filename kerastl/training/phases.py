@@ -6,7 +6,7 @@ import time
 import keras
 import numpy as np
 
-from kerastl.checks import check_choice, check_count, received
+from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data.batches import adapt, is_tf_dataset
 from kerastl.data.labels import balanced_class_weight, label_kind
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
@@ -107,9 +107,28 @@ class Phase:
         compiling.check_rate("learning_rate", learning_rate)
         if compiling.was_compiled(self.model):
             compiling.compile_again(self.model, learning_rate)
-            return
-        loss = compiling.usual_loss(self.model, self.settings.label_kind)
-        self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+        else:
+            loss = compiling.usual_loss(self.model, self.settings.label_kind)
+            self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+        self._check_what_is_watched()
+
+    def _check_what_is_watched(self) -> None:
+        """Raise `ArgumentError`, before any work, for a monitored name that nothing will log."""
+        known = compiling.logged_names(self.model)
+        if known is None or not all(type(one).__module__.startswith(("keras.", "kerastl.")) for one in self.callbacks):
+            return  # somebody's own step or callback may log anything
+        known |= {"learning_rate"}
+        watched = {"monitor": self.settings.monitor}
+        watched |= {type(one).__name__: one.monitor for one in self.callbacks if getattr(one, "monitor", None)}
+        for who, name in watched.items():
+            if name.removeprefix("val_") not in known:
+                valid = ", ".join(
+                    f"{prefix}{one}" for prefix in ("", "val_") for one in sorted(known - {"learning_rate"})
+                )
+                raise ArgumentError(
+                    f"`{who}` watches {name!r}, which is not logged.{nearest(name, valid.split(', '))} Logged are {valid}. "
+                    f"{received(monitor=name)}"
+                )
 
     def run(self, session=None, cut: int = 0):
         """Train, on a session's features where there is one; whatever happens, the model ends with the best weights."""
