@@ -461,3 +461,11 @@ def test_metrics_of_every_form_may_be_monitored(pixels):
         model = models.compiled(models.nested(), metrics=[metric])
         history = training.train_head(model, pixels, pixels, epochs=1, monitor=name, **QUIET)
         assert name in history.history
+
+
+def test_a_loss_that_only_rises_is_told_with_a_rate_to_try(data):
+    with pytest.warns(
+        KerastlWarning, match=r"Training diverged: val_loss rose from .*the weights of the start are kept"
+    ) as caught:
+        training.train_head(models.nested(), data, data, epochs=2, learning_rate=1e6, **QUIET)
+    assert "Take a lower learning rate, 1e+04, say, instead of 1e+06" in str(caught[0].message)

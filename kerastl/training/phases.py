@@ -15,6 +15,8 @@ from kerastl.models import compiling, outputs
 from kerastl.training import callbacks as callback_module
 from kerastl.training.session import check_first_batch, frozen_part_once
 
+_DIVERGED = 10  # times the loss of the start, in the best epoch: worse than learning nothing
+
 
 @dataclasses.dataclass
 class Settings:
@@ -186,6 +188,13 @@ class Phase:
                 f"{monitor!r} was NaN or infinite in every epoch, so there is nothing to choose an epoch by, and the weights "
                 "of the start are kept. Look for NaN in the validation images."
             )
+        elif best.best_epoch == 0 and "loss" in monitor and best.best_value is not None:
+            least, rate = min(history.history.get(monitor, [0])), compiling.last_learning_rate(self.model)
+            if least > _DIVERGED * best.best_value:
+                warn(
+                    f"Training diverged: {monitor} rose from {best.best_value:.3g} to {least:.3g} or more, and the weights of "
+                    f"the start are kept. Take a lower learning rate, {rate / 100:.2g}, say, instead of {rate:.2g}."
+                )
 
 
 def _as_arguments(data) -> dict:
