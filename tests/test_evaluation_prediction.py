@@ -134,8 +134,10 @@ def test_what_can_t_be_predicted(model, folder, tmp_path):
         predict(model, np.zeros((16, 16), "float32")[None, :, :, None, None])
     with pytest.raises(DataError, match=r"images\[1\]"):
         predict(model, [np.zeros((16, 16, 3)), None])
-    with pytest.raises(DataError, match="evaluate"):
+    with pytest.raises(DataError, match="Expected a path, a folder"):
         predict(model, object())
+    with pytest.raises(DataError, match="with labels use `kerastl.evaluate`"):
+        predict(model, keras.utils.PyDataset())
     with pytest.raises(DataError, match="NaN"):
         predict(model, np.full((16, 16, 3), np.nan))
 

@@ -17,6 +17,7 @@ from kerastl.evaluation import plots
 from kerastl.evaluation.plots.drawing import as_png
 from kerastl.evaluation.prediction import predict
 
+pytestmark = pytest.mark.filterwarnings("ignore:Classes with fewer than 10 images")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="pipes, devices and names of any bytes are POSIX")
 
 

@@ -334,7 +334,7 @@ def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
         if not name.isprintable():  # line breaks, terminals' control sequences, and what is not valid UTF-8
             raise DataError(
                 "Class names are printed, and written to text files, so the names of class folders must be readable text in "
-                f"one line. Rename the folder. {received(folder=ascii(name))}"
+                f"one line. Rename the folder. {received(folder=name)}"
             )
     if len(names) < 2:
         raise DataError(
