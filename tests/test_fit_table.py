@@ -1,5 +1,6 @@
 """`kerastl.fit` is `model.fit`: every line of the table in docs/how-to/fit.md, trained both ways."""
 
+import importlib.util
 import pathlib
 import re
 
@@ -15,6 +16,7 @@ from tests import models
 
 tf = pytest.importorskip("tensorflow")
 
+pytestmark = pytest.mark.filterwarnings("ignore:No cost formula")
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "how-to" / "fit.md"
 TABLE = dict(re.findall(r"^\| ([^|]+?) \| (features|images) \|", PAGE.read_text("utf-8"), re.MULTILINE))
 EXACT = CacheOptions(dtype="float32", engine="keras", insist=False)
@@ -175,7 +177,11 @@ def both_ways(data, make, options, folder):
     return results
 
 
-@pytest.mark.parametrize("name", CASES)
+NEEDS_TENSORBOARD = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs TensorBoard")
+MARKED = [pytest.param(name, marks=NEEDS_TENSORBOARD if name == "`TensorBoard`" else ()) for name in CASES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_the_numbers_are_those_of_fit(name, data, tmp_path, capsys):
     make, options = CASES[name]
     first, second = both_ways(data, make or (lambda: models.twins()[0]), options, tmp_path)
@@ -233,6 +239,6 @@ def test_a_generator_trains_by_fit(data, capsys):
         while True:
             yield data[0][:16], data[1][:16]
 
-    history = fit(models.twins()[0], batches(), steps_per_epoch=2, epochs=1, verbose=2)
+    history = fit(models.twins()[0], batches(), steps_per_epoch=2, epochs=1, shuffle=False, verbose=2)
     assert len(history.history["loss"]) == 1
     assert capsys.readouterr().out.count("The frozen part runs in every epoch") == 1

@@ -121,7 +121,7 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
     elif isinstance(data, dict) or (hasattr(data, "shape") and hasattr(data, "__getitem__")):
         data = (data, None)
     if isinstance(data, tuple) and len(data) in (2, 3):
-        return _ArrayRows(tuple(map(_only_array, (*data, None)[:3])), batch_size, shuffle)
+        return _ArrayRows((*data, None)[:3], batch_size, shuffle)
     if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
         return _DatasetRows(data, shuffle)
     raise DataError(
@@ -130,7 +130,7 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
     )
 
 
-def _only_array(part):
+def only_array(part):
     """Return the array of a list or dictionary that holds only one, as a model with one input may be given it."""
     arrays = list(part.values()) if isinstance(part, dict) else part
     one = isinstance(arrays, (list, tuple)) and len(arrays) == 1 and hasattr(arrays[0], "shape")

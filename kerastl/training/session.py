@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerastl import backend, keras_internals
-from kerastl.data.batches import Rows, adapt, is_tf_dataset, rows_of, split_validation
+from kerastl.data.batches import Rows, adapt, is_tf_dataset, only_array, rows_of, split_validation
 from kerastl.errors import ArgumentError, ChangingDataError
 from kerastl.features.cut import tensors_of
 from kerastl.features.extraction import Trunk, extract
@@ -49,6 +49,11 @@ def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: in
     """
     arguments = inspect.signature(keras.Model.fit).bind(model, x, y, *positional, **fit_arguments).arguments
     del arguments["self"]
+    if len(getattr(model, "inputs", None) or [None]) == 1:
+        x = arguments["x"] = only_array(x)
+        if isinstance(arguments.get("validation_data"), tuple):
+            held, *rest = arguments["validation_data"]
+            arguments["validation_data"] = (only_array(held), *rest)
     if not hasattr(x, "shape") and not isinstance(x, (list, tuple, dict)) and _needs_arrays(arguments):
         return model.fit(**arguments)  # which says why not: a dataset brings its labels and weights along
     rows = adapt(x, y)
