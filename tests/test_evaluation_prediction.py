@@ -136,7 +136,7 @@ def test_what_can_t_be_predicted(model, folder, tmp_path):
         predict(model, [np.zeros((16, 16, 3)), None])
     with pytest.raises(DataError, match="Expected a path, a folder"):
         predict(model, object())
-    with pytest.raises(DataError, match="with labels use `kerastl.evaluate`"):
+    with pytest.raises(DataError, match=r"with labels use `kerastl.evaluate`"):
         predict(model, keras.utils.PyDataset())
     with pytest.raises(DataError, match="NaN"):
         predict(model, np.full((16, 16, 3), np.nan))
