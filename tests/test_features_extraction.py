@@ -61,17 +61,22 @@ def test_stored_features_are_never_stale(change, data, tmp_path, monkeypatch):
     assert runs == [1]
 
 
-def test_a_dataset_without_identity_is_compared_by_its_fingerprint(data, tmp_path):
+def test_a_dataset_is_known_by_its_images_whatever_their_order(data, tmp_path, monkeypatch):
     tf = pytest.importorskip("tensorflow")
+    runs, original = [], extraction._run
+    monkeypatch.setattr(extraction, "_run", lambda *arguments: runs.append(1) or original(*arguments))
 
-    def dataset(images):
-        return tf.data.Dataset.from_tensor_slices((images, data[1])).shuffle(40).batch(8)
+    def train(change=lambda image, label: (image, label)):
+        dataset = tf.data.Dataset.from_tensor_slices(data).map(change).shuffle(40).batch(8)
+        session_module.fit(model, dataset, cache=tmp_path / "f", **QUIET)
+        return len(runs)
 
     model = twins()[0]
-    session_module.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
-    session_module.fit(model, dataset(data[0]), cache=tmp_path / "f", **QUIET)
-    with pytest.raises(StoreError, match="other images or labels"):
-        session_module.fit(model, dataset(data[0] + 1), cache=tmp_path / "f", **QUIET)
+    assert [train(), train()] == [1, 1]
+    assert train(lambda image, label: (image + 1, label)) == 2  # another `map`
+    assert train(lambda image, label: (image, (label + 1) % 3)) == 3
+    assert train() == 3
+    assert len(list((tmp_path / "f").glob("train-*/manifest.json"))) == 3
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(data, tmp_path):

@@ -19,7 +19,6 @@ from kerastl.errors import (
     FeatureOverflowError,
     StoreDamagedError,
     StoreError,
-    StoreMismatchError,
     warn,
 )
 from kerastl.features import store as stores
@@ -60,7 +59,7 @@ class Trunk:
             arrays["sample_weights"] = (weights, "float32")
         return [stores.ArraySpec(name, tuple(like.shape[1:]), kind) for name, (like, kind) in arrays.items()]
 
-    def key(self, rows: Rows, views: int) -> str:
+    def key(self, identity: str, count: int | None, views: int) -> str:
         """Return what features are made of: the trunk's graph and weights, precision, engine, views, and the data."""
         digest = hashlib.blake2b(digest_size=32)
         for model in [self.model] if self.front is None else [self.model, self.front]:
@@ -70,12 +69,12 @@ class Trunk:
             digest.update(_graph_text(model).encode())
         facts = {
             "policy": [layer.dtype_policy.name for layer in self.model.layers],
-            "engine": self.engine(rows.count).name,
+            "engine": self.engine(count).name,
             "outputs": [list(tensor.shape) for tensor in self.model.outputs],
             "dtype": self.options.dtype,
             "views": views,
             "seed": self.options.seed if views > 1 else 0,
-            "data": rows.identity or "a dataset without identity",
+            "data": identity,
         }
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()
@@ -117,7 +116,7 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
     count = None if rows.count is None else rows.count * views
     if trunk.options.folder is not None:
         return _kept_store(trunk, rows, views, part, specs, count)
-    if trunk.plan.place == "memory":
+    if trunk.plan.place == "memory" and count is not None:
         writer = stores.MemoryWriter(specs, count)
     else:
         writer = stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
@@ -135,34 +134,24 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
             f"The folder for features holds something else: {', '.join(others[:3])}. Name an empty or a new folder. "
             f"Received: cache={str(parent)!r}"
         )
-    key, budget = trunk.key(rows, views), disk_budget(trunk.options)
+    key, budget = trunk.key(rows.identity or _fingerprint(rows), rows.count, views), disk_budget(trunk.options)
     folder = parent / f"{part}-{key[:12]}"
     with stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
-        if (store := _found_store(folder, key, rows)) is not None:
-            return store
+        try:
+            if (store := stores.open_store(folder, key=key)) is not None:
+                return store
+        except StoreDamagedError as error:
+            warn(f"{error} It is rebuilt.")
         with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
 
 
-def _found_store(folder, key, rows):
-    """Return a complete store of this trunk and this data, or `None`; of one that can't be used, with a word."""
-    try:
-        store = stores.open_store(folder, key=key)
-    except StoreDamagedError as error:
-        warn(f"{error} It is rebuilt.")
-        return None
-    if store is None or rows.identity is not None:  # which is part of the key
-        return store
+def _fingerprint(rows) -> str:
+    """Return an identity of all the images, for a dataset that has none: to read them costs little beside the trunk."""
     fingerprint = _Fingerprint()
     for batch in read_ahead(rows.batches(0, _BATCH)):
         fingerprint.add(*batch)
-    if store.details.get("fingerprint") == fingerprint.hexdigest():
-        return store
-    store.close()
-    raise StoreMismatchError(
-        f"The features in {folder} were made of other images or labels than this dataset holds now. Remove the folder, or "
-        "name another one."
-    )
+    return fingerprint.hexdigest()
 
 
 def _run(trunk, rows, views, writer, part) -> dict:
@@ -204,9 +193,7 @@ def _run(trunk, rows, views, writer, part) -> dict:
             "the first of them. Look for NaN in these images and in the model's weights."
         )
     details = {"engine": engine.name, "views": views}
-    if fingerprint is None:
-        return details
-    return {**details, "fingerprint": fingerprint.hexdigest(), "reshuffles": _reshuffles(rows, fingerprint)}
+    return details if fingerprint is None else {**details, "reshuffles": _reshuffles(rows, fingerprint)}
 
 
 def _reshuffles(rows, before) -> bool:
