@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import unicodedata
 from collections.abc import Collection, Sequence
 
 from kerastl.checks import nearest, received
@@ -22,21 +23,23 @@ class Table:
     notes: Sequence[str] = ()
 
     def __str__(self) -> str:
-        lines = [list(self.header), *map(list, self.rows)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        lines = [[readable(cell) for cell in line] for line in (self.header, *self.rows)]
+        widths = [max(columns_of(line[column]) for line in lines) for column in range(len(self.header))]
 
         def aligned(cells):
             parts = [
-                cell.rjust(width) if index in self.right else cell.ljust(width)
+                " " * (width - columns_of(cell)) + cell
+                if index in self.right
+                else cell + " " * (width - columns_of(cell))
                 for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
             ]
             return "  ".join(parts).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        body = [aligned(row) for row in self.rows]
+        header, *body = map(aligned, lines)
         if self.total and body:
             body.insert(-1, rule)
-        return "\n".join([*([self.title, rule] if self.title else []), aligned(self.header), rule, *body, *self.notes])
+        return "\n".join([*([readable(self.title), rule] if self.title else []), header, rule, *body, *self.notes])
 
     def html(self) -> str:
         """Return the table for a notebook; every cell is escaped."""
@@ -84,6 +87,27 @@ class NamedRows(Printed, tuple):
     def to_rows(self) -> list[dict]:
         """Return the rows as dictionaries, for `pandas.DataFrame`."""
         return [dataclasses.asdict(row) for row in self]
+
+
+def is_readable(text: str) -> bool:
+    """Tell whether text stays on its line as it is: no line breaks, control sequences, turned directions, or broken UTF-8."""
+    return not any(map(_disturbs, text))
+
+
+def readable(text: str) -> str:
+    """Return text with what would disturb a terminal written out, as `\\x1b`."""
+    return "".join(ascii(one)[1:-1] if _disturbs(one) else one for one in text)
+
+
+def _disturbs(character: str) -> bool:
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def columns_of(text: str) -> int:
+    """Return how many columns of a terminal text takes: two for a character of East Asia, none for a mark on another."""
+    shown = (one for one in text if unicodedata.category(one) not in ("Mn", "Me", "Cf"))
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in shown)
 
 
 def readable_bytes(count: float) -> str:

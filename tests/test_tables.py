@@ -25,6 +25,29 @@ def test_a_table_is_aligned_and_its_total_set_apart():
     assert str(table).splitlines() == ["T", "-------", "a     n", "-------", "x     1", "-------", "all  10", "note"]
 
 
+def test_columns_stand_below_each_other_in_any_script():
+    names = ["cat", "猫", "강아지", "बिल्ली", "قطّة", "cafe\u0301"]
+    assert [tables.columns_of(name) for name in names] == [3, 2, 6, 5, 3, 4]
+    lines = str(tables.Table(("name", "n"), [(name, "1") for name in names], right={1})).splitlines()
+    assert {tables.columns_of(line) for line in lines} == {9}
+
+
+def test_what_would_disturb_a_terminal_is_written_out():
+    table = tables.Table(("a",), [("\x1b[31mred",), ("two\nlines",), ("\u202eturned",), ("\udce9",)], title="\x07")
+    assert str(table).splitlines() == [
+        r"\x07",
+        "-" * 12,
+        "a",
+        "-" * 12,
+        r"\x1b[31mred",
+        r"two\nlines",
+        r"\u202eturned",
+        r"\udce9",
+    ]
+    assert tables.is_readable("می\u200cخواهم नमस्ते\xa0!")
+    assert not tables.is_readable("a\u2028b")
+
+
 def test_html_escapes_every_cell():
     html = tables.Table(("<a>",), [("<b>",)], title="<c>", notes=["<d>"]).html()
     assert all(f"&lt;{letter}&gt;" in html and f"<{letter}>" not in html for letter in "acd")
