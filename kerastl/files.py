@@ -96,7 +96,7 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, wha
         if not full and not isinstance(error, OSError):
             raise
         reason = "no space left on the disk" if full else error.strerror or error
-        raise OutputError(f"Can't write {folder}: {reason}. Nothing of it was left behind.") from error
+        raise OutputError(f"Can't write {folder}: {reason}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

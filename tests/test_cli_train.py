@@ -263,11 +263,32 @@ def test_a_full_disk_at_the_end_doesn_t_lose_the_model(photos, tmp_path, tiny_ne
         lambda folder, **rest: full() if place not in folder.parents else original(folder, **rest),
     )
     assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY]) == 2
-    saved, error = capsys.readouterr().err.strip().splitlines()
-    assert saved == f"The best model so far was saved in {place / 'kerastl-run'}."
-    assert error.startswith("error: Can't write the run")
+    line = only_line(capsys)
+    assert line.startswith(
+        f"error: Can't write the run: no space left on the disk. The best model so far is in {place}"
+    )
+    assert line.endswith("missing there: history.csv, curves.png, confusion_matrix.png, mistakes.png, report.md.")
     assert (place / "kerastl-run" / "model.keras").is_file()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["plots.plot_history", "plots.plot_confusion_matrix", "markdown_report", "describe_run"]
+)
+def test_nothing_that_fails_after_training_loses_the_model(where, photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(f"kerastl.evaluation.report.{where}", fails)
+    assert main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY]) == 1
+    *trace, line = capsys.readouterr().err.strip().splitlines()
+    assert any("Traceback" in one for one in trace)
+    assert line.startswith(
+        f"error: RuntimeError: no font. The best model so far is in {tmp_path / 'run'}; missing there: "
+    )
+    assert {"curves.png", "report.md"} <= set(line.removesuffix(".").split("missing there: ")[1].split(", "))
+    assert keras.models.load_model(tmp_path / "run" / "model.keras").outputs[0].shape == (None, 3)
+    assert (tmp_path / "run" / "labels.txt").read_text() == "amber\nblue\ncrimson\n"
 
 
 def test_too_little_space_is_told_before_training(photos, tmp_path, tiny_network, monkeypatch, capsys):

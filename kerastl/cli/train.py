@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import keras
@@ -16,7 +17,7 @@ import keras
 from kerastl import files
 from kerastl.checks import check_count, check_fraction
 from kerastl.cli.quiet import import_quietly
-from kerastl.errors import DataError, OutputError
+from kerastl.errors import DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
 from kerastl.models import backbones
 from kerastl.models.compiling import check_rate
@@ -83,15 +84,26 @@ def run(arguments) -> int:
     except BaseException as error:
         interrupted = job.watch.interrupted or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
         saved = _rescue(job, interrupted=bool(interrupted))
+        if saved and not interrupted:
+            return _say_what_is_missing(error, saved)
         if not interrupted:
-            if saved:
-                print(f"The best model so far was saved in {saved}.", file=sys.stderr)
             raise
         kept = f"the best model so far is in {saved}" if saved else "no epoch was over yet, so nothing was written"
         print(f"\nInterrupted: {kept}.", file=sys.stderr)
         return 128 + interrupted
     print(f"\n{report.terminal_report(summary, arguments.out)}")
     return 0
+
+
+def _say_what_is_missing(error, saved: Path) -> int:
+    """Say in the last line where the model is and what of the run isn't there, and why; return the exit status."""
+    is_known = isinstance(error, KerastlError)
+    reason = " ".join(str(error).split()) if is_known else f"{type(error).__name__}: {error}."
+    if not is_known:
+        traceback.print_exception(error)
+    missing = ", ".join(name for name in report.RUN_FILES if not (saved / name).exists())
+    print(f"error: {reason} The best model so far is in {saved}; missing there: {missing}.", file=sys.stderr)
+    return 2 if is_known else 1
 
 
 def _fill_in(arguments) -> None:
