@@ -5,11 +5,13 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from kerastl.errors import ArgumentError, DataError
+from kerastl.errors import ArgumentError, DataError, KerastlWarning
 from kerastl.evaluation import plots
 from kerastl.evaluation.measures import most_confident_mistakes
+from kerastl.evaluation.plots import drawing
 from kerastl.evaluation.plots.drawing import percent, shorten
 
 
@@ -421,3 +423,29 @@ def test_axes_show_themselves_in_notebooks_and_leave_pyplot_alone(heated):
     ]
     assert all(axes._repr_png_().startswith(b"\x89PNG") for axes in shown)
     assert (plt.get_fignums(), plt.rcParams.copy()) == before
+
+
+@pytest.fixture
+def fresh_fonts():
+    drawing._fonts_besides.cache_clear()
+    drawing._TOLD.clear()
+    yield
+    drawing._fonts_besides.cache_clear()
+
+
+def test_another_font_is_taken_where_the_usual_one_lacks_a_character(fresh_fonts):
+    usual = drawing._characters(font_manager.findfont("DejaVu Sans"))
+    serif = drawing._characters(font_manager.findfont("DejaVu Serif"))
+    character = min(one for one in serif - usual if one.isalpha())
+    matrix = plots.plot_confusion_matrix(np.eye(2, dtype=int), ["plain", character])
+    drawing.as_png(matrix)
+    first, second = matrix.axes[0].get_xticklabels()
+    assert len(first.get_fontfamily()) == 1
+    assert any(character in drawing._characters(font_manager.findfont(name)) for name in second.get_fontfamily()[1:])
+
+
+def test_characters_that_no_font_has_are_said_once(fresh_fonts, monkeypatch, tmp_path):
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    with pytest.warns(KerastlWarning, match=r"No installed font has the characters 猫.*fonts-noto-cjk"):
+        drawing.as_png(plots.plot_confusion_matrix(np.eye(2, dtype=int), ["猫", "b"]))
+    drawing.as_png(plots.plot_confusion_matrix(np.eye(2, dtype=int), ["a", "猫"]))  # a warning is an error here

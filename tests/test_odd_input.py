@@ -1,7 +1,9 @@
 """What people have on their disks: odd names, pipes, links, bombs, leftovers; each is read right or refused by name."""
 
+import io
 import os
 import time
+import warnings
 import zipfile
 
 import numpy as np
@@ -40,8 +42,9 @@ def test_a_class_may_have_any_readable_name(tmp_path, name):
     figure = plots.plot_confusion_matrix(np.eye(2, dtype=int), [name, "other"])
     drawn = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert any(text.replace(r"\$", "$")[:8] == name[:8] for text in drawn)
-    if name.isascii():
-        assert as_png(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No installed font has the characters")
+        assert Image.open(io.BytesIO(as_png(figure))).width > 100
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "tab\there"])

@@ -3,12 +3,14 @@
 import functools
 import io
 import math
+import warnings
 
 import numpy as np
 
 from kerastl.checks import received
-from kerastl.errors import ArgumentError, DataError
+from kerastl.errors import ArgumentError, DataError, warn
 
+_TOLD = set()  # characters
 QUIET, INK, FRAME = "#5f6b76", "#24313d", "#c5ccd3"
 
 
@@ -39,10 +41,8 @@ def panels_of(axes, count: int, what: str, *, columns: int | None = None, **figu
         if len(panels) < count:
             raise ArgumentError(f"Expected {count} axes, {what}. {received(axes=len(panels))}")
         return panels[:count]
-    from matplotlib.figure import Figure
-
     columns = min(columns or count, count)
-    figure = Figure(**{"layout": "constrained", **figure_options})
+    figure = _figure_class()(**{"layout": "constrained", **figure_options})
     # A notebook shows what has a PNG of its own, whether or not pyplot was ever imported in it
     figure._repr_png_ = functools.partial(as_png, figure)
     panels = figure.subplots(math.ceil(count / columns), columns, squeeze=False).ravel()
@@ -51,6 +51,54 @@ def panels_of(axes, count: int, what: str, *, columns: int | None = None, **figu
     for panel in panels[count:]:
         panel.set_axis_off()
     return panels[:count].view(AxesArray)
+
+
+@functools.cache
+def _figure_class():
+    """Return Matplotlib's `Figure`, which chooses fonts that have the characters of its texts when it is drawn."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    class ReadableFigure(Figure):
+        def draw(self, renderer):
+            texts = [one for one in self.findobj(Text) if not one.get_text().isascii()]
+            others = _fonts_besides(frozenset("".join(one.get_text() for one in texts)))
+            for text in texts if others else ():
+                text.set_fontfamily(list(dict.fromkeys([*text.get_fontfamily(), *others])))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, with what to do
+                super().draw(renderer)
+
+    return ReadableFigure
+
+
+@functools.cache
+def _fonts_besides(characters: frozenset) -> tuple[str, ...]:
+    """Return installed fonts for the characters that Matplotlib's usual font lacks; say once which no font has."""
+    from matplotlib import font_manager
+
+    usual = font_manager.findfont(font_manager.FontProperties())
+    missing = {one for one in characters - _characters(usual) if one.isprintable()}
+    fonts = []
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name)):
+        if missing and not font.name.startswith("Last Resort") and (found := missing & _characters(font.fname)):
+            fonts.append(font.name)
+            missing -= found
+    if missing - _TOLD:
+        _TOLD.update(missing)
+        warn(
+            f"No installed font has the characters {' '.join(sorted(missing)[:10])}, so that plots show boxes for them. "
+            "Install one that has, such as Noto (`apt-get install fonts-noto-cjk fonts-noto-core`), and remove Matplotlib's "
+            "list of fonts (`rm ~/.cache/matplotlib/fontlist*`)."
+        )
+    return tuple(fonts)
+
+
+@functools.cache
+def _characters(file: str) -> set[str]:
+    from matplotlib.ft2font import FT2Font
+
+    return set(map(chr, FT2Font(file).get_charmap()))
 
 
 def draw_grid(panel, axis: str = "both") -> None:
