@@ -215,14 +215,102 @@ def test_hidden_and_other_files_are_left_out(flowers):
     (flowers / "tulipán" / "LICENSE").write_text("a licence")
     data = load(flowers)
     assert data.class_counts == {"daisy": 20, "old rose": 16, "tulipán": 12}
-    assert data.ignored == {".txt": 1, "without ending": 1}
-    assert "Other files, ignored: 1 .txt, 1 without ending" in data.summary()
+    left = {".DS_Store": 2, ".ipynb_checkpoints": 1, "Thumbs.db": 2, "__MACOSX": 1, "dot files": 1}
+    assert data.ignored == {".txt": 1, "without ending": 1, **left}
+    said = "1 .ipynb_checkpoints, 1 .txt, 2 Thumbs.db, 1 __MACOSX, 1 dot files, 1 without ending"
+    assert f"Other files, ignored: 2 .DS_Store, {said}" in data.summary()
+
+
+def test_hidden_folders_beside_splits_are_counted_once(come_split):
+    for name in (".ipynb_checkpoints", "train/.ipynb_checkpoints", "train/cat/.ipynb_checkpoints", "val/@eaDir"):
+        (come_split / name).mkdir()
+    data = load(come_split)
+    assert data.ignored == {".ipynb_checkpoints": 3, "@eaDir": 1}
+    assert data.split_sizes == {"train": 20, "validation": 5, "test": 6}
 
 
 def test_photographs_in_formats_that_cannot_be_read_are_warned_of(flowers):
-    (flowers / "daisy" / "IMG_1.HEIC").write_bytes(b"\0")
-    with pytest.warns(KerastlWarning, match=r"can't be read: 1 \.heic"):
+    (flowers / "daisy" / "IMG_1.NEF").write_bytes(b"II*\0")
+    with pytest.warns(KerastlWarning, match=r"can't be read: 1 \.nef\. Convert them to JPEG or PNG") as caught:
+        data = load(flowers)
+    assert len(caught) == 1
+    assert data.ignored == {".nef": 1}
+    labels = flowers / "labels.csv"
+    rows = [f"{path.relative_to(flowers)},{path.parent.name}\n" for path in sorted(flowers.rglob("*.png"))]
+    labels.write_text("file,label\n" + "".join(rows), encoding="utf-8")
+    with pytest.warns(KerastlWarning, match=r"can't be read: 1 \.nef\."):
+        assert load(flowers, labels=labels).ignored == {".nef": 1, ".csv": 1}
+
+
+def test_files_without_a_known_ending_are_taken_by_their_content(flowers):
+    first = flowers / "daisy" / "000.png"
+    first.rename(flowers / "daisy" / "000")
+    (flowers / "daisy" / "001.png").rename(flowers / "daisy" / "001.JPG_large")
+    assert load(flowers).class_counts == {"daisy": 20, "old rose": 16, "tulipán": 12}
+    shutil.copy(flowers / "daisy" / "000", flowers / "stray")
+    with pytest.warns(KerastlWarning, match=r"in no class folder, are left out \(1\): .*stray"):
         load(flowers)
+
+
+def write_twelve_bits(folder, top=4000):
+    """Two classes of images of one shade each, 100, 200, … and once `top`, in files of 16 bits and one of 8."""
+    for number, value in enumerate([*range(100, 1300, 100), top]):
+        path = folder / f"class {number % 2}" / f"{number:02d}.{('png', 'tif')[number % 3 == 0]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(path)
+    Image.new("L", (8, 8), 100).save(folder / "class 0" / "eight bits.png")
+    return folder
+
+
+@pytest.mark.parametrize(("top", "white"), [(4000, 4095), (60000, 65535)])
+def test_one_white_is_decided_for_all_images_and_told(tmp_path, top, white):
+    folder = write_twelve_bits(tmp_path / "cells", top)
+    with pytest.warns(KerastlWarning) as caught:
+        data = load(folder)
+    told = f"Images of more than 8 bits a channel (13) use 0–{white}: their largest value is {top}, in {folder}"
+    assert sum(str(one.message).startswith(told) for one in caught) == 1
+    assert data.white == white
+    assert f"Of more than 8 bits a channel, 0–{white} became 0–255" in data.summary()
+    for split in SPLITS:
+        source, pixels = find_source(getattr(data, split)), images_of(getattr(data, split))
+        shades = {}
+        for index, file in enumerate(data.files[split]):
+            value = np.asarray(Image.open(file))[0, 0]
+            shades[file] = 100 if "eight bits" in file else round(float(value) * 255 / white)
+            assert (source.read(index) == shades[file]).all()
+        assert sorted(pixels[:, 0, 0, 0]) == sorted(shades.values())
+
+
+@pytest.mark.filterwarnings("ignore:Images of more than 8 bits")
+def test_white_is_part_of_the_identity(tmp_path):
+    kept, other = write_twelve_bits(tmp_path / "a"), write_twelve_bits(tmp_path / "b", 60000)
+    for folder in (kept, other):  # the same training files, only the one that decides lies elsewhere
+        (folder / "train").mkdir()
+        (folder / "test" / "class 0").mkdir(parents=True)
+        for name in ("class 0", "class 1"):
+            (folder / name).rename(folder / "train" / name)
+        (folder / "test" / "class 1").mkdir()
+        (folder / "train" / "class 0" / "12.tif").rename(folder / "test" / "class 0" / "12.tif")
+    one, same, another = (find_source(load(folder, validation=0).train).identity for folder in (kept, kept, other))
+    assert one == same
+    assert one != another
+
+
+def test_eight_bits_say_nothing_of_white(flowers):
+    data = load(flowers)
+    assert data.white is None
+    assert "8 bits" not in data.summary()
+
+
+def test_floats_beside_integers_and_impossible_values_are_refused(tmp_path):
+    folder = write_twelve_bits(tmp_path / "cells")
+    odd = folder / "class 0" / "odd.tif"
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(odd)
+    with pytest.raises(DataError, match="Images of floats and of 16-bit integers can't be scaled alike"):
+        load(folder)
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(odd)
+    with pytest.raises(DataError, match=r"1 file can't be read:\n.*odd\.tif: its pixels lie outside 0–65535"):
+        load(folder)
 
 
 def test_nested_folders_are_walked(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerastl.data.splitting import split_indices
+from kerastl.data.splitting import Catalogue, Image, divide, split_indices
 from kerastl.errors import DataError
 
 NAMES = tuple(f"class {index}" for index in range(20))
@@ -101,3 +101,55 @@ def test_a_class_too_small_for_all_splits_is_named():
         split([0, 0, 0, 0, 1, 1, 1], [7, 7, 7, 8, 1, 2, 3], shares)
     parts = split([0, 0, 0, 1, 1], range(5), {"train": 0.5, "test": 0.5})
     assert sum(map(len, parts.values())) == 5
+
+
+def divided(labels, task, names=("a", "b", "c"), copies=1):
+    images = [
+        Image(label, "train", f"{i}", bytes([i // copies, i // copies // 256]), bytes) for i, label in enumerate(labels)
+    ]
+    parts = divide(Catalogue("data", names, images, task=task), {"validation": None, "test": None}, seed=0)
+    assert sorted(int(image.file) for part in parts.values() for image in part) == list(range(len(labels)))
+    return parts
+
+
+def test_several_labels_are_balanced_by_the_rarest():
+    labels = [(0, 1), (0, 1, 2), (1, 2), ()] * 5 + [(0,)] * 40 + [(1, 2)] * 3
+    parts = divided(labels, "multi-label")
+    assert {name: len(part) for name, part in parts.items()} == {"train": 44, "validation": 10, "test": 9}
+    for part in parts.values():
+        assert {index for image in part for index in image.label} == {0, 1, 2}
+        assert any(image.label == () for image in part)
+
+
+def test_labels_too_rare_for_every_split_are_no_error():
+    parts = divided([(0,)] * 20 + [(1,), (0, 2)], "multi-label")
+    assert {name: len(part) for name, part in parts.items()} == {"train": 16, "validation": 3, "test": 3}
+    with pytest.raises(DataError, match=r"at least 3 different images of every class.*'all images': 2"):
+        divided([(0,), (1,)], "multi-label")
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_numbers_are_spread_alike_over_the_splits(copies):
+    numbers = np.random.default_rng(0).exponential(100, 200).tolist()
+    parts = {
+        name: [image.label for image in part] for name, part in divided(numbers, "regression", copies=copies).items()
+    }
+    sizes = {1: {"train": 140, "validation": 30, "test": 30}, 3: {"train": 135, "validation": 33, "test": 32}}
+    assert {name: len(part) for name, part in parts.items()} == sizes[copies]
+    if copies == 1:
+        for part in parts.values():
+            assert np.mean(part) == pytest.approx(np.mean(numbers), rel=0.15)
+            assert max(part) > np.quantile(numbers, 0.9)
+            assert min(part) < np.quantile(numbers, 0.1)
+
+
+def test_few_numbers_and_copies_with_other_numbers_divide():
+    assert {name: len(part) for name, part in divided([1.0, 2.0, 3.0], "regression").items()} == {
+        "train": 1,
+        "validation": 1,
+        "test": 1,
+    }
+    parts = divided([float(i) for i in range(60)], "regression", copies=6)
+    for name, part in parts.items():
+        contents = {image.digest for image in part}
+        assert not any(image.digest in contents for other in parts if other != name for image in parts[other])

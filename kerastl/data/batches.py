@@ -63,7 +63,7 @@ class ImageSource(Rows):
     """The images that `load_images` found for one of its datasets, in a fixed order.
 
     It hangs on the dataset object itself: a dataset derived with `.map` or `.filter` is another object, holds other data,
-    and rightly has none. `labels` are integers `(count,)`; `read` returns the image of an index, uint8 RGB
+    and rightly has none. `labels` are all that the dataset yields; `read` returns the image of an index, uint8 RGB
     `(*image_size, 3)`, and may be called from several threads; `identity` covers images, order, labels, size and resizing.
     """
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from kerastl.backend import without_autotuning
+from kerastl.backend import quiet_output, without_autotuning
 from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data import images as image_files
 from kerastl.data.batches import ImageSource, attach_source, find_source
 from kerastl.data.elpv import catalogue_elpv
+from kerastl.data.label_files import labelled_images
+from kerastl.data.labels import CLASSIFICATION, check_names, count_labels, label_array
 from kerastl.data.splitting import TEST, TRAIN, VALIDATION, Catalogue, Image, check_shares, divide, splits_of
 from kerastl.errors import ArgumentError, BackendError, DataError, warn
 from kerastl.tables import Printed, Table
@@ -25,10 +27,6 @@ from kerastl.tables import Printed, Table
 _FEW_IMAGES = 10
 _ROWS_SHOWN = 30
 _READERS = 4  # threads that decode: few files come faster from more
-# Photographs all the same, but in formats that can't be read here: leaving them out has to be said aloud.
-_UNSUPPORTED_PHOTOGRAPHS = frozenset(
-    {".heic", ".heif", ".avif", ".jp2", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw"}
-)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -36,10 +34,11 @@ class ImageSplits(Printed):
     """Labelled images, split and ready to train on; printed, it is a table.
 
     Attributes:
-        train: a `tf.data.Dataset` of batches: images uint8 RGB `(batch, height, width, 3)`, labels int32 `(batch,)`.
-            Shuffled anew in every epoch.
+        train: a `tf.data.Dataset` of batches: images uint8 RGB `(batch, height, width, 3)`, and labels: int32 `(batch,)`,
+            several labels an image float32 `(batch, labels)` of 0 and 1, numbers float32 `(batch,)`. Shuffled anew in
+            every epoch.
         validation, test: the same in a fixed order; `None` when there is none.
-        class_names: in the order of labels.
+        class_names: of the classes or labels, in their order; of numbers the name of their column.
         class_counts: class name → number of images, all splits together.
         split_sizes: split name → number of images, for the splits that exist.
         image_size: `(height, width)` in pixels.
@@ -49,7 +48,9 @@ class ImageSplits(Printed):
         licence: what the images may be used for, where the source says so.
         files: split name → path (or name in the data set) of each image, in the order of its `ImageSource`.
         skipped: unreadable files that were left out.
-        ignored: ending → how many files were left out because they are no images by their name.
+        ignored: ending, or name of what systems leave behind → how many files (or hidden folders) were left out.
+        task: "classification", "multi-label" (several labels an image, or none) or "regression" (a number).
+        white: which value became 255 in images of more than 8 bits a channel; `None` where there are none.
     """
 
     train: Any
@@ -66,30 +67,35 @@ class ImageSplits(Printed):
     files: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     ignored: dict[str, int] = dataclasses.field(default_factory=dict)
+    task: str = CLASSIFICATION
+    white: float | None = None
 
     def summary(self) -> str:
-        """Return a table of how many images of each class are in each split, with what else is worth knowing."""
+        """Return a table of how many images of each class are in each split, with what else is worth knowing.
+
+        Where an image may have several labels, it counts for each; of numbers there are mean, smallest and largest.
+        """
         return str(self)
 
     def _tables(self) -> list[Table]:
         height, width = self.image_size
-        classes, images = len(self.class_names), sum(self.split_sizes.values())
+        images = sum(self.split_sizes.values())
         labels = [find_source(getattr(self, split)).labels for split in self.split_sizes]
-        counts = [np.bincount(one, minlength=classes) for one in labels]
-        rows = [[name, *row, sum(row)] for name, *row in zip(self.class_names, *counts, strict=True)]
-        if classes > _ROWS_SHOWN:
-            rows = [*rows[: _ROWS_SHOWN - 1], [f"… {classes - _ROWS_SHOWN + 1} more", *[""] * (len(counts) + 1)]]
+        what, of_what, rows = count_labels(labels, self.class_names, self.task)
+        if len(rows) > _ROWS_SHOWN:
+            rows = [*rows[: _ROWS_SHOWN - 1], [f"… {len(rows) - _ROWS_SHOWN + 1} more", *[""] * (len(labels) + 1)]]
         rows = [list(map(str, row)) for row in [*rows, ["total", *self.split_sizes.values(), images]]]
         title = (
-            f"{self.name}: {images} images, {classes} classes;"
+            f"{self.name}: {images} images, {of_what};"
             f" {height}×{width} pixels (height×width, {self.resize!r}), seed {self.seed}"
         )
         notes = [
             *([f"Unreadable and skipped: {len(self.skipped)}"] if self.skipped else []),
             *([f"Other files, ignored: {_counts(self.ignored)}"] if self.ignored else []),
+            *([f"Of more than 8 bits a channel, 0–{self.white} became 0–255"] if self.white else []),
             *([f"Licence: {self.licence}"] if self.licence else []),
         ]
-        header = ["class", *self.split_sizes, "total"]
+        header = [what, *self.split_sizes, "total"]
         return [Table(header, rows, range(1, len(header)), title=title, total=True, notes=notes)]
 
 
@@ -97,6 +103,7 @@ def load_images(
     source: str | os.PathLike,
     *,
     image_size: int | tuple[int, int],
+    labels: str | os.PathLike | None = None,
     batch_size: int = 32,
     validation: float | None = None,
     test: float | None = None,
@@ -113,14 +120,19 @@ def load_images(
     splits, and the same `seed` gives the same splits. Sources that come split are used as they are: folders or TFDS splits
     named `train`, `validation` or `val`, `test`, or `Training_set`, `holdout`, `flowers-test`, and so on. A missing
     validation part is taken from the training images, a missing test part only when `test` asks for it. Hidden files, and
-    files that are no images by their ending, are left out. Every file of a folder is read once, so that damaged ones are
-    found before training starts.
+    those that are no images by ending or content, are left out. Every file of a folder is read once, so that damaged ones
+    are found before training. For more than 8 bits a channel one value is white in all images: `white`.
+
+    With `labels`, a table says what the images of a folder show: file names in a column called `filename`, `image` or the
+    like, else in the first; splits in a column `split`; and in one column classes, labels separated by `|`, or numbers
+    (whole ones are classes if it is called `label` or `class`), or in several, called after the labels, 0 and 1.
 
     Args:
         source: a folder of class folders; a folder with `train`, `validation` and `test` folders of class folders;
             `"tfds:NAME"`, an image classification data set of TensorFlow Datasets, downloaded if need be; `"elpv"`,
             photographs of solar cells (for non-commercial use), balanced by label × cell type.
         image_size: pixels, one number or `(height, width)`.
+        labels: path, or name in the folder, of a CSV (commas, semicolons or tabs; UTF-8) or Parquet file.
         batch_size: images per batch.
         validation: share of the images for validation, 0 for none; by default 0.15, for ELPV 0.10.
         test: share of the images for the test, 0 for none; by default 0.15, for ELPV 0.25.
@@ -135,7 +147,8 @@ def load_images(
 
     Raises:
         ArgumentError: a wrong argument, or a share for a part that the source brings along.
-        DataError: no such folder or data set, unreadable files, fewer than two classes, a class with too few images.
+        DataError: no such folder or data set, unreadable files, fewer than two classes, a class with too few images, rows
+            of a labels file that don't fit.
         BackendError: for ELPV, when the package `elpv-dataset` is missing.
         OutputError: a data set can't be written to `data_dir`.
     """
@@ -144,41 +157,45 @@ def load_images(
     seed = check_count("seed", seed, smallest=0)
     check_choice("resize", resize, image_files.RESIZES)
     shares = check_shares(validation=validation, test=test)
-    catalogue = _open_source(source, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
+    catalogue = _open_source(source, labels, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
     return _image_splits(catalogue, divide(catalogue, shares, seed), image_size, batch_size, resize, seed, shuffle)
 
 
 def _image_splits(catalogue, splits, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
-    counts = collections.Counter(image.label for image in catalogue.images)
+    counts = collections.Counter(index for image in catalogue.images for index in image.indices)
     class_counts = {name: counts[label] for label, name in enumerate(catalogue.class_names)}
     for notice in (*catalogue.notices, *_notices(catalogue, class_counts)):
         warn(notice)
     datasets = {
-        split: _dataset(images, image_size, resize, batch_size, seed, shuffle and split == TRAIN)
+        split: _dataset(catalogue, images, image_size, resize, batch_size, seed, shuffle and split == TRAIN)
         for split, images in splits.items()
     }
     return ImageSplits(
         **{split: datasets.get(split) for split in (TRAIN, VALIDATION, TEST)},
-        **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored")},
+        **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored", "task")},
         class_counts=class_counts,
         split_sizes={split: len(images) for split, images in splits.items()},
         files={split: tuple(image.file for image in images) for split, images in splits.items()},
         image_size=image_size,
         resize=resize,
         seed=seed,
+        white=next((image.read.white for image in catalogue.images if hasattr(image.read, "white")), None),
     )
 
 
-def _open_source(source, *, skip_unreadable: bool, data_dir, verbose: int) -> Catalogue:
+def _open_source(source, labels, *, skip_unreadable: bool, data_dir, verbose: int) -> Catalogue:
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise ArgumentError(f"`source` must be a folder, 'elpv' or 'tfds:NAME'. {received(source=source)}")
     name = source.removeprefix("tfds:") if isinstance(source, str) else ""
     if name in ("", source) and name != "elpv":
-        return catalogue_folder(source, skip_unreadable=skip_unreadable, verbose=verbose)
+        return catalogue_folder(source, labels, skip_unreadable=skip_unreadable, verbose=verbose)
+    if labels is not None:
+        raise ArgumentError(f"`labels` goes with a folder; {source} brings its own. {received(labels=labels)}")
     if name == "elpv":
         return catalogue_elpv(verbose=verbose)
     try:
-        from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
+        with quiet_output():  # of a failed import TensorFlow Datasets logs the traceback
+            from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
     except Exception as error:  # protobuf raises a VersionError of its own
         versions = {name: _version_of(name) for name in ("tensorflow-datasets", "tensorflow-metadata", "protobuf")}
         raise BackendError(
@@ -201,18 +218,20 @@ def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
     notices, groups = [], collections.defaultdict(list)
     for image in catalogue.images:
         groups[image.digest].append(image)
+    classes, differ = ("classes", "in") if catalogue.task == CLASSIFICATION else ("labels", "with")
     for what, field, advice in (
-        ("classes", "label", "At most one of the labels is right: remove the wrong ones."),
-        ("splits", "part", "Validation and test then measure memory: keep one of each."),
+        (f"{differ} different {classes}", "label", "At most one of the labels is right: remove the wrong ones."),
+        ("in different splits", "part", "Validation and test then measure memory: keep one of each."),
     ):
         mixed = [group for group in groups.values() if len({getattr(image, field) for image in group}) > 1]
         if mixed:
             listing = _listing([" = ".join(image.file for image in group) for group in mixed])
-            notices.append(f"Identical images in different {what} ({len(mixed)}): {listing}. {advice}")
+            notices.append(f"Identical images {what} ({len(mixed)}): {listing}. {advice}")
     few = [f"{name} ({count})" for name, count in class_counts.items() if count < _FEW_IMAGES]
     if few:
         notices.append(
-            f"Classes with fewer than {_FEW_IMAGES} images: {_listing(few)}. Accuracies on so few say little; add images."
+            f"{classes.capitalize()} with fewer than {_FEW_IMAGES} images: {_listing(few)}. Accuracies on so few say little; "
+            "add images."
         )
     return notices
 
@@ -226,23 +245,23 @@ def _counts(by_suffix: dict[str, int]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
 
 
-def _dataset(images: list[Image], image_size, resize: str, batch_size: int, seed: int, shuffles: bool):
+def _dataset(catalogue, images: list[Image], image_size, resize: str, batch_size: int, seed: int, shuffles: bool):
     """Return a `tf.data.Dataset` with its source: decoded in parallel, static shapes, cardinality known."""
     import tensorflow as tf
 
     # Of everything that decides what `read` returns, index by index, and of the labels. Contents count, not names: a
     # folder that was moved is the same data, a replaced file makes other data.
-    digest = hashlib.sha256(f"kerastl images 1|{image_size}|{resize}|{len(images)}|".encode())
-    for image in images:
-        digest.update(image.digest + image.label.to_bytes(4, "big"))
-    labels = np.array([image.label for image in images], dtype=np.int32)
+    labels = label_array([image.label for image in images], len(catalogue.class_names), catalogue.task)
+    digest = hashlib.sha256(f"kerastl images 2|{image_size}|{resize}|{len(images)}|{labels.dtype}|".encode())
+    for image, label in zip(images, labels, strict=True):
+        digest.update(image.digest + label.tobytes())
 
     def read(index: int) -> np.ndarray:
         return image_files.read_image(images[index].read, image_size, resize, name=images[index].file)
 
     def load(index):
-        image, label = tf.numpy_function(lambda i: (read(i), labels[i]), [index], (tf.uint8, tf.int32))
-        return tf.ensure_shape(image, (*image_size, 3)), tf.ensure_shape(label, ())
+        image, label = tf.numpy_function(lambda i: (read(i), labels[i]), [index], (tf.uint8, labels.dtype))
+        return tf.ensure_shape(image, (*image_size, 3)), tf.ensure_shape(label, labels.shape[1:])
 
     indices = tf.data.Dataset.range(len(images))
     if shuffles:
@@ -253,20 +272,33 @@ def _dataset(images: list[Image], image_size, resize: str, batch_size: int, seed
     return attach_source(without_autotuning(dataset), source)
 
 
-def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbose: int) -> Catalogue:
-    """Return the catalogue of a folder of class folders, or of one with `train`, `validation` and `test` folders.
+def catalogue_folder(folder: str | os.PathLike, labels=None, *, skip_unreadable: bool, verbose: int) -> Catalogue:
+    """Return the catalogue of a folder of class folders, of one with `train`, `validation` and `test` folders, or of one
+    with a labels file.
 
     Raises:
-        DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files.
+        DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files, or a
+            labels file that doesn't fit the folder.
     """
     folder = Path(folder).expanduser()
-    roots, notices = _split_roots(folder, verbose)
-    class_names = _class_names(roots)
-    found, ignored, more = _find_images(roots, class_names)
-    notices += more
-    _check_every_class(roots, class_names, found, ignored)
-    looks = list(zip(found, image_files.look_at_all(_digest_or_error, found, verbose=verbose), strict=True))
-    images = [dataclasses.replace(image, digest=digest) for image, digest in looks if isinstance(digest, bytes)]
+    _check_folder(folder)
+    task, roots, ignored = CLASSIFICATION, {}, {}
+    if labels is None:
+        roots, notices = _split_roots(folder, verbose)
+        class_names = _class_names(roots)
+        found, ignored, more = _find_images(folder, roots, class_names)
+        notices += more
+        _check_every_class(roots, class_names, found, ignored)
+    else:
+        task, class_names, found, notices = labelled_images(folder, labels, verbose)
+        listed = {image.file for image in found}
+        others = [path for path in image_files.find_files(folder)[1] if str(path) not in listed]
+        ignored, photographs = image_files.count_left_out(others)
+        notices += photographs
+    looks = list(zip(found, image_files.look_at_all(_look_at, found, verbose=verbose), strict=True))
+    images = [dataclasses.replace(image, digest=look[0]) for image, look in looks if isinstance(look, tuple)]
+    images, told = image_files.scale_alike(images, [look[1] for _, look in looks if isinstance(look, tuple)])
+    notices += told
     bad = {image.file: str(error) for image, error in looks if isinstance(error, DataError)}
     if bad:
         listing = _listing(list(bad.values()), 20, "\n  ")
@@ -274,9 +306,19 @@ def catalogue_folder(folder: str | os.PathLike, *, skip_unreadable: bool, verbos
         if not skip_unreadable:
             raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
         notices.append(f"{unreadable}\nSkipped, as skip_unreadable=True says.")
-        _check_every_class(roots, class_names, images, ignored)
+        if labels is None:
+            _check_every_class(roots, class_names, images, ignored)
     name, skipped = folder.resolve().name, tuple(bad)
-    return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices))
+    return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices), task=task)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        raise DataError(
+            f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
+            f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
+        )
 
 
 def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]]:
@@ -284,12 +326,6 @@ def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]
 
     A class may be called "train": only beside `validation` or `test`, or alone, is it taken for a split.
     """
-    if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        raise DataError(
-            f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
-            f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
-        )
     names = {path.name: path for path in _subfolders(folder)}
     splits, roots = splits_of(names), {}
     for name, split in splits.items():
@@ -330,16 +366,11 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
     names = tuple(path.name for path in _subfolders(roots[TRAIN]))
-    for name in names:
-        if not name.isprintable():  # line breaks, terminals' control sequences, and what is not valid UTF-8
-            raise DataError(
-                "Class names are printed, and written to text files, so the names of class folders must be readable text in "
-                f"one line. Rename the folder. {received(folder=name)}"
-            )
+    check_names(names, "Rename the folder.")
     if len(names) < 2:
         raise DataError(
             f"A classifier needs two classes or more. {roots[TRAIN]} holds {repr(names[0]) if names else 'no class folders'}."
-            " Put the images of each class into a folder named after the class."
+            " Put the images of each class into a folder named after the class, or pass `labels=` with a file of labels."
         )
     for root in roots.values():
         unknown = [path.name for path in _subfolders(root) if path.name not in names]
@@ -351,25 +382,21 @@ def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
     return names
 
 
-def _find_images(roots: dict[str, Path], class_names) -> tuple[list[Image], dict[str, int], list[str]]:
-    """Return the images, not read yet; how many other files there are, by their ending; what to say of them."""
-    found, ignored, notices = [], collections.Counter(), []
+def _find_images(folder: Path, roots: dict[str, Path], class_names) -> tuple[list[Image], dict[str, int], list[str]]:
+    """Return the images, not read yet; how many other files there are, of each kind; what to say of them."""
+    found, left_out, notices = [], [path for path in folder.iterdir() if image_files.is_hidden(path.name)], []
     for split, root in roots.items():
         for label, class_name in enumerate(class_names):
             images, others = image_files.find_files(root / class_name)
             found += [Image(label, split, str(path), b"", path.read_bytes) for path in images]
-            ignored.update(path.suffix.lower() or "without ending" for path in others)
-        files = [path for path in root.iterdir() if path.is_file() and not image_files.is_hidden(path.name)]
-        loose = [str(path) for path in files if path.suffix.lower() in image_files.IMAGE_SUFFIXES]
+            left_out += others
+        left_out += [path for path in root.iterdir() if image_files.is_hidden(path.name) and root != folder]
+        loose = [str(path) for path in root.iterdir() if path.is_file() and image_files.is_image_file(path)]
         if loose:
             listing = _listing(loose, 20)
             notices.append(f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {listing}")
-    photographs = {suffix: count for suffix, count in ignored.items() if suffix in _UNSUPPORTED_PHOTOGRAPHS}
-    if photographs:
-        notices.append(
-            f"Left out, as these formats can't be read: {_counts(photographs)}. Convert them to JPEG or PNG."
-        )
-    return found, dict(ignored), notices
+    ignored, photographs = image_files.count_left_out(left_out)
+    return found, ignored, notices + photographs
 
 
 def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> None:
@@ -384,12 +411,15 @@ def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> 
         )
 
 
-def _digest_or_error(image: Image) -> bytes | DataError:
+def _look_at(image: Image) -> tuple[bytes, int | float | None] | DataError:
+    """Return the digest of an image's content, and its `largest_value`."""
     try:
         with image_files.naming_the_image(image.file):
             data = image.read()
-        # A small size lets JPEGs be decoded at an eighth of their size: all of the file is read, little is computed.
-        image_files.read_image(data, (8, 8), name=image.file)
+        largest = image_files.largest_value(data, image.file)
+        if largest is None:
+            # A small size lets JPEGs be decoded at an eighth of their size: all of the file is read, little is computed.
+            image_files.read_image(data, (8, 8), name=image.file)
     except DataError as error:
         return error
-    return hashlib.sha256(data).digest()
+    return hashlib.sha256(data).digest(), largest

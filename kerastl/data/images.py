@@ -6,9 +6,15 @@ Everything goes through Pillow. What comes out is `(height, width, 3)`, RGB, 0�
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
+import functools
+import hashlib
 import io
 import itertools
 import os
+import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,17 +23,36 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, DataError
+from kerastl.tables import readable_bytes
 
 RESIZES = ("squash", "crop", "pad")
 """The ways to bring an image to another shape; the first is the default."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"})
-"""Files are taken for images by these endings, in lower case."""
+"""Files with these endings, in lower case, are taken for images; those with unknown ones by their content."""
 
-# Naming the formats keeps Pillow from trying others, some of which start programs (EPS starts Ghostscript).
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF")
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_HIDDEN_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
+# How files of each format begin, whatever their names say. Of no other do we ask Pillow: some start programs (EPS).
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "BMP": rb"BM.{4}\0{4}",
+    "DIB": rb"[\x28\x34\x38\x6c\x7c]\0{3}.{8}\x01\0[\x01\x04\x08\x10\x18\x20]\0",
+    "AVIF": rb"....ftyp.*avi[fs]",
+    "HEIF": rb"....ftyp.*(hei|hev|mif1|msf1)",
+}
+_HEAD = 32  # bytes, enough for these
+_INSTALL = {"AVIF": "pip install --upgrade pillow", "HEIF": "pip install pillow-heif"}
+_OPTIONAL_SUFFIXES = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF"}
+_RAW_SUFFIXES = (".jp2", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw")  # by content, some would be taken for TIFF
+_LEFTOVERS = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", ".ds_store", ".ipynb_checkpoints")
+_WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
+_FEW_IMAGES = 10
+_MOST_BYTES = 2**30  # of an image decoded
+_LARGE_BYTES = 2**27  # decoded one at a time, as every thread would hold one
+_ONE_AT_A_TIME = threading.Lock()
 # A JPEG can be decoded at a half, a quarter or an eighth of its size at a fraction of the cost. Leaving at least three
 # times the wanted size keeps photographs within three of 255 levels of a full decode (a test holds it).
 _DECODED_OVER_WANTED = 3
@@ -45,55 +70,125 @@ def check_image_size(image_size) -> tuple[int, int]:
     return height, width
 
 
+@dataclasses.dataclass(frozen=True)
+class WideFile:
+    """Returns the bytes of an image file of more than 8 bits a channel, and says which value is white in it."""
+
+    read: Callable[[], bytes]
+    white: float
+
+    def __call__(self) -> bytes:
+        return self.read()
+
+
 def read_image(
     source, image_size: tuple[int, int] | None = None, resize: str = RESIZES[0], *, name: str | None = None
 ) -> np.ndarray:
-    """Read a JPEG, PNG, BMP, GIF, WEBP or TIFF image as upright RGB, uint8 `(height, width, 3)`.
+    """Read a JPEG, PNG, BMP, GIF, WEBP, TIFF, AVIF or HEIC image as upright RGB, uint8 `(height, width, 3)`.
 
     EXIF rotation is applied; of animations and multi-page files the first frame is read; grey, palette and CMYK become
-    RGB; 16-bit grey is divided by 257 (65535 becomes 255); transparent parts are laid on white, as a page shows them.
-    With an `image_size`, a JPEG more than six times as large is decoded at a reduced scale: several times faster, and
-    within three of 255 levels of a full decode on photographs, within eight where neighbouring pixels are noise.
+    RGB; transparent parts are laid on white, as a page shows them. Of more than 8 bits a channel, 0 to white becomes
+    0–255: to the white that a `WideFile` says, else to what `decide_white` says of this image alone. With an `image_size`, a
+    JPEG more than six times as large is decoded at a reduced scale: several times faster, and within three of 255 levels
+    of a full decode on photographs, within eight where neighbouring pixels are noise.
 
     `source` is a path, the bytes of an image file, or a function that returns them; `name`, what errors call it. Raises
-    `DataError` for what can't be read, and for pixels without a fixed white (floating point).
+    `DataError` for what can't be read.
     """
-    with naming_the_image(name or str(source)):
-        if not isinstance(source, bytes):
-            source = source() if callable(source) else _content_of(Path(source))
-        image, reduction = _decode(source, image_size)
-        # Grey is resized before it becomes three equal channels: the same result at a third of the work.
-        image = image if image_size is None else _resize(image, image_size, resize, reduction)
-        return np.array(image.convert("RGB"))
+    with naming_the_image(name or source):
+        content = _content_of(source)
+        image, low = _open_both(content)
+        reduction = _reduction(image, image_size)
+        with _turn(image, reduction):
+            image, numbers = _decode(image, low, reduction)
+            if numbers is not None:
+                white = getattr(source, "white", None) or decide_white([(numbers.max().item(), "")])[0]
+                image = _of_numbers(to_eight_bits(numbers, white), image)
+            image = on_white(image)
+            # Grey is resized before it becomes three equal channels: the same result at a third of the work.
+            image = image if image_size is None else _resize(image, image_size, resize, reduction)
+            return np.array(image.convert("RGB"))
 
 
-def _content_of(path: Path) -> bytes:
+def largest_value(source: bytes | Path, name: str | None = None) -> int | float | None:
+    """Return the largest value of an image of more than 8 bits a channel; `None` for others, which are not decoded."""
+    if isinstance(source, Path) and _format_in(source) not in ("PNG", "TIFF"):
+        return None
+    with naming_the_image(name or source):
+        image, low = _open_both(_content_of(source))
+        if low is None and not is_wide(image):
+            return None
+        with _turn(image):
+            return _decode(image, low)[1].max().item()
+
+
+def decide_white(largest: list[tuple[int | float, str]]) -> tuple[int, str | None]:
+    """Return which value is white in images of more than 8 bits a channel, and what to say of it.
+
+    A camera of 12 bits writes 0–4095 into files of 16. So white is the next of 255, 1023, 4095, 16383 and 65535 that no
+    image of a data set goes beyond, or 1 for floats. By each image alone, brightness would depend on what it shows.
+
+    Args:
+        largest: the largest value and the name of each image.
+    """
+    floats = {isinstance(value, float) for value, _ in largest}
+    if len(floats) > 1:
+        raise DataError("Images of floats and of 16-bit integers can't be scaled alike. Save all of them in one way.")
+    top, name = max(largest)
+    whites = [(1, *_WHITES), 1.001] if floats == {True} else [_WHITES, 1]  # floats are rounded
+    white = next(white for white in whites[0] if top <= whites[1] * white)
+    few = " So few images may not show what is white." if len(largest) < _FEW_IMAGES else ""
+    told = f"Images of more than 8 bits a channel ({len(largest)}) use 0–{white}: their largest value is {top:g}, in {name}."
+    return white, None if white == 255 else f"{told} That range becomes 0–255.{few}"
+
+
+def scale_alike(images: list, largest: list) -> tuple[list, list[str]]:
+    """Return images of a catalogue, those of more than 8 bits bound to one white, and what to say of it.
+
+    `largest` holds the `largest_value` of each.
+    """
+    wide = [(value, image.file) for image, value in zip(images, largest, strict=True) if value is not None]
+    if not wide:
+        return images, []
+    white, told = decide_white(wide)
+
+    def bound(image):
+        digest = hashlib.sha256(image.digest + f"white {white}".encode()).digest()  # other pixels are other data
+        return dataclasses.replace(image, read=WideFile(image.read, white), digest=digest)
+
+    images = [image if value is None else bound(image) for image, value in zip(images, largest, strict=True)]
+    return images, [told] if told else []
+
+
+def _content_of(source) -> bytes:
+    if isinstance(source, bytes) or callable(source):
+        return source() if callable(source) else source
+    path = Path(source)
     if path.exists() and not path.is_file():  # reading a pipe or a device may never end
         raise DataError("it is a folder, a pipe or a device, not a file.")
     return path.read_bytes()
 
 
 @contextlib.contextmanager
-def naming_the_image(name: str):
+def naming_the_image(name: object):
     """Turn whatever goes wrong while an image is read into a `DataError` that names it.
 
     Pillow's decoders raise a dozen kinds of exceptions on damaged files (OSError, SyntaxError, struct.error, …).
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         yield
     except Exception as error:
-        reason = f"it is damaged or cut short ({type(error).__name__}: {error})."
+        reason = f"it is damaged, cut short, or of a kind that can't be read ({type(error).__name__}: {error})."
         if isinstance(error, DataError):
             reason = str(error)
-        elif isinstance(error, UnidentifiedImageError):
-            reason = "it is not a JPEG, PNG, BMP, GIF, WEBP or TIFF image."
         elif isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-            reason = f"it says that it is too large to be true. {error}"
+            reason = f"it is too large for Pillow to decode. Make it smaller. {error}"
         elif isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror}."
-        raise DataError(f"Can't read the image {name}: {reason}") from error
+        called = "bytes" if isinstance(name, bytes) else name
+        raise DataError(f"Can't read the image {called}: {reason}") from error
 
 
 def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -> np.ndarray:
@@ -115,9 +210,9 @@ def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -
 
 
 def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
-    """Return `(images, others)`: the files under `folder`, sorted, hidden ones left out, links to folders followed.
+    """Return `(images, others)`: the files under `folder`, sorted, links to folders followed.
 
-    Images are told by their ending (`IMAGE_SUFFIXES`), not opened.
+    What is hidden is among the others, folders as one.
     """
     found, visited, top = ([], []), set(), os.path.join(os.path.realpath(folder), "")
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -126,17 +221,44 @@ def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
             folders.clear()  # a link back, to what was read already or to a folder above
             continue
         visited.add(real)
+        found[1].extend(Path(parent, name) for name in folders if is_hidden(name))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for path in (Path(parent, name) for name in files if not is_hidden(name)):
-            if not path.is_file():  # a pipe or a device
-                continue
-            found[path.suffix.lower() not in IMAGE_SUFFIXES].append(path)
+        for path in (Path(parent, name) for name in files):
+            if path.is_file():  # no pipe and no device
+                found[not is_image_file(path)].append(path)
     return sorted(found[0]), sorted(found[1])
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is taken for an image: by its ending, where that says nothing by its content."""
+    suffix = path.suffix.lower()
+    if is_hidden(path.name) or suffix in _RAW_SUFFIXES:
+        return False
+    if suffix in IMAGE_SUFFIXES or suffix in _OPTIONAL_SUFFIXES:
+        return suffix in IMAGE_SUFFIXES or _OPTIONAL_SUFFIXES[suffix] in _openers()
+    return _format_in(path) is not None
 
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder name is one that operating systems and notebooks leave behind."""
-    return name.startswith(".") or name.lower() in _HIDDEN_NAMES
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def count_left_out(paths: Iterable[Path]) -> tuple[dict[str, int], list[str]]:
+    """Return how many files there are of each ending, or of what left them behind; and what to say of photographs."""
+    counts = collections.Counter(
+        (path.suffix.lower() or "without ending")
+        if not is_hidden(path.name)
+        else (path.name if path.name.lower() in _LEFTOVERS else "dot files")
+        for path in paths
+    )
+    photographs = sorted(kind for kind in counts if kind in (*_RAW_SUFFIXES, *_OPTIONAL_SUFFIXES))
+    if not photographs:
+        return dict(counts), []
+    listing = ", ".join(f"{counts[kind]} {kind}" for kind in photographs)
+    commands = sorted({_INSTALL[_OPTIONAL_SUFFIXES[kind]] for kind in photographs if kind in _OPTIONAL_SUFFIXES})
+    advice = f"Install what reads them (`{'`, `'.join(commands)}`), or convert" if commands else "Convert"
+    return dict(counts), [f"Left out, as these formats can't be read: {listing}. {advice} them to JPEG or PNG."]
 
 
 def in_threads(function: Callable, items: Iterable, *, threads: int = _THREADS, ahead: int = 4 * _THREADS) -> Iterator:
@@ -168,19 +290,139 @@ def look_at_all(function: Callable, items: Sequence, *, verbose: int) -> list:
     return results
 
 
-def _decode(data: bytes, image_size: tuple[int, int] | None):
-    """Return an upright Pillow image of mode `L` or `RGB`, and how many times smaller than the file's it is."""
-    from PIL import Image, ImageOps
+def _format_of(head: bytes) -> str | None:
+    return next((name for name, pattern in _SIGNATURES.items() if re.match(pattern, head, re.DOTALL)), None)
 
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    reduction = _reduction(image, image_size)
+
+def _format_in(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as file:
+                return _format_of(file.read(_HEAD))
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _openers() -> dict[str, Callable]:
+    """Return what opens each format that can be read here."""
+    from PIL import Image, features
+
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    missing = () if "avif" in features.get_supported() else ("AVIF",)
+    return {name: Image.OPEN[name][0] for name in _SIGNATURES if name in Image.OPEN and name not in missing}
+
+
+def _open(content: bytes):
+    """Return a Pillow image, not decoded. `Image.open` would refuse JPEGs that can be decoded at a reduced size."""
+    name = _format_of(content[:_HEAD])
+    if name in _openers():
+        return _openers()[name](io.BytesIO(content), "")
+    if name:
+        raise DataError(f"it is {name}, which is read after `{_INSTALL[name]}`. Or convert it to JPEG or PNG.")
+    raise DataError("it is not a JPEG, PNG, BMP, GIF, WEBP, TIFF, AVIF or HEIC image.")
+
+
+def _open_both(content: bytes) -> tuple:
+    """Return a Pillow image, and one of the low bytes of 16-bit colors (else `None`), neither decoded.
+
+    Of 16-bit colors Pillow keeps the high bytes. Told the other byte order, it takes the low ones for these.
+    """
+    image, tiles = _open(content), []
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2[258][0] == 16:
+        raise DataError(
+            "its channels of 16 bits lie apart (PlanarConfiguration 2). Save it with those of a pixel together."
+        )
+    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    for tile in image.tile:
+        *place, options = tile
+        mode, *more = (options,) if isinstance(options, str) else options or ("",)
+        if not re.fullmatch("RGB[AX]?;16[BLN]", str(mode)):
+            return image, None
+        mode = mode[:-1] + swapped[mode[-1]]
+        tiles.append(tuple.__new__(type(tile), (*place, (mode, *more) if more else mode)))
+    if not tiles:
+        return image, None
+    low = _open(content)
+    low.tile = tiles
+    return image, low
+
+
+def _decode(image, low, reduction: int = 1) -> tuple:
+    """Return an image decoded and upright, and of more than 8 bits a channel its values, without alpha (else `None`)."""
+    from PIL import ImageOps
+
     if reduction > 1:
         image.draft(None, (image.width // reduction, image.height // reduction))
-    image.load()
-    # Broken EXIF data is common and says nothing about the pixels, which are fine.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    return _eight_bit(image), reduction
+    for one in filter(None, (image, low)):
+        one.load()
+        # Broken EXIF data is common and says nothing about the pixels, which are fine.
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(one, in_place=True)
+    if low is None and not is_wide(image):
+        return image, None
+    numbers = np.asarray(image)
+    if low is not None:
+        numbers = numbers[..., :3] * np.uint16(256) + np.asarray(low)[..., :3]
+    if not 0 <= numbers.min() <= numbers.max() <= _WHITES[-1]:  # NaN neither
+        raise DataError(
+            f"its pixels lie outside 0–{_WHITES[-1]}. Scale them so that 0 is black, and save it again."
+            f" {received(smallest=numbers.min().item(), largest=numbers.max().item())}"
+        )
+    return image, numbers
+
+
+def is_wide(image) -> bool:
+    """Return whether a Pillow image holds values of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def to_eight_bits(numbers: np.ndarray, white: float) -> np.ndarray:
+    """Return values as uint8: 0 to `white` becomes 0–255, what lies above 255."""
+    return np.minimum(np.rint(numbers * (255 / white)), 255).astype(np.uint8)
+
+
+def _of_numbers(pixels: np.ndarray, image):
+    """Return a Pillow image of these pixels that stands for `image`, which has more bits."""
+    from PIL import Image
+
+    # Zero as white (PhotometricInterpretation 0) is known to Pillow in 8 bits only.
+    found = Image.fromarray(255 - pixels if image.format == "TIFF" and image.tag_v2.get(262) == 0 else pixels)
+    if image.mode == "RGBA":
+        found.putalpha(image.getchannel("A"))
+    return found
+
+
+def on_white(image):
+    """Return an image of 8 bits a channel as mode `L` (grey) or `RGB`, transparent parts laid on white."""
+    from PIL import Image
+
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    mode = "L" if image.mode in ("L", "1") else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _decoded_bytes(image, reduction: int = 1) -> int:
+    per_pixel = 1 if image.mode in ("1", "L", "P") else 4
+    # A progressive JPEG is held as a whole, whatever size is asked for.
+    return image.width * image.height * per_pixel // (1 if image.info.get("progressive") else reduction**2)
+
+
+def _turn(image, reduction: int = 1):
+    """Return the context to decode an image in; raise where it would fill the memory."""
+    size = _decoded_bytes(image, reduction)
+    if size > _MOST_BYTES:
+        raise DataError(
+            f"its {image.width}×{image.height} pixels would take {readable_bytes(size)} of memory, over"
+            f" {readable_bytes(_MOST_BYTES)}. Make it smaller, or save it as JPEG (not progressive), which is read at a"
+            " reduced size."
+        )
+    return _ONE_AT_A_TIME if size > _LARGE_BYTES else contextlib.nullcontext()
 
 
 def _reduction(image, image_size: tuple[int, int] | None) -> int:
@@ -189,29 +431,11 @@ def _reduction(image, image_size: tuple[int, int] | None) -> int:
         return 1
     # Both sides need the larger bound: the image may yet be rotated, or cropped to its short side.
     largest = min(image.size) / (_DECODED_OVER_WANTED * max(image_size))
-    # Sizes that don't divide would leave a last row or column that is only partly covered, and shift the rest.
-    exact = (by for by in (8, 4, 2) if image.width % by == image.height % by == 0)
+    # Sizes that don't divide would leave a last row or column that is only partly covered, and shift the rest; by too
+    # little to see where the image is too large for anything else.
+    huge = _decoded_bytes(image) > _MOST_BYTES
+    exact = (by for by in (8, 4, 2) if huge or image.width % by == image.height % by == 0)
     return next((by for by in exact if by <= largest), 1)
-
-
-def _eight_bit(image):
-    """Return `image` as mode `L` (grey) or `RGB`."""
-    from PIL import Image
-
-    if image.mode == "F":
-        raise DataError(
-            "its pixels are floating-point numbers, which have no fixed white. Save it with 8 or 16 bits per channel."
-        )
-    if image.mode in _SIXTEEN_BIT_MODES:
-        # `Image.convert` would clip at 255 and turn nearly everything white.
-        array = np.asarray(image)
-        if array.min() < 0 or array.max() > 65535:
-            raise DataError("its pixels lie outside 0–65535. Save it with 8 or 16 bits per channel.")
-        return Image.fromarray(np.round(array / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    return image.convert("L" if image.mode in ("L", "1") else "RGB")
 
 
 def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1):
@@ -252,7 +476,7 @@ def _rgb_array(image) -> np.ndarray:
         raise DataError(f"An image must hold integers or floats. {received(dtype=str(array.dtype))}")
     if kind != "f" and array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
         raise DataError(
-            "Integer pixels must lie in 0–255; divide 16-bit values by 257."
+            "Integer pixels must lie in 0–255. Scale them so that 0 is black and 255 white."
             f" {received(smallest=int(array.min()), largest=int(array.max()))}"
         )
     array = array.astype("float32" if kind == "f" else "uint8", copy=False)

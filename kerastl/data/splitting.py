@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import numpy as np
 
 from kerastl.checks import check_fraction, received
+from kerastl.data.labels import CLASSIFICATION, REGRESSION
 from kerastl.errors import ArgumentError, DataError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -29,19 +30,24 @@ _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as o
 class Image:
     """One image of a source."""
 
-    label: int  # an index into the source's class names
+    label: int | tuple[int, ...] | float  # an index into the source's class names, several of them, or a number
     part: str  # the split that it came in; `"train"` in a source that came unsplit
     file: str  # its path, or its name in the data set
     digest: bytes  # of its encoded bytes
     read: Callable[[], bytes]  # returns these bytes, from several threads at once
     stratum: tuple[int, str] | None = None  # number and name of what splits are balanced by; by default the class
 
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The indices of its class or labels among the class names; 0, of the only name, for a number."""
+        return self.label if isinstance(self.label, tuple) else (0 if isinstance(self.label, float) else self.label,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
     """The images of a source, unsplit or with the splits that they came with.
 
-    `name`, `class_names`, `licence`, `skipped` and `ignored` are those of `ImageSplits`; `validation_share` and
+    `name`, `class_names`, `licence`, `skipped`, `ignored` and `task` are those of `ImageSplits`; `validation_share` and
     `test_share` are taken where nobody says, and `notices` is what the user has to be warned of.
     """
 
@@ -54,6 +60,7 @@ class Catalogue:
     skipped: tuple[str, ...] = ()
     ignored: dict[str, int] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    task: str = CLASSIFICATION
 
 
 def splits_of(names: Iterable[str]) -> dict[str, str]:
@@ -104,7 +111,7 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, list[I
     shares = check_shares(**{split: share for split, share in shares.items() if split not in brought})
     pool = divided[TRAIN]
     indices = split_indices(
-        [image.stratum or (image.label, catalogue.class_names[image.label]) for image in pool],
+        _strata(catalogue, pool),
         [image.digest for image in pool],
         {TRAIN: 1 - sum(shares.values()), **shares},
         seed=seed,
@@ -113,6 +120,25 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, list[I
     indices[TRAIN] = np.random.default_rng(seed).permutation(indices[TRAIN])
     divided |= {split: [pool[index] for index in chosen] for split, chosen in indices.items()}
     return {split: images for split, images in divided.items() if images}
+
+
+def _strata(catalogue: Catalogue, pool: list[Image]) -> list[tuple[int, str]]:
+    """Return what each image is balanced by: its class, the rarest of its labels, or the tenth that its number lies in.
+
+    Of labels and numbers, those too few for every split are balanced with the largest stratum.
+    """
+    if catalogue.task == CLASSIFICATION:
+        return [image.stratum or (image.label, catalogue.class_names[image.label]) for image in pool]
+    if catalogue.task == REGRESSION:
+        ranks = np.argsort(np.argsort([image.label for image in pool]))
+        keys = (ranks * min(10, 1 + len(pool) // 10) // max(len(pool), 1)).tolist()
+    else:
+        counts = collections.Counter(index for image in pool for index in image.indices)
+        keys = [min(image.indices, key=counts.__getitem__, default=-1) for image in pool]
+    by_content = {image.digest: key for image, key in zip(pool[::-1], keys[::-1], strict=True)}  # the first copy's
+    sizes = collections.Counter(by_content.values())
+    keys = [by_content[image.digest] for image in pool]
+    return [(key if sizes[key] >= 3 else max(sizes, key=sizes.get), "all images") for key in keys]
 
 
 def split_indices(
@@ -129,7 +155,7 @@ def split_indices(
     few = {name: len(found) for (_, name), found in members.items() if len(found) < len(wanted)}
     if few:
         raise DataError(
-            f"Every class needs at least {len(wanted)} different images, one for each of {', '.join(wanted)}."
+            f"There must be at least {len(wanted)} different images of every class, one for each of {', '.join(wanted)}."
             f" {received(different_images=few)}. Add images, remove the class, or set `validation` or `test` to 0."
         )
     counts = [sum(len(indices) for indices in stratum) for stratum in members.values()]

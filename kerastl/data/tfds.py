@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
+import tensorflow_datasets.public_api as tfds  # the package itself logs what fails in it, and goes on without its names
 from google.protobuf.message import DecodeError
 
 from kerastl.checks import nearest, received
-from kerastl.data.images import look_at_all
+from kerastl.data.images import largest_value, look_at_all, scale_alike
 from kerastl.data.splitting import TRAIN, Catalogue, Image, splits_of
 from kerastl.errors import DataError, OutputError
 
@@ -102,13 +103,17 @@ def _first_lines(error: Exception) -> str:
 def catalogue_builder(builder, *, verbose: int = 1) -> Catalogue:
     """Return the catalogue of a prepared TFDS builder.
 
-    Every image's bytes are read once, for the digests; images are not decoded.
+    Every image's bytes are read once, for the digests; only images of more than 8 bits a channel are decoded.
 
     Raises:
-        DataError: no image feature, no class label, or no split to train on.
+        DataError: no image feature, no class label, no split to train on, or images of floats.
     """
     image_key, label_key = _image_and_label(builder)
     name, features = f"tfds:{builder.info.full_name}", dict(builder.info.features)
+    if np.dtype(features[image_key].np_dtype).kind == "f":
+        raise DataError(
+            f"{name} holds images of floats, which only TFDS reads. Write them to a folder as 16-bit PNG or TIFF."
+        )
     class_names = tuple(features[label_key].names)
     file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
     keys = [key for key in (label_key, file_key) if key]
@@ -116,24 +121,26 @@ def catalogue_builder(builder, *, verbose: int = 1) -> Catalogue:
     def read(record: Callable[[], bytes]) -> bytes:
         return _parse(record(), image_key, ())[0]
 
-    def look_at(record: Callable[[], bytes]) -> tuple[bytes, dict]:
+    def look_at(record: Callable[[], bytes]) -> tuple[bytes, int | float | None, dict]:
         data, values = _parse(record(), image_key, keys)
-        return hashlib.sha256(data).digest(), values
+        return hashlib.sha256(data).digest(), largest_value(data, f"in {name}"), values
 
-    images, notices = [], []
+    images, largest, notices = [], [], []
     for part, split in _splits(builder).items():
         records = _records(builder, split)
         looks = look_at_all(look_at, records, verbose=verbose)
-        if any(not 0 <= values[label_key] < len(class_names) for _, values in looks):
+        if any(not 0 <= values[label_key] < len(class_names) for *_, values in looks):
             if part == TRAIN:
                 raise DataError(f"The training images of {name} have labels outside its classes.")
             notices.append(f"The split {split!r} of {name} has no labels and is left out.")
             continue
-        for index, (record, (digest, values)) in enumerate(zip(records, looks, strict=True)):
+        for index, (record, (digest, top, values)) in enumerate(zip(records, looks, strict=True)):
             file = values[file_key].decode() if file_key else f"{split}[{index}]"
             images.append(Image(values[label_key], part, file, digest, functools.partial(read, record)))
+            largest.append(top)
+    images, told = scale_alike(images, largest)
     licence = builder.info.redistribution_info.license or None
-    return Catalogue(name, class_names, images, licence=licence, notices=tuple(notices))
+    return Catalogue(name, class_names, images, licence=licence, notices=(*notices, *told))
 
 
 def _image_and_label(builder) -> tuple[str, str]:

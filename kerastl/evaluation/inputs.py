@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import numbers
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +12,22 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.data import images as image_files
-from kerastl.errors import DataError
+from kerastl.errors import ArgumentError, DataError, warn
 
 
-def list_images(images) -> list[tuple[str, Path | bytes | np.ndarray]]:
+def list_images(
+    images, white: float | None = None
+) -> list[tuple[str, Path | bytes | image_files.WideFile | np.ndarray]]:
     """Return `(name, image)` for each image: names are paths and addresses, or `image 0`, `image 1`, … for all else.
+
+    Those of more than 8 bits a channel have one `white`: as given, or decided by all of them, which is said.
 
     Raises:
         DataError: nothing there, or something that is no image.
+        ArgumentError: `white` is no number above 0.
     """
+    if white is not None and not (isinstance(white, numbers.Real) and white > 0):
+        raise ArgumentError(f"`white` must be the value that is white, such as 4095. {received(white=white)}")
     if isinstance(images, np.ndarray) and images.dtype.kind in "OUS":
         images = images.ravel().tolist()  # of paths
     if _is_dataset(images):
@@ -41,7 +49,35 @@ def list_images(images) -> list[tuple[str, Path | bytes | np.ndarray]]:
         items = _images_of(images, "images")
     if not items:
         raise DataError(f"There are no images to predict. {received(images=images)}")
-    return [one if isinstance(one, tuple) else (f"image {index}", one) for index, one in enumerate(items)]
+    named = [one if isinstance(one, tuple) else (f"image {index}", one) for index, one in enumerate(items)]
+    return _scaled_alike(named, white)
+
+
+def _scaled_alike(named: list, white: float | None) -> list:
+    tops = list(image_files.in_threads(lambda one: _largest_value(one[1]), named))
+    wide = [(top, name) for (name, _), top in zip(named, tops, strict=True) if top is not None]
+    if wide and white is None:
+        white, told = image_files.decide_white(wide)
+        if told:
+            warn(f"{told} If another value was white in training (`data.white`), pass it: `white=`.")
+    return [(name, one if top is None else _scaled(one, white)) for (name, one), top in zip(named, tops, strict=True)]
+
+
+def _largest_value(image) -> int | float | None:
+    """Return the largest value of an image of more than 8 bits; `None` for any other, and for what will be refused."""
+    if isinstance(image, np.ndarray):
+        integers = image.dtype.kind in "iu" and image.dtype.itemsize > 1 and image.size
+        return image.max().item() if integers and image.min() >= 0 and image.max() < 2**16 else None
+    try:
+        return image_files.largest_value(image)
+    except DataError:
+        return None
+
+
+def _scaled(image, white: float):
+    if isinstance(image, np.ndarray):
+        return image_files.to_eight_bits(image, white)
+    return image_files.WideFile((lambda: image) if isinstance(image, bytes) else image.read_bytes, white)
 
 
 def _is_dataset(images) -> bool:
@@ -62,7 +98,8 @@ def _images_of(item, called: str) -> list:
     ):  # an image of Pillow, which may still be rotated by its EXIF
         from PIL import ImageOps
 
-        return [np.asarray(ImageOps.exif_transpose(item).convert("RGB"))]
+        image = ImageOps.exif_transpose(item)
+        return [np.asarray(image if image_files.is_wide(image) else image_files.on_white(image).convert("RGB"))]
     array = _as_array(item)
     if array is not None and array.ndim in (2, 3):
         return [array]
@@ -76,7 +113,9 @@ def _images_of(item, called: str) -> list:
 def _paths(path: Path) -> list[Path]:
     """Return the path of a file, those of all images in a folder and below, or those that a pattern stands for."""
     if path.is_dir():
-        found = image_files.find_files(path)[0]
+        found, others = image_files.find_files(path)
+        for notice in image_files.count_left_out(others)[1]:
+            warn(notice)
         what = "in that folder"
     elif glob.has_magic(str(path)) and not path.exists():
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
