@@ -5,11 +5,16 @@ from keras import layers
 
 from kerastl.errors import ArgumentError
 from kerastl.models import freezing, graph
+from kerastl.models.compiling import task_of
 from kerastl.models.heads import augmentation_layer, build_classifier
 from kerastl.training import recipe as training
 from tests import models
 
 SMALL = {"input_shape": (32, 32, 3), "weights": None, "alpha": 0.35}
+
+
+def assert_close(found, wanted, atol=1e-5):
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found, wanted)), rtol=1e-6, atol=atol)
 
 
 def test_pixels_in_probabilities_out(pixels):
@@ -27,7 +32,7 @@ def test_the_preprocessing_in_the_graph_is_the_familys_own(pixels):
     backbone = model.get_layer("mobilenetv2_0.35_32")
     by_hand = backbone(keras.applications.mobilenet_v2.preprocess_input(pixels[0].copy()))
     head = keras.Model(model.get_layer("avg_pool").input, model.output)
-    np.testing.assert_allclose(head(by_hand), model(pixels[0]), atol=1e-6)
+    assert_close(head(by_hand), model(pixels[0]))
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "flatten"])
@@ -36,6 +41,25 @@ def test_poolings_and_hidden_units(pooling, pixels):
     assert model(pixels[0]).shape == (16, 4)
     assert model.get_layer("hidden").units == 5
     assert model.get_layer("hidden").kernel.shape[0] == (8 * 16 * 16 if pooling == "flatten" else 8)
+
+
+@pytest.mark.parametrize(
+    ("task", "units", "activation"),
+    [("multi-label", 3, "sigmoid"), ("regression", 1, "linear"), ("regression", 2, "linear")],
+)
+def test_heads_for_several_labels_and_for_numbers(task, units, activation, pixels, tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_classifier(models.tiny_backbone(), units, task=task, preprocessing=None)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    layer = model.get_layer("predictions")
+    assert (layer.units, layer.activation.__name__, layer.compute_dtype) == (units, activation, "float32")
+    outputs = keras.ops.convert_to_numpy(model(pixels[0]))
+    assert outputs.shape == (16, units)
+    assert (outputs == outputs.clip(0, 1)).all() == (task == "multi-label")
+    model.save(tmp_path / "model.keras")
+    assert task_of(keras.models.load_model(tmp_path / "model.keras")) == (task if units != 2 else "classification")
 
 
 @pytest.mark.parametrize("augmentation", ["flips", "light", layers.RandomContrast(0.2, value_range=(0, 255))])
@@ -54,7 +78,7 @@ def test_a_model_of_keras_applications_brings_its_preprocessing(pixels):
     model = build_classifier(base, 2)
     outputs = keras.ops.convert_to_numpy(base(keras.applications.resnet.preprocess_input(pixels[0].copy())))
     head = keras.Model(model.get_layer("avg_pool").input, model.output)
-    np.testing.assert_allclose(head(outputs), model(pixels[0]), atol=1e-5)
+    assert_close(head(outputs), model(pixels[0]))
     assert not base.trainable_variables
 
 
@@ -72,7 +96,7 @@ def test_it_saves_and_loads_as_plain_keras(tmp_path, pixels):
     model = build_classifier("mobilenet_v2", 3, augmentation="light", **SMALL)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
-    np.testing.assert_array_equal(model(pixels[0]), loaded(pixels[0]))
+    assert_close(model(pixels[0]), loaded(pixels[0]), atol=0)
 
 
 def test_a_built_classifier_goes_through_the_recipe(pixels):
@@ -87,6 +111,12 @@ def test_a_built_classifier_goes_through_the_recipe(pixels):
     [
         ({"num_classes": 1}, "two-way softmax"),
         ({"num_classes": 2.5}, "num_classes"),
+        (
+            {"num_classes": 1, "task": "multi-label"},
+            "one label, there or not, makes two classes: task='classification'",
+        ),
+        ({"num_classes": 0, "task": "regression"}, "at least 1"),
+        ({"task": "regresion"}, "Did you mean 'regression'"),
         ({"pooling": "mean"}, "pooling"),
         ({"dropout": 1.0}, "dropout"),
         ({"hidden_units": 0}, "hidden_units"),

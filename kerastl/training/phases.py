@@ -8,7 +8,7 @@ import numpy as np
 
 from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data.batches import adapt, is_tf_dataset
-from kerastl.data.labels import balanced_class_weight, label_kind
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, balanced_class_weight, label_kind
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.features.plan import options_of
 from kerastl.models import compiling, outputs
@@ -22,7 +22,8 @@ _DIVERGED = 10  # times the loss of the start, in the best epoch: worse than lea
 class Settings:
     """What all phases of a run share: the data, and how it is used; checked against the model when it is made.
 
-    All as in `train_head`; `label_kind`, found in the data, is "integer" or "one-hot", or `None` where it can't be told.
+    All as in `train_head`; `task` is what head and labels are for, and `label_kind` what `labels.label_kind` finds in the
+    data, or `None` where it can't be told.
     """
 
     model: keras.Model
@@ -55,17 +56,24 @@ class Settings:
         self.train_rows, self.validation_rows = adapt(self.train, batch_size=self.batch_size), None
         if self.validation is not None:
             self.validation_rows = adapt(self.validation, batch_size=self.batch_size, shuffle=False)
-        kinds = {}
+        self.task, kinds = compiling.task_of(self.model), {}
         for name, rows in (("train", self.train_rows), ("validation", self.validation_rows)):
             if rows is not None and rows.first is not None:
                 check_first_batch(self.model, rows)
                 labels = rows.labels if rows.skips else rows.first[1]
-                kinds[name] = label_kind(labels, self.num_classes)
+                self.task = self.task if kinds else compiling.task_of(self.model, labels)
+                units = outputs.main_tensor(self.model).shape[-1]
+                kinds[name] = label_kind(labels, self.num_classes if self.task == CLASSIFICATION else units, self.task)
         if len(set(kinds.values()) - {None}) > 1:
             raise DataError(f"The labels of `train` and `validation` must be of one kind. {received(**kinds)}")
         return kinds.get("train")
 
     def _class_weights(self, class_weight):
+        if class_weight is not None and self.task != CLASSIFICATION:
+            raise ArgumentError(
+                f"`class_weight` is for one class an image, and the head of {self.model.name!r} is for {self.task}. Weigh the "
+                f"images: `train=(images, labels, sample_weight)`. {received(class_weight=class_weight)}"
+            )
         if class_weight is None or isinstance(class_weight, dict):
             return class_weight
         check_choice("class_weight", class_weight, ["balanced"])
@@ -111,7 +119,10 @@ class Phase:
             compiling.compile_again(self.model, learning_rate)
         else:
             loss = compiling.usual_loss(self.model, self.settings.label_kind)
-            self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+            # "accuracy" beside several labels would be that of the label predicted highest
+            metrics = {MULTI_LABEL: keras.metrics.BinaryAccuracy(name="accuracy"), REGRESSION: "mae"}
+            metric = metrics.get(self.settings.task, "accuracy")
+            self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=[metric])
         self._check_what_is_watched()
 
     def _check_what_is_watched(self) -> None:

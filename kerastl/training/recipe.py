@@ -37,7 +37,7 @@ class TransferResult:
         monitor: name of the monitored value.
         seconds: wall-clock seconds of each phase, the run of the frozen part apart as "extraction".
         head_accuracy: validation accuracy of the head phase's best epoch; `None` when it wasn't measured, or the start was
-            better than any.
+            better than any, and for numbers.
         head_weights: copies of the weights of that epoch that fine-tuning changed, as `(variable, value)`, kept in memory as
             long as this result is; see `head_alone`.
     """
@@ -88,18 +88,19 @@ def train_head(
 ) -> keras.callbacks.History:
     """Freeze the backbone, train the head, and keep the best weights, in place.
 
-    A compile that the model has is kept, but for the learning rate; without one it is Adam and the cross-entropy that head
-    and labels call for, with accuracy.
+    A compile that the model has is kept, but for the learning rate; without one it is Adam and the loss that head and labels
+    call for: the cross-entropy, with accuracy (of several labels, that of each label), or for numbers the mean squared
+    error, with "mae".
 
     Args:
-        model: a classifier with one output, flat or nested.
+        model: a classifier, or a model that predicts numbers, with one output, flat or nested.
         train: a `(x, y)` or `(x, y, sample_weight)` tuple, a `tf.data.Dataset`, or a `keras.utils.PyDataset`; labels are
-            integers or one-hot.
+            integers or one-hot; for several labels an image rows of 0 and 1; or numbers.
         validation: the same, or `None`: then the last weights are kept, as there is nothing to judge them by.
         epochs: at most so many passes over the data.
         learning_rate: a float or a Keras schedule; 1e-3 is Adam's default and that of the Keras guide.
         callbacks: Keras callbacks, such as `early_stopping()`.
-        class_weight: `None`, a dictionary from class index to weight, or "balanced".
+        class_weight: `None`, a dictionary from class index to weight, or "balanced"; for one class an image only.
         cache, views: run the frozen part once, on so many augmented versions of each image; see `kerastl.fit`.
         monitor: what decides which weights are the best.
         batch_size, verbose: as in `fit`.

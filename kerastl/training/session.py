@@ -19,7 +19,9 @@ _DATA_ARGUMENTS = {"x", "y", "validation_data", "validation_split", "sample_weig
 _DATA_ARGUMENTS |= {"validation_batch_size", "steps_per_epoch", "validation_steps"}
 
 
-def fit(model: keras.Model, x=None, y=None, *positional, cache="auto", views: int = 1, **fit_arguments):
+def fit(
+    model: keras.Model, x=None, y=None, *positional, cache="auto", views: int = 1, **fit_arguments
+) -> keras.callbacks.History:
     """Train as `model.fit` does, with the frozen part of the model run once instead of in every epoch.
 
     On any compiled Functional or Sequential model. What is frozen before the first layer that trains runs over the images
