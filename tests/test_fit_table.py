@@ -65,7 +65,8 @@ def rebuilt(kind):
     x = keras.layers.GlobalAveragePooling2D()(x)
     second = keras.Input((3,))
     if kind == "inputs":
-        return models.compiled(keras.Model([inputs, second], keras.layers.Dense(3, activation="softmax")(x)), 0.01)
+        both = keras.layers.Concatenate()([x, second])
+        return models.compiled(keras.Model([inputs, second], keras.layers.Dense(3, activation="softmax")(both)), 0.01)
     outputs = [keras.layers.Dense(3, activation="softmax", name=name)(x) for name in ("one", "two")]
     if kind == "outputs":
         losses = ["sparse_categorical_crossentropy"] * 2
@@ -144,7 +145,7 @@ CASES = {
         lambda data, folder: {"sample_weight": np.linspace(0, 2, 40)},
     ),
     "a metric that is an object": (
-        recompiled(metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="two")]),
+        lambda: recompiled(metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="two")])(),
         None,
     ),
     "several inputs": (

@@ -119,6 +119,17 @@ class Reordered(keras.utils.PyDataset):
         self.order = self.order[::-1]
 
 
+def loader_of(data, shuffle=False):
+    torch_data = pytest.importorskip("torch.utils.data")
+    pairs = [(torch_data.default_convert(image), int(label)) for image, label in zip(*data, strict=True)]
+    return torch_data.DataLoader(pairs, batch_size=8, shuffle=shuffle)
+
+
+def grain_of(data, shuffle=False):
+    dataset = pytest.importorskip("grain").MapDataset.source(list(zip(*data, strict=True)))
+    return (dataset.seed(0).shuffle() if shuffle else dataset).batch(8)
+
+
 def test_a_dataset_is_cached_by_default_and_trains_as_in_fit(data, capsys):
     cached, plain = twins()
     train, held = dataset_of(data), dataset_of((data[0][:16], data[1][:16]))
@@ -135,7 +146,14 @@ def test_a_dataset_is_cached_by_default_and_trains_as_in_fit(data, capsys):
         (dataset_of, False),
         (lambda data: dataset_of(data, shuffle=True), True),
         (lambda data: dataset_of(data, shuffle=False), False),
+        (lambda data: dataset_of(data, shuffle=True).cache(), False),
+        (lambda data: dataset_of(data).map(lambda images, labels: (images / 2, labels)).unbatch().batch(4), False),
+        (lambda data: dataset_of(data, shuffle=True).unbatch().batch(16).prefetch(2), True),
         (Reordered, True),
+        (loader_of, False),
+        (lambda data: loader_of(data, shuffle=True), True),
+        (grain_of, False),
+        (lambda data: grain_of(data, shuffle=True).to_iter_dataset(), False),  # one order, drawn once
     ],
 )
 def test_a_dataset_that_comes_in_another_order_is_shuffled_in_every_epoch(data, make, reshuffles, monkeypatch):

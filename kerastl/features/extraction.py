@@ -209,8 +209,9 @@ def _reshuffles(rows, before) -> bool:
             break
     if not set(again.digests) <= set(before.digests):
         raise ChangingDataError(
-            "the dataset gives other images at every pass, as an augmentation in a `map` does, and only one version of each "
-            "would be kept; put the random layers into the model, `build_classifier(augmentation=…)`, and pass views=4"
+            "the dataset gives other images at every pass, as an augmentation in a `map` does (or `drop_remainder` behind "
+            "`shuffle`), and only one version of each would be kept; put the random layers into the model, "
+            "`build_classifier(augmentation=…)`, and pass views=4"
         )
     return again.digests != before.digests[: len(again.digests)]
 
