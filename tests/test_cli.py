@@ -107,6 +107,24 @@ def test_predict_takes_labels_from_where_it_is_told(small, photos, tmp_path, cap
     assert set(json.loads(capsys.readouterr().out)[0]["probabilities"]) == {"0", "1", "2"}
 
 
+@pytest.mark.parametrize(
+    ("choice", "preprocessing"),
+    [("none", None), ("/255", lambda pixels: pixels / 255), ("/127.5-1", lambda pixels: pixels / 127.5 - 1)],
+)
+def test_predict_asks_for_the_pixels_of_a_model_that_shows_none_and_takes_them(
+    choice, preprocessing, photos, tmp_path, capsys
+):
+    model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")])
+    model.save(tmp_path / "plain.keras")
+    command = ["predict", tmp_path / "plain.keras", photos / "blue" / "00.png"]
+    line = fails(capsys, *command)
+    assert "--preprocessing /255 for 0–1, --preprocessing /127.5-1 for −1…1, or --preprocessing none" in line
+    assert main([*map(str, command), "--preprocessing", choice, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    (expected,) = predict(model, photos / "blue" / "00.png", preprocessing=preprocessing)
+    assert row["probabilities"] == pytest.approx(expected.probabilities, rel=1e-4)
+
+
 def test_predict_on_bad_images(small, tmp_path, capsys):
     assert "no_such.png" in fails(capsys, "predict", small, tmp_path / "no_such.png")
     (tmp_path / "text.png").write_text("not an image")

@@ -124,12 +124,42 @@ def test_a_model_without_a_report_is_exported_with_a_warning(run, photos, tmp_pa
     assert card_of(tmp_path / "b")["classes"] == ["amber", "blue", "crimson"]
 
 
-@pytest.mark.parametrize("change", [("blue", "azure"), ("blue", None)])
-def test_other_classes_than_the_models_are_refused_with_both_lists(run, photos, tmp_path, capsys, change):
-    shutil.copytree(photos, tmp_path / "other")
-    folder = tmp_path / "other" / change[0]
-    folder.rename(folder.with_name(change[1])) if change[1] else shutil.rmtree(folder)
-    line = fails(capsys, "export", run, "--out", tmp_path / "bundle", "--data", tmp_path / "other")
-    assert "Model: amber, blue, crimson." in line
-    assert f"classes='{'amber, azure, crimson' if change[1] else 'amber, crimson'}'" in line
+@pytest.mark.parametrize(
+    ("change", "classes", "difference"),
+    [
+        (("blue", "azure"), "amber, azure, crimson", "Only in the model: blue. Only in the data: azure."),
+        (("blue", None), "amber, crimson", "Only in the model: blue. Only in the data: none."),
+        ((None, "dun"), "amber, blue, crimson, dun", "Only in the model: none. Only in the data: dun."),
+    ],
+)
+def test_other_classes_than_the_models_are_refused_with_both_lists(
+    run, photos, tmp_path, capsys, change, classes, difference
+):
+    data, (before, after) = shutil.copytree(photos, tmp_path / "other"), change
+    if after:
+        write_photos(data, [after])
+    if before:
+        shutil.rmtree(data / before)
+    line = fails(capsys, "export", run, "--out", tmp_path / "bundle", "--data", data)
+    assert f"{difference} Model: amber, blue, crimson. Received: classes='{classes}'" in line
     assert not (tmp_path / "bundle").exists()
+
+
+def test_classes_in_another_order_than_the_models_are_refused(run, photos, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("crimson\nblue\namber\n")
+    options = ["--data", photos, "--labels", tmp_path / "labels.txt"]
+    line = fails(capsys, "export", run, "--out", tmp_path / "bundle", *options)
+    assert "Their order differs. Model: crimson, blue, amber. Received: classes='amber, blue, crimson'" in line
+
+
+def test_a_model_that_shows_no_range_of_pixels_is_exported_with_what_is_said(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")])
+    model.save(tmp_path / "plain.keras")
+    command = ["export", tmp_path / "plain.keras", "--out", tmp_path / "bundle"]
+    assert "--preprocessing /255 for 0–1" in fails(capsys, *command)
+    assert main([*map(str, command), "--preprocessing", "/255"]) == 0
+    assert "part of the exported graph" in card_of(tmp_path / "bundle")["input"]["preprocessing"]
+    line = fails(capsys, *command, "--overwrite", "--opset", 3, "--preprocessing", "/255")
+    assert "`opset` is for the format 'onnx' alone" in line
+    line = fails(capsys, "predict", tmp_path / "bundle", "photo.jpg", "--preprocessing", "/255")
+    assert "The preprocessing of a bundle is part of it: leave --preprocessing out" in line

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kerastl
 from kerastl.data.images import read_image
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.evaluation.prediction import predict
+from tests.commands import write_photos
 
 NAMES = ["cat", "dog", "eel"]
 
@@ -253,3 +255,126 @@ def test_a_damaged_file_costs_its_row(model, folder):
     assert list(found.skipped) == [str(folder / "a.png")]
     expected = predict(model, folder / "b.png").probabilities
     np.testing.assert_allclose(found.probabilities[:1], expected, rtol=1e-5)
+
+
+SCALINGS = {
+    "0 to 1": (keras.layers.Rescaling(1 / 255), "preprocessing=lambda pixels: pixels / 255"),
+    "-1 to 1": (keras.layers.Rescaling(1 / 127.5, -1), "preprocessing=lambda pixels: pixels / 127.5 - 1"),
+    "ResNet": (
+        keras.applications.resnet50.preprocess_input,
+        "preprocessing=keras.applications.resnet50.preprocess_input",
+    ),
+    "as it is": (keras.layers.Identity(), "preprocessing=None"),
+}
+
+
+def with_and_without(scaling):
+    """A model that scales pixels itself, and one of the same weights that leaves it to others."""
+    keras.utils.set_random_seed(0)
+    pair = []
+    for front in (scaling, keras.layers.Identity()):
+        inputs = keras.Input((16, 16, 3))
+        x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(front(inputs))
+        x = keras.layers.Dense(3, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
+        pair.append(keras.Model(inputs, x))
+    pair[1].set_weights(pair[0].get_weights())
+    return pair
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_the_preprocessing_that_the_refusal_names_gives_what_the_scaling_model_gives(name, folder):
+    scaling, words = SCALINGS[name]
+    inside, outside = with_and_without(scaling)
+    with pytest.raises(ArgumentError, match="doesn't scale pixels itself") as caught:
+        predict(outside, folder)
+    assert f"`{words}`" in str(caught.value)
+    options = eval(f"dict({words})", {"keras": keras})
+    known = {} if name != "as it is" else options
+    expected = predict(inside, folder, views=2, **known).probabilities
+    np.testing.assert_allclose(predict(outside, folder, views=2, **options).probabilities, expected, rtol=1e-4)
+    images = np.stack([read_image(path, (16, 16)) for path in sorted(folder.glob("*.png"))])
+    labels = np.zeros(len(images), int)
+    evaluations = [
+        kerastl.evaluate(one, (images, labels), **more) for one, more in ((inside, known), (outside, options))
+    ]
+    np.testing.assert_allclose(*(one.mistakes.probabilities for one in evaluations), rtol=1e-4)
+    for function, more in ((kerastl.grad_cam, {}), (kerastl.feature_maps, {"layer": "conv"})):
+        expected = function(inside, images, **more, **known)
+        np.testing.assert_allclose(function(outside, images, **more, **options), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_arrays_of_a_model_that_shows_no_range_are_taken_as_they_are(folder):
+    inside, outside = with_and_without(SCALINGS["0 to 1"][0])
+    images = np.stack([read_image(path, (16, 16)) for path in sorted(folder.glob("*.png"))]) / np.float32(255)
+    expected = predict(inside, images * 255).probabilities
+    np.testing.assert_allclose(predict(outside, images).probabilities, expected, rtol=1e-4)
+    with pytest.raises(ArgumentError, match="doesn't scale pixels itself"):
+        predict(outside, [*images, folder / "a.png"])
+
+
+def test_pixels_of_another_range_than_the_graph_shows_are_refused(folder):
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype("uint8")
+    model = with_and_without(keras.layers.Normalization(mean=[0.5] * 3, variance=[0.06] * 3))[0]
+    calls = [
+        lambda **more: predict(model, images, **more),
+        lambda **more: predict(model, images.astype("float32"), **more),
+        lambda **more: predict(model, folder, **more),
+        lambda **more: kerastl.evaluate(model, (images, np.arange(4) % 3), **more),
+        lambda **more: kerastl.grad_cam(model, images, **more),
+        lambda **more: kerastl.feature_maps(model, images, "conv", **more),
+    ]
+    for call in calls:
+        with pytest.raises(ArgumentError, match="is made for smaller numbers, such as 0–1"):
+            call()
+        call(preprocessing=lambda pixels: pixels / 255)
+    expected = model.predict(images / np.float32(255), verbose=0)
+    np.testing.assert_allclose(predict(model, images / np.float32(255)).probabilities, expected, rtol=1e-4)
+
+
+def test_evaluating_on_photographs_asks_for_the_range_and_on_other_data_does_not(tmp_path):
+    inside, outside = with_and_without(SCALINGS["0 to 1"][0])
+    write_photos(tmp_path / "photos", NAMES, count=12, size=(16, 16))
+    held = kerastl.load_images(tmp_path / "photos", image_size=16, verbose=0).train
+    by_keras = keras.utils.image_dataset_from_directory(tmp_path / "photos", image_size=(16, 16), verbose=False)
+    for data in (held, by_keras):
+        with pytest.raises(ArgumentError, match="doesn't scale pixels itself"):
+            kerastl.evaluate(outside, data)
+    expected = kerastl.evaluate(inside, held).confusion_matrix
+    given = kerastl.evaluate(outside, held, preprocessing=lambda pixels: pixels / 255).confusion_matrix
+    np.testing.assert_array_equal(given, expected)
+    own = held.map(lambda images, labels: (images / 255, labels))
+    np.testing.assert_array_equal(kerastl.evaluate(outside, own).confusion_matrix, expected)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [
+        ("tf", r"must be 'auto', None or a callable.*preprocessing='tf'"),
+        (lambda pixels: pixels / 255, "scaled twice. Leave `preprocessing` out"),
+        (keras.applications.resnet50.preprocess_input, "scaled twice. Leave `preprocessing` out"),
+        (lambda pixels: pixels[:, ::2], r"same shape.*shape_before=\(2, 8, 8, 3\), shape_after=\(2, 4, 8, 3\)"),
+    ],
+)
+def test_preprocessing_that_can_t_be_used(model, folder, preprocessing, words):
+    with pytest.raises(ArgumentError, match=words):
+        predict(model, folder / "no_such.png", preprocessing=preprocessing)
+
+
+def test_preprocessing_may_change_what_it_does_not_scale_and_warns_of_scaled_arrays(model, folder):
+    swapped = predict(model, folder / "a.png", preprocessing=lambda pixels: pixels[..., ::-1]).probabilities
+    batch = read_image(folder / "a.png", (16, 16))[None]
+    np.testing.assert_allclose(swapped, model.predict(batch[..., ::-1].copy(), verbose=0), rtol=1e-4)
+    outside = with_and_without(SCALINGS["0 to 1"][0])[1]
+    with pytest.warns(UserWarning, match="look scaled already"):
+        predict(outside, batch / np.float32(255), preprocessing=lambda pixels: pixels / 255)
+
+
+def test_the_white_of_the_training_images_is_used_as_the_message_says(model, tmp_path):
+    pixels = np.full((16, 16), 1000, "uint16")
+    Image.fromarray(pixels).save(tmp_path / "dark.png")
+    with pytest.warns(UserWarning, match=r"use 0–1023: .*pass it: `white=`"):
+        bright = predict(model, tmp_path / "dark.png").probabilities
+    dark = predict(model, tmp_path / "dark.png", white=4095).probabilities
+    expected = predict(model, np.full((16, 16, 3), round(1000 / 4095 * 255), "uint8")).probabilities
+    np.testing.assert_allclose(dark, expected, rtol=1e-5)
+    assert not np.allclose(bright, dark)

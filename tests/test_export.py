@@ -129,6 +129,7 @@ def test_every_format_passes_the_gate_and_says_on_the_card_how(model, data, fold
         "channels": "RGB",
         "range": [0, 255],
         "resize": "squash",
+        "preprocessing": "the model's own",
     }
     assert set(card["files"]) >= {"labels.txt"}
     if name == "litert":

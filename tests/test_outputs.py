@@ -1,10 +1,12 @@
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.evaluation.probabilities import class_names_for, class_probabilities, input_size
 from kerastl.models import outputs
+from tests import models
 
 
 def dense_model(units, activation, size=8):
@@ -137,3 +139,92 @@ def test_input_size_of_models_that_are_out_of_scope():
     first, second = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     with pytest.raises(ModelError, match="one input"):
         input_size(keras.Model([first, second], keras.layers.Add()([first, second])))
+
+
+def behind(*front, head=True):
+    """A classifier with these layers or functions in front of its first convolution."""
+    x = inputs = keras.Input((16, 16, 3))
+    for one in front:
+        x = one(x)
+    x = layers.Conv2D(4, 3)(x) if head else x
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+
+
+def trained_norm(mean, variance):
+    norm = layers.BatchNormalization()
+    norm.build((None, 16, 16, 3))
+    norm.set_weights([np.ones(3), np.zeros(3), np.full(3, mean), np.full(3, variance)])
+    return norm
+
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "variance": [0.229**2, 0.224**2, 0.225**2]}
+RANGES = {
+    "0-255": [
+        [layers.Rescaling(1 / 255)],
+        [layers.Rescaling(1 / 127.5, offset=-1)],
+        [layers.RandomFlip(), layers.Rescaling(1 / 255), layers.Normalization(**IMAGENET)],
+        [keras.Sequential([layers.RandomRotation(0.1), layers.Rescaling(1 / 255)])],
+        [layers.Lambda(lambda pixels: pixels / 255)],
+        [lambda pixels: pixels - 127.5],
+        [keras.applications.resnet50.preprocess_input, layers.ZeroPadding2D(3)],
+        [keras.applications.mobilenet_v2.preprocess_input],
+        [keras.applications.densenet.preprocess_input],
+        [trained_norm(120, 5000)],
+        [trained_norm(20, 100)],
+    ],
+    "scaled": [
+        [layers.Normalization(**IMAGENET)],
+        [layers.Rescaling(2.0, offset=-1)],
+        [layers.Rescaling(255.0)],
+        [lambda pixels: pixels * 0.5 + 0.5],
+        [lambda pixels: 1 - pixels],
+        [trained_norm(0.45, 0.08)],
+        [trained_norm(0.1, 0.3)],
+    ],
+    "any": [[layers.BatchNormalization()], [layers.LayerNormalization()]],
+    None: [
+        [],
+        [layers.Rescaling(1.0)],
+        [lambda pixels: pixels + 0.0],
+        [lambda pixels: pixels * 1.0],
+        [lambda pixels: pixels * 127.5 + 127.5, keras.applications.mobilenet_v2.preprocess_input],
+        [layers.RandomFlip(), layers.ZeroPadding2D(1)],
+    ],
+}
+
+
+@pytest.mark.parametrize("takes", RANGES)
+def test_the_range_of_pixels_is_taken_from_the_graph(takes):
+    for number, front in enumerate(RANGES[takes]):
+        flat = behind(*front)
+        inputs = keras.Input((16, 16, 3))
+        for model in (flat, keras.Model(inputs, flat(inputs)), keras.Sequential([keras.Input((16, 16, 3)), flat])):
+            assert outputs.pixel_range(model) == takes, number
+
+
+def test_the_range_of_models_without_a_convolution_and_of_any_size_and_without_a_graph():
+    assert outputs.pixel_range(models.colours()) == "0-255"
+    assert outputs.pixel_range(behind(head=False)) is None
+    inputs = keras.Input((None, None, 3))
+    assert outputs.pixel_range(keras.Model(inputs, layers.Conv2D(2, 1)(layers.Rescaling(1 / 255)(inputs)))) == "0-255"
+    assert outputs.pixel_range(keras.Sequential([layers.Rescaling(1 / 255), layers.Dense(2)])) is None
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:.*HDF5")
+def test_a_loaded_model_takes_what_the_saved_one_did(ending, tmp_path):
+    for takes, front in (("0-255", layers.Rescaling(1 / 255)), ("scaled", trained_norm(0.45, 0.08))):
+        behind(front).save(tmp_path / f"model.{ending}")
+        assert outputs.pixel_range(keras.models.load_model(tmp_path / f"model.{ending}")) == takes
+
+
+@pytest.mark.parametrize(
+    "front", [[], [layers.Rescaling(1.0)], [layers.BatchNormalization()], [trained_norm(0.45, 0.08)]]
+)
+def test_scaled_pixels_of_a_model_that_was_made_for_them_are_no_reason_to_warn(front, recwarn):
+    pixels = np.random.default_rng(0).random((4, 16, 16, 3), "float32")
+    outputs.check_images(behind(*front), pixels)
+    outputs.check_images(behind(layers.Rescaling(1 / 255)), pixels * 255)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="look scaled already"):
+        outputs.check_images(behind(layers.Rescaling(1 / 255)), pixels)

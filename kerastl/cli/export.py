@@ -4,7 +4,15 @@ import hashlib
 import sys
 
 from kerastl.checks import received
-from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, report_beside, resize_beside
+from kerastl.cli.models import (
+    find_model,
+    labels_beside,
+    load_model,
+    preprocessing_for,
+    read_labels,
+    report_beside,
+    resize_beside,
+)
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
 from kerastl.errors import ArgumentError, DataError, GateError, warn
@@ -28,14 +36,11 @@ def run(arguments) -> int:
     names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
     report = report_beside(file)
     model = load_model(file)
+    preprocessing = preprocessing_for(model, arguments.preprocessing)
     size, resize = arguments.image_size or _size_from(report, model), resize_beside(file)
     splits = None if arguments.data is None else _load_splits(arguments.data, size, resize, model, report)
-    if splits is not None and names is not None and list(splits.class_names) != names:
-        raise DataError(
-            f"The classes of {arguments.data} are not the model's, by name and order, so its labels would be wrong. Rename "
-            f"the class folders, or name the model's classes with --labels. Model: {', '.join(names)}. "
-            f"{received(classes=', '.join(splits.class_names))}"
-        )
+    if splits is not None:
+        _check_data(splits, arguments.data, names, (report.get("data") or {}).get("name"))
     try:
         written = export_model(
             model,
@@ -48,6 +53,8 @@ def run(arguments) -> int:
             pixels=arguments.pixels,
             resize=resize,
             image_size=size,
+            preprocessing=preprocessing,
+            opset=arguments.opset,
             accuracy_loss=arguments.accuracy_loss,
             agreement=arguments.agreement,
             details=_details(report, splits),
@@ -65,13 +72,12 @@ def _load_splits(source: str, size, resize: str, model, report: dict):
     from kerastl.data.folders import load_images
 
     trained = report.get("arguments") or {}
-    name = (report.get("data") or {}).get("name")
     if not trained:
         warn(
             "There is no report.json of a training run beside the model, so nobody knows what it was trained on: the "
             "held-out images may be among its training images, which flatters every accuracy."
         )
-    splits = load_images(
+    return load_images(
         source,
         image_size=size or input_size(model),
         validation=trained.get("validation"),
@@ -80,9 +86,21 @@ def _load_splits(source: str, size, resize: str, model, report: dict):
         resize=resize,
         skip_unreadable=bool(trained.get("skip_unreadable")),
     )
-    if name is not None and name != splits.name:
-        warn(f"The model was trained on {name}, and is compared on {splits.name}.")
-    return splits
+
+
+def _check_data(splits, source: str, names: list[str] | None, trained_on: str | None) -> None:
+    """Raise `DataError` for classes that are not the model's, by name and order; warn of other data than in training."""
+    found = list(splits.class_names)
+    if names is not None and found != names:
+        only = [[name for name in one if name not in other] for one, other in ((names, found), (found, names))]
+        differ = f"Only in the model: {', '.join(only[0]) or 'none'}. Only in the data: {', '.join(only[1]) or 'none'}."
+        raise DataError(
+            f"The classes of {source} are not the model's, by name and order, so its labels would be wrong. Rename "
+            f"the class folders, or name the model's classes with --labels. {differ if any(only) else 'Their order differs.'} "
+            f"Model: {', '.join(names)}. {received(classes=', '.join(found))}"
+        )
+    if trained_on is not None and trained_on != splits.name:
+        warn(f"The model was trained on {trained_on}, and is compared on {splits.name}.")
 
 
 def _held_out(splits):

@@ -8,10 +8,18 @@ import keras
 
 from kerastl.checks import nearest, received
 from kerastl.data.images import RESIZES
-from kerastl.errors import DataError, ModelError
+from kerastl.errors import ArgumentError, DataError, ModelError
+from kerastl.models import outputs
 from kerastl.tables import readable_bytes
 
 _LARGEST_RATIO = 20
+
+_PREPROCESSINGS = {
+    "auto": "auto",
+    "none": None,
+    "/255": lambda pixels: pixels / 255,
+    "/127.5-1": lambda pixels: pixels / 127.5 - 1,
+}
 
 
 def find_model(path: str) -> Path:
@@ -54,6 +62,21 @@ def load_model(file: Path) -> keras.Model:
             or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         )
         raise ModelError(f"Can't load the model {file}: {reason}") from error
+
+
+def preprocessing_for(model: keras.Model, choice: str):
+    """Return what `preprocessing=` takes for what --preprocessing says.
+
+    Raises:
+        ArgumentError: nothing was said, and the model's graph doesn't show that it takes pixels 0–255.
+    """
+    if choice == "auto" and outputs.pixel_range(model) not in ("0-255", "any"):
+        raise ArgumentError(
+            f"The graph of {model.name!r} doesn't show that it takes pixels 0–255, as image files hold them. Pass what was "
+            "done to them in training: --preprocessing /255 for 0–1, --preprocessing /127.5-1 for −1…1, or --preprocessing "
+            f"none if it was trained on 0–255. {received(preprocessing=choice)}"
+        )
+    return _PREPROCESSINGS[choice]
 
 
 def _newer_keras(file: Path) -> str | None:

@@ -56,7 +56,7 @@ examples:
 
 The images of --data are split as they were in training. Every format is run beside the model on the test images; where
 its outputs are further off than the limits allow, a table says how much, and nothing is written. When it is done, the output
-folder holds the models, labels.txt and model_card.json, which holds the SHA-256 of every file.
+folder holds the models, labels.txt, README.md and model_card.json, which holds the SHA-256 of every file.
 """
 
 _COMPARE_EXAMPLES = """\
@@ -129,6 +129,11 @@ def _add_output(parser, text: str, replaced: str, *, required: bool = True) -> N
 
 def _add_labels(parser) -> None:
     _add(parser, "--labels", "FILE", "class names, one a line (default: labels.txt beside the model)")
+
+
+def _add_preprocessing(parser) -> None:
+    text = "what training did to pixels 0-255 before the model: nothing, or /255, or /127.5-1 (default: what the model shows)"
+    _add_choice(parser, "--preprocessing", ["auto", "none", "/255", "/127.5-1"], text, "auto")
 
 
 def _add_batch_size(group) -> None:
@@ -209,6 +214,7 @@ def _predict(parser) -> None:
     _add(parser, "--top", "K", "how many classes to list for each image")
     _add_choice(parser, "--views", _VIEWS, "average so many flips of each image", 1)
     _add_choice(parser, "--resize", _RESIZES, "default: as in training, if report.json is beside the model")
+    _add_preprocessing(parser)
     _add_batch_size(parser)
     _add_switch(parser, "--json", "print JSON: a list with an object per image")
 
@@ -227,7 +233,9 @@ def _export(parser) -> None:
     _add(parser, "--data", "SOURCE", data)
     _add_labels(parser)
     _add_choice(parser, "--pixels", ["float32", "uint8"], "type of the input", "float32")
+    _add_preprocessing(parser)
     _add(parser, "--image-size", "PIXELS", "for a model that takes any size")
+    _add(parser, "--opset", "N", "of ONNX (default: the newest that tf2onnx writes)")
     _add(parser, "--accuracy-loss", "SHARE", "what a quantized export may lose (default: 0.01, a point)", 0.01)
     same = "of the images on which a float32 export must name the same class"
     _add(parser, "--agreement", "SHARE", same, 0.995)

@@ -3,7 +3,15 @@
 import json
 
 from kerastl.checks import received
-from kerastl.cli.models import find_model, labels_beside, load_model, read_labels, resize_beside
+from kerastl.cli.models import (
+    find_model,
+    labels_beside,
+    load_model,
+    preprocessing_for,
+    read_labels,
+    report_beside,
+    resize_beside,
+)
 from kerastl.errors import ArgumentError
 from kerastl.evaluation.prediction import predict
 from kerastl.export.bundle import is_bundle, load_bundle
@@ -18,10 +26,18 @@ def run(arguments) -> int:
             raise ArgumentError(
                 f"A bundle brings its own labels: leave --labels out. {received(labels=arguments.labels)}"
             )
+        if arguments.preprocessing != "auto":
+            raise ArgumentError(
+                "The preprocessing of a bundle is part of it: leave --preprocessing out. "
+                f"{received(preprocessing=arguments.preprocessing)}"
+            )
         predictions = load_bundle(arguments.model).predict(arguments.images, resize=arguments.resize, **options)
     else:
         names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
         resize = arguments.resize or resize_beside(file)
-        predictions = predict(load_model(file), arguments.images, class_names=names, resize=resize, **options)
+        model = load_model(file)
+        options |= {"resize": resize, "white": report_beside(file).get("white")}
+        options["preprocessing"] = preprocessing_for(model, arguments.preprocessing)
+        predictions = predict(model, arguments.images, class_names=names, **options)
     print(json.dumps(predictions.to_rows(), indent=2, ensure_ascii=False) if arguments.json else predictions)
     return 0

@@ -6,6 +6,7 @@ then a tensor like any other, whatever preprocessing and augmentation stand in f
 
 import collections
 import itertools
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -24,7 +25,13 @@ _ACTIVATION_OPERATIONS = {name.replace("_", "") for name in dir(keras.activation
 
 
 def grad_cam(
-    model: keras.Model, images, *, class_index=None, layer: str | None = None, batch_size: int = 32
+    model: keras.Model,
+    images,
+    *,
+    class_index=None,
+    layer: str | None = None,
+    batch_size: int = 32,
+    preprocessing: Callable | str | None = "auto",
 ) -> np.ndarray:
     """Return heat maps of what in each image speaks for a class: gradient-weighted class activation maps.
 
@@ -44,6 +51,7 @@ def grad_cam(
         layer: name of a layer with height and width that leads to the main output, as in `feature_maps`. Default: the
             last one before global pooling or flattening (and before local pooling that ends a backbone, as in VGG).
         batch_size: images that run at once.
+        preprocessing: what is done to pixels 0–255 before the model, see `predict`.
 
     Returns:
         float32, `(batch, height, width)` of the images' size, from 0 to 1: each map is divided by its largest value. All
@@ -59,7 +67,7 @@ def grad_cam(
     check_gradients()
     check_count("batch_size", batch_size)
     flat = flatten_model(model)
-    images = image_batch(model, flat, images)
+    images = image_batch(model, flat, images, preprocessing)
     classes = _classes(model, class_index, len(images))
     end, before_activation = _score_place(model, flat)
     place = _default_place(model, flat, end) if layer is None else _named_place(model, flat, end, layer)
@@ -211,11 +219,12 @@ def named(operations: dict, name: str):
     return next(iter(paths.values()))
 
 
-def image_batch(model: keras.Model, flat: keras.Model, images) -> np.ndarray:
-    """Return images as an array `(batch, height, width, channels)` that fits the model; one image becomes a batch.
+def image_batch(model: keras.Model, flat: keras.Model, images, preprocessing="auto") -> np.ndarray:
+    """Return images, preprocessed, as an array `(batch, height, width, channels)` for the model; one image becomes a batch.
 
     Raises:
         ModelError: the model has several inputs.
+        ArgumentError: pixels of another range than the model's.
         DataError: no images, or of another size than the model takes.
     """
     if len(flat.inputs) != 1:
@@ -228,9 +237,9 @@ def image_batch(model: keras.Model, flat: keras.Model, images) -> np.ndarray:
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.dtype.kind not in "buif" or not len(array):
         raise DataError(f"{expected} {received(shape=array.shape, dtype=str(array.dtype))}")
-    # Of an empty batch it checks the size alone: models of others scale differently
-    outputs.check_images(model, array[:0])
-    return array
+    outputs.check_size(model, array)
+    outputs.check_range(outputs.pixel_range(model), preprocessing, [array])
+    return outputs.preprocess(array, preprocessing)
 
 
 def input_batches(flat: keras.Model, x, batch_size: int):

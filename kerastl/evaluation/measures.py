@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
-from kerastl.data.batches import adapt
+from kerastl.data.batches import adapt, find_source
 from kerastl.errors import DataError
 from kerastl.evaluation.probabilities import VIEWS, class_names_for, class_probabilities
 from kerastl.models import outputs
@@ -126,16 +127,26 @@ def score_table(per_class: list[dict], title: str | None = None) -> Table:
     return Table(["class", "precision", "recall", "F1", "images"], rows, right={1, 2, 3, 4}, title=title)
 
 
-def evaluate(model: keras.Model, data, class_names=None, *, views: int = 1, mistakes: int = 12) -> Evaluation:
+def evaluate(
+    model: keras.Model,
+    data,
+    class_names=None,
+    *,
+    views: int = 1,
+    mistakes: int = 12,
+    preprocessing: Callable | str | None = "auto",
+) -> Evaluation:
     """Judge a classifier on labelled images, batch by batch.
 
     Args:
-        model: a classifier that takes RGB 0–255, compiled or not.
+        model: a classifier of RGB images, compiled or not.
         data: images and labels as `fit` takes them: a `tf.data.Dataset` of batches, such as `load_images(...).test`, a
             `keras.utils.PyDataset`, or a pair of arrays. Labels are integers or one-hot.
         class_names: one name per class, in the order of the labels.
         views: 1, 2 or 4: how many flips of each image are averaged, see `predict`.
         mistakes: how many of the most confident mistakes to keep.
+        preprocessing: what is done to pixels 0–255 before the model, see `predict`. What `load_images` and Keras's
+            `image_dataset_from_directory` return counts as files, all else as arrays.
 
     Returns:
         An `Evaluation`.
@@ -153,9 +164,12 @@ def evaluate(model: keras.Model, data, class_names=None, *, views: int = 1, mist
     largest = 0
     for images, labels in adapt(data).labelled_batches(len(names)):
         if not largest:
-            outputs.check_images(model, images)
+            outputs.check_size(model, images)
+            files = find_source(data) is not None or hasattr(data, "file_paths")
+            outputs.check_range(outputs.pixel_range(model), preprocessing, [images], files=files)
         largest = max(largest, len(images))
-        probabilities = class_probabilities(model, images, views=views, batch_size=largest)
+        given = outputs.preprocess(images, preprocessing)
+        probabilities = class_probabilities(model, given, views=views, batch_size=largest)
         kept = _merge_mistakes(kept, images, labels, probabilities, int(matrix.sum()), mistakes)
         np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
     if not matrix.any():

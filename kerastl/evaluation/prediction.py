@@ -104,6 +104,8 @@ def predict(
     batch_size: int = 32,
     top: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    preprocessing: Callable | str | None = "auto",
+    white: float | None = None,
 ) -> Predictions:
     """Predict the classes of images, given as files or as arrays, resized as `load_images` does it.
 
@@ -111,7 +113,7 @@ def predict(
     last layer without activation) go through softmax first. Of a model with several outputs the first is used.
 
     Args:
-        model: a classifier that takes RGB 0–255, compiled or not; or a bundle that `load_bundle` read, which brings its
+        model: a classifier of RGB images, compiled or not; or a bundle that `load_bundle` read, which brings its
             class names and image size along.
         images: a path, a folder (all images in it and below), a pattern (`"photos/*.jpg"`), an http(s) address, the bytes of
             an image file, an image of Pillow, an array `(height, width, 3)` in 0–255; a list, generator or array of any of
@@ -123,6 +125,12 @@ def predict(
         batch_size: images per step.
         top: how many classes to list for each image; `None` for all.
         image_size: pixels, one number or `(height, width)`, for a model that takes any size; else the model's.
+        preprocessing: "auto" for a model that scales pixels 0–255 itself, as those of `build_classifier` do; else what was
+            done to them in training, a callable that is given resized images, such as
+            `keras.applications.resnet50.preprocess_input`; `None` for pixels as they are. With "auto" a model whose graph
+            shows no scaling takes arrays as they are, and no files.
+        white: of images of more than 8 bits a channel the value that is white, as `load_images` has it in `data.white`;
+            default: decided by all images of this call, and said.
 
     Returns:
         A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
@@ -133,19 +141,21 @@ def predict(
         ModelError: the model is no classifier of RGB images.
     """
     if not isinstance(model, keras.Model) and hasattr(model, "card"):
-        for name, value in {"class_names": class_names, "image_size": image_size}.items():
-            if value is not None:
+        own = {"class_names": class_names, "image_size": image_size, "preprocessing": preprocessing}
+        for name, value in own.items():
+            if value is not None and value != "auto":
                 raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
-        return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top)
+        return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top, white=white)
     size = _size_to_use(model, image_size)
     names = class_names_for(model, class_names)
 
     def run(batch, filled):
-        return class_probabilities(model, batch, views=views, batch_size=filled)
+        return class_probabilities(model, outputs.preprocess(batch, preprocessing), views=views, batch_size=filled)
 
     resize = image_files.RESIZES[0] if resize is None else resize
-    options = {"size": size, "views": views, "resize": resize, "batch_size": batch_size, "top": top}
-    return predict_with(run, images, names, scales_pixels=outputs.scales_pixels(model), **options)
+    options = {"size": size, "views": views, "resize": resize, "batch_size": batch_size, "top": top, "white": white}
+    takes = outputs.pixel_range(model)
+    return predict_with(run, images, names, takes=takes, preprocessing=preprocessing, **options)
 
 
 def predict_with(
@@ -158,25 +168,28 @@ def predict_with(
     resize,
     batch_size,
     top,
-    scales_pixels=True,
+    white=None,
+    takes="0-255",
+    preprocessing="auto",
 ) -> Predictions:
     """Do what `predict` does with anything that gives probabilities.
 
     Args:
         run: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
             `(batch, classes)`, views averaged.
-        images, class_names, views, resize, batch_size, top: as in `predict`.
+        images, class_names, views, resize, batch_size, top, white: as in `predict`.
         size: `(height, width)` to resize to; `None` for no resizing.
-        scales_pixels: whether what runs takes 0–255, so that other pixels are worth a warning.
+        takes, preprocessing: the pixels that fit, as `outputs.check_range` has it.
     """
     check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
         check_count("top", top)
-    names, items = zip(*list_images(images), strict=True)
-    if scales_pixels:
-        any(outputs.warn_if_scaled(one) for one in items if isinstance(one, np.ndarray))  # the first that does says it
+    outputs.check_range(takes, preprocessing)
+    names, items = zip(*list_images(images, white), strict=True)
+    arrays = [one for one in items if isinstance(one, np.ndarray)]
+    outputs.check_range(takes, preprocessing, arrays, files=len(arrays) < len(items))
     filled, skipped = min(batch_size, len(items)), {}
     batches = _batches(items, names, size, resize, batch_size, skipped)
     results = [(called, run(batch, filled)) for called, batch in batches]

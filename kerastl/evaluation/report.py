@@ -90,6 +90,7 @@ def describe_input(model: keras.Model, splits, backbone: str | None = None) -> d
         "class_names": list(splits.class_names),
         "image_size": list(splits.image_size),
         "resize": splits.resize,
+        "white": splits.white,
         "output": outputs.output_kind(model),
         "data": {"name": splits.name, "licence": splits.licence, "class_counts": splits.class_counts},
     }
@@ -144,12 +145,12 @@ def markdown_report(report: dict) -> str:
     """Return what `describe_run` returned as a Markdown page that shows the pictures beside it."""
     height, width = report["image_size"]
     mistakes = [
-        f"{place}. `{one['name']}`: predicted {_escape(one['predicted'])} ({one['probability']:.3f}),"
+        f"{place}. {_escape(one['name'])}: predicted {_escape(one['predicted'])} ({one['probability']:.3f}),"
         f" labelled {_escape(one['true'])}"
         for place, one in enumerate(report["mistakes"], start=1)
     ]
     sections = [
-        f"# {report['backbone'] or report['model_name']} on {report['data']['name']}",
+        f"# {_escape(report['backbone'] or report['model_name'])} on {_escape(report['data']['name'])}",
         _markdown(_headline_table(report)),
         "\n".join(f"- {name}: {value}" for name, value in _facts(report)),
         "## Training",

@@ -23,7 +23,7 @@ from kerastl.evaluation.probabilities import average_views, to_probabilities
 from kerastl.features import litert
 from kerastl.tables import Printed, Table, readable_bytes
 
-CARD, LABELS = "model_card.json", "labels.txt"
+CARD, LABELS, README = "model_card.json", "labels.txt", "README.md"
 FORMAT = 1
 """The version of the card's keys."""
 
@@ -57,17 +57,24 @@ class Bundle(Printed):
         return tuple(self.card["input"]["shape"][1:3])
 
     def predict(
-        self, images, *, views: int = 1, resize: str | None = None, batch_size: int = 32, top: int | None = None
+        self,
+        images,
+        *,
+        views: int = 1,
+        resize: str | None = None,
+        batch_size: int = 32,
+        top: int | None = None,
+        white: float | None = None,
     ) -> Predictions:
         """Predict the classes of images with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
 
         Args:
-            images: a path, a folder, a list of paths; an array `(height, width, 3)` or `(batch, height, width, 3)` in
-                0–255, or a list of such images of any sizes.
+            images: what `kerastl.predict` takes.
             views: 1, or 2 or 4 flips that are averaged.
             resize: `"squash"`, `"crop"` or `"pad"`; default: what the card says.
             batch_size: images that are read at a time; the model runs on one after the other.
             top: how many classes to list for each image; `None` for all.
+            white: as in `kerastl.predict`.
 
         Raises:
             BundleError: the bundle holds no LiteRT model. A SavedModel is a program that may read and write files, so
@@ -95,6 +102,7 @@ class Bundle(Printed):
             resize=self.card["input"]["resize"] if resize is None else resize,
             batch_size=batch_size,
             top=top,
+            white=white,
         )
 
     def _tables(self):
@@ -136,7 +144,7 @@ def is_bundle(folder: str | os.PathLike) -> bool:
 
 
 def write_card(folder: Path, card: dict) -> None:
-    """Write labels and card of a bundle into its folder, which holds the models and nothing else.
+    """Write labels and card of a bundle into its folder, which holds the models, a readme, and nothing else.
 
     `card` is all but `format` and `files`, the size and SHA-256 of every file that lies there.
     """

@@ -4,16 +4,17 @@ import dataclasses
 import datetime
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 
-from kerastl.checks import check_choice, check_fraction, received
+from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, BackendError, DataError
 from kerastl.evaluation import report
 from kerastl.evaluation.probabilities import class_names_for
-from kerastl.export import bundle, gate
+from kerastl.export import bundle, gate, usage
 from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS, check_tensorflow
 from kerastl.export.formats import FORMATS
@@ -23,11 +24,13 @@ from kerastl.files import check_output_folder, new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
 
-BUNDLE_FILES = (bundle.CARD, bundle.LABELS, *(one.path for one in FORMATS.values()))
+BUNDLE_FILES = (bundle.CARD, bundle.LABELS, bundle.README, *(one.path for one in FORMATS.values()))
 """What a bundle may hold, by names. Only a folder with nothing else in it is ever replaced."""
 
 # What converts and runs the exports, whose versions belong on the card
 _PACKAGES = ("ai-edge-litert", "tf2onnx", "onnxruntime", "coremltools")
+
+_OLDEST_OPSET = 7  # for older ones onnxruntime promises nothing
 
 # What the card says of itself; `details` may add all else
 _CARD_KEYS = {
@@ -47,6 +50,8 @@ def export_model(
     pixels: str = "float32",
     resize: str = "squash",
     image_size: int | tuple[int, int] | None = None,
+    preprocessing: Callable | str | None = "auto",
+    opset: int | None = None,
     accuracy_loss: float = 0.01,
     agreement: float = 0.995,
     details: dict | None = None,
@@ -65,39 +70,37 @@ def export_model(
         quantize: of LiteRT: `"float16"` (of Core ML, too) or `"dynamic"` weights, or `"int8"`, activations as well.
         representative: images as `fit` takes them, for `"int8"`: training images, of which 200 are used.
         held_out: images for the gate, best with labels; default: the representative ones, else noise.
-        labels: class names, in the order of the outputs; default: `0`, `1`, …
-        pixels, image_size: type of the input, `"float32"` or `"uint8"`; its size, for a model that takes any.
-        resize: how images were brought to that size in training, for the card.
+        pixels, image_size, opset: `"float32"` or `"uint8"`; for a model of any size; of ONNX, the newest by default.
+        labels, resize: class names, in the order of the outputs (default: `0`, `1`, …); how training resized images.
+        preprocessing: what is done to pixels 0–255 before the model, see `predict`; a callable becomes part of the export.
         accuracy_loss: what a quantized export may lose, 0.01 for a point; without labels, the part of classes that change.
         agreement: part of the images on which a float32 export must name the class that Keras names.
-        details: more for the card, such as `{"weights": …, "data": …, "metrics": …}`.
-        verbose: 0 prints nothing.
+        details, verbose: more for the card, such as `{"weights": …, "data": …, "metrics": …}`; 0 prints nothing.
 
     Raises:
         GateError: the outputs are worse than the limits allow; its `table` says how much.
         ArgumentError, DataError, ModelError: what can't be used: arguments; images or labels; a model.
         BackendError, OutputError: no package for a format, or not on TensorFlow; `folder` is taken or can't be written.
     """
-    quantizations = _check_formats(formats, quantize)
+    quantizations = _check_formats(formats, quantize, opset)
     check_choice("resize", resize, RESIZES)
-    limits = gate.Limits(
-        check_fraction("accuracy_loss", accuracy_loss, zero=True), check_fraction("agreement", agreement, zero=True)
-    )
+    limits = _limits(accuracy_loss=accuracy_loss, agreement=agreement)
     names = _label_names(model, labels)
     if taken := [key for key in details or () if key in _CARD_KEYS]:
         raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
-    exported = inference_model(model, pixels=pixels, image_size=image_size)
+    exported = inference_model(model, pixels=pixels, image_size=image_size, preprocessing=preprocessing)
+    outputs.check_range(outputs.pixel_range(model), preprocessing, files=True)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
     calibration, images = export_images(representative, held_out, exported, quantize, len(names))
     with new_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle") as place:
-        _write_models(exported, quantizations, calibration, place, verbose)
-        gated = _pass_gate(model, quantizations, images, limits, names, pixels, place, verbose)
-        card = {**_card(model, exported, quantizations, resize), "classes": names, "gate": gated, **(details or {})}
-        bundle.write_card(place, report.plain_values(card))
+        _write_models(exported, quantizations, calibration, opset, place, verbose)
+        gated = _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place, verbose)
+        card = {"classes": names, "gate": gated, **(details or {})}
+        _write_card(place, {**_card(model, exported, quantizations, resize, preprocessing), **card})
     return bundle.load_bundle(Path(folder).expanduser().resolve())
 
 
-def _check_formats(formats, quantize) -> dict[str, str | None]:
+def _check_formats(formats, quantize, opset) -> dict[str, str | None]:
     """Return format → quantization, once all that is needed for them is there."""
     formats = [formats] if isinstance(formats, str) else list(formats)
     if not formats or len(set(formats)) != len(formats):
@@ -118,7 +121,15 @@ def _check_formats(formats, quantize) -> dict[str, str | None]:
                 f"The format {name!r} needs {', '.join(missing)}, which is not installed. Install all that exporting needs "
                 'with `pip install "kerastl[export]"`.'
             )
+    if opset is not None and "onnx" not in formats:
+        raise ArgumentError(f"`opset` is for the format 'onnx' alone. {received(opset=opset, formats=formats)}")
+    if opset is not None:
+        check_count("opset", opset, smallest=_OLDEST_OPSET, largest=writing.newest_opset())
     return {name: quantize if name in fitting else None for name in formats}
+
+
+def _limits(**limits) -> gate.Limits:
+    return gate.Limits(**{name: check_fraction(name, value, zero=True) for name, value in limits.items()})
 
 
 def _label_names(model, labels) -> list[str]:
@@ -129,22 +140,21 @@ def _label_names(model, labels) -> list[str]:
     return names
 
 
-def _write_models(exported, quantizations, calibration, place: Path, verbose) -> None:
+def _write_models(exported, quantizations, calibration, opset, place: Path, verbose) -> None:
     pixels = None if calibration is None else calibration.astype(exported.inputs[0].dtype)
     for name, quantize in quantizations.items():
         if verbose:
             print(f"Writing {name} {quantize or 'float32'} …", flush=True)
-        writing.write(name, exported, place / FORMATS[name].path, quantize, pixels)
+        writing.write(name, exported, place / FORMATS[name].path, quantize, pixels, opset)
 
 
-def _pass_gate(model, quantizations, images, limits, names, pixels, place: Path, verbose) -> dict:
+def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place: Path, verbose) -> dict:
     """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it."""
     running = [name for name in quantizations if FORMATS[name].runs_here()]
     loaded = {name: writing.load(name, place / FORMATS[name].path) for name in running}
     batches = _with_bar(images, verbose)
-    compared = gate.compare(
-        model, loaded, batches, quantizations=quantizations, limits=limits, class_names=names, pixels=pixels
-    )
+    options = {"quantizations": quantizations, "limits": limits, "class_names": names}
+    compared = gate.compare(model, loaded, batches, **options, pixels=pixels, preprocessing=preprocessing)
     gate.check(compared, images.in_words())
     if verbose:
         print(f"Compared with Keras on {images.in_words()}:\n\n{compared}", flush=True)
@@ -165,24 +175,40 @@ def _with_bar(images, verbose):
             bar.update(index)
 
 
-def _card(model, exported, quantizations, resize: str) -> dict:
+def _card(model, exported, quantizations, resize: str, preprocessing) -> dict:
     """Return what `model_card.json` says of the model and what made it."""
     pixels, weights = exported.inputs[0], describe_weights(model)
-    shape = [1, *pixels.shape[1:]]
+    shape, kind = [1, *pixels.shape[1:]], outputs.output_kind(model)
+    name = getattr(preprocessing, "__qualname__", type(preprocessing).__qualname__)
+    scaling = f"`{name}`, part of the exported graph" if callable(preprocessing) else preprocessing or "none"
     models = {
         name: {
             "path": FORMATS[name].path,
             "quantize": quantize,
             "batch": 1 if name in ("litert", "coreml") else "any",
+            "input_name": "pixels",
+            "output_name": FORMATS[name].output_name or writing.onnx_output_name(kind),
         }
         for name, quantize in quantizations.items()
     }
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model_name": model.name,
-        "input": {"shape": shape, "type": pixels.dtype, "channels": "RGB", "range": [0, 255], "resize": resize},
-        "output": {"kind": outputs.output_kind(model), "units": exported.outputs[0].shape[1]},
+        "input": {
+            "shape": shape,
+            "type": pixels.dtype,
+            "channels": "RGB",
+            "range": [0, 255],
+            "resize": resize,
+            "preprocessing": "the model's own" if scaling == "auto" else scaling,
+        },
+        "output": {"kind": kind, "units": exported.outputs[0].shape[1]},
         "models": models,
         "weights": None if weights is None else dataclasses.asdict(weights),
         "versions": report.software_versions(*_PACKAGES),
     }
+
+
+def _write_card(place: Path, card: dict) -> None:
+    (place / bundle.README).write_text(usage.readme(card), encoding="utf-8")
+    bundle.write_card(place, report.plain_values(card))

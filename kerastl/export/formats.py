@@ -14,6 +14,7 @@ import numpy as np
 from kerastl import backend
 from kerastl.export import conversion
 from kerastl.features import litert
+from kerastl.models import outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Format:
     Attributes:
         path: of its file or folder in the bundle.
         packages: that it needs, as they are imported.
-        write: makes it of a model: `(model, path, quantize, images)`.
+        write: makes it of a model: `(model, path, quantize, images, opset)`.
         load: reads it: from a path to a function from pixels, `(batch, height, width, 3)`, to the output, `(batch, units)`.
         quantizes: which quantizations change it.
+        output_name: of its output; `None`: by what it holds, see `onnx_output_name`.
         system: the only one that can run it, as `sys.platform` calls it; `None`: all can.
     """
 
@@ -34,6 +36,7 @@ class Format:
     write: Callable
     load: Callable
     quantizes: tuple[str, ...] = ()
+    output_name: str | None = "output_0"
     system: str | None = None
 
     def runs_here(self) -> bool:
@@ -41,13 +44,28 @@ class Format:
         return self.system in (None, sys.platform)
 
 
-def write(name: str, model: keras.Model, path: Path, quantize: str | None, images: np.ndarray | None) -> None:
+def write(
+    name: str, model: keras.Model, path: Path, quantize: str | None, images: np.ndarray | None, opset: int | None = None
+) -> None:
     """Write a model of `inference_model` in a format, quantized as `convert` has it; exporters' chatter is kept away.
 
-    `images` are representative ones for `"int8"`, as the model takes them. Raises `ModelError` where it can't be done.
+    `images` are representative ones for `"int8"`, as the model takes them; `opset` is ONNX's. Raises `ModelError` where it
+    can't be done.
     """
     with litert.converting(model, name):
-        FORMATS[name].write(model, path, quantize, images)
+        FORMATS[name].write(model, path, quantize, images, opset)
+
+
+def newest_opset() -> int:
+    """Return the newest opset of ONNX that tf2onnx writes; every onnxruntime since 1.14 (2023) reads it."""
+    from tf2onnx import constants
+
+    return max(constants.OPSET_TO_IR_VERSION)
+
+
+def onnx_output_name(kind: str | None) -> str:
+    """Return what an output of this kind, as `output_kind` tells it, is called in ONNX."""
+    return "probabilities" if kind in ("softmax", "sigmoid") else "outputs"
 
 
 def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -57,7 +75,7 @@ def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
         return FORMATS[name].load(path)
 
 
-def _write_litert(model, path, quantize, images) -> None:
+def _write_litert(model, path, quantize, images, opset) -> None:
     content = conversion.convert(model, quantize=quantize, images=images, batch_size=1, float_start=True)
     path.write_bytes(content)
 
@@ -67,7 +85,7 @@ def _load_litert(path):
     return lambda pixels: runner(pixels)[0]
 
 
-def _write_saved_model(model, path, quantize, images) -> None:
+def _write_saved_model(model, path, quantize, images, opset) -> None:
     model.export(str(path), format="tf_saved_model", verbose=False)
 
 
@@ -78,11 +96,23 @@ def _load_saved_model(path):
     return lambda pixels: module.serve(tf.constant(pixels)).numpy()
 
 
-def _write_onnx(model, path, quantize, images) -> None:
+def _write_onnx(model, path, quantize, images, opset) -> None:
+    import onnx
+
     tensor = model.inputs[0]
     # Without a signature Keras 3.15 insists on a model that was called on numbers before
     signature = [keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name="pixels")]
-    model.export(str(path), format="onnx", verbose=False, input_signature=signature)
+    opset = newest_opset() if opset is None else opset
+    model.export(str(path), format="onnx", verbose=False, input_signature=signature, opset_version=opset)
+    written = onnx.load(path)
+    pixels, result = written.graph.input[0], written.graph.output[0]
+    renamed = {result.name: onnx_output_name(outputs.output_kind(model))}  # it was "Identity:0"
+    for node in written.graph.node:
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    result.name = renamed[result.name]
+    for tensor in (pixels, result):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(written, path)
 
 
 def _load_onnx(path):
@@ -95,7 +125,7 @@ def _load_onnx(path):
     return lambda pixels: session.run(None, {name: pixels})[0]
 
 
-def _write_coreml(model, path, quantize, images) -> None:
+def _write_coreml(model, path, quantize, images, opset) -> None:
     import coremltools
     import tensorflow as tf
 
@@ -130,6 +160,6 @@ _LITERT_QUANTIZES = tuple(filter(None, conversion.QUANTIZATIONS))
 FORMATS: dict[str, Format] = {
     "litert": Format("model.tflite", ("ai_edge_litert",), _write_litert, _load_litert, _LITERT_QUANTIZES),
     "saved_model": Format("saved_model", (), _write_saved_model, _load_saved_model),
-    "onnx": Format("model.onnx", _ONNX_PACKAGES, _write_onnx, _load_onnx),
+    "onnx": Format("model.onnx", _ONNX_PACKAGES, _write_onnx, _load_onnx, output_name=None),
     "coreml": Format("model.mlpackage", ("coremltools",), _write_coreml, _load_coreml, ("float16",), system="darwin"),
 }

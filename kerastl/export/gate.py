@@ -104,6 +104,7 @@ def compare(
     limits: Limits,
     class_names: list[str],
     pixels: str,
+    preprocessing="auto",
 ) -> Comparisons:
     """Run a Keras model and what was exported of it on the same images.
 
@@ -114,6 +115,7 @@ def compare(
         quantizations: of all formats → what was quantized in it.
         limits, class_names: what may be lost; one name for each class.
         pixels: type that the exports take.
+        preprocessing: what the Keras model needs and the exports hold, see `outputs.preprocess`.
 
     Returns:
         A judged `Comparison` for each format, in the order of those that run here, then the others.
@@ -124,7 +126,7 @@ def compare(
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
-        reference = class_probabilities(model, given, batch_size=largest)
+        reference = class_probabilities(model, outputs.preprocess(given, preprocessing), batch_size=largest)
         expected.append(reference.argmax(axis=1))
         known.append(np.full(len(images), -1) if labels is None else labels)
         for name, run in exported.items():

@@ -117,4 +117,5 @@ def _batches(data, num_classes: int | None = None):
 def _check(model, images) -> None:
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise DataError("Expected pixels 0-255. Received images that hold NaN or infinity")
-    outputs.check_images(model, images)
+    outputs.check_size(model, images)
+    outputs.warn_if_scaled(images)

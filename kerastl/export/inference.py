@@ -13,7 +13,9 @@ from kerastl.models.flatten import connect, replay
 PIXEL_TYPES = ("float32", "uint8")
 
 
-def inference_model(model: keras.Model, *, pixels: str = "float32", image_size=None) -> keras.Model:
+def inference_model(
+    model: keras.Model, *, pixels: str = "float32", image_size=None, preprocessing="auto"
+) -> keras.Model:
     """Return what is exported: one flat graph that shares the layers of `model`, without augmentation and dropout.
 
     They have to be left out: Keras 3.15's augmentation layers take `training=True` for granted where nobody says otherwise,
@@ -23,9 +25,11 @@ def inference_model(model: keras.Model, *, pixels: str = "float32", image_size=N
         model: a Functional or Sequential classifier, flat or nested, with one input of RGB images.
         pixels: type of the input, `"float32"` or `"uint8"`; either holds 0–255.
         image_size: pixels, one number or `(height, width)`, for a model that takes any size.
+        preprocessing: a callable over pixels 0–255, which becomes part of the graph; all else adds nothing.
 
     Raises:
-        ArgumentError: an `image_size` that the model doesn't take, or none where it takes any; another type of pixels.
+        ArgumentError: an `image_size` that the model doesn't take, or none where it takes any; another type of pixels;
+            preprocessing that can't be part of a graph.
         ModelError: no classifier of RGB images, a graph that can't be walked, or one that doesn't compute in float32.
     """
     check_choice("pixels", pixels, PIXEL_TYPES)
@@ -42,9 +46,25 @@ def inference_model(model: keras.Model, *, pixels: str = "float32", image_size=N
         )
     inputs = keras.Input((*size, 3), dtype=pixels, name="pixels")
     images = inputs if pixels == "float32" else keras.ops.cast(inputs, "float32")
+    if callable(preprocessing):
+        images = _preprocessed(images, preprocessing)
     results = replay(functional, [images], _does_nothing_in_inference)
     main = results[outputs.main_index(functional)]
     return connect([inputs], [main], model.name)
+
+
+def _preprocessed(images, preprocessing):
+    try:
+        found = preprocessing(images)
+    except Exception as error:  # whatever a function of NumPy or Pillow makes of a symbolic tensor
+        found = f"{type(error).__name__}: {error}"
+    if getattr(found, "shape", None) == images.shape and keras_internals.has_history(found):
+        return found
+    raise ArgumentError(
+        "To become part of the exported model, `preprocessing` must be arithmetic or made of `keras.ops`, such as "
+        "`lambda pixels: pixels / 255` or `keras.applications.….preprocess_input`, and keep the shape. "
+        f"{received(preprocessing=preprocessing, gave=found)}"
+    )
 
 
 def _fixed_size(model, image_size) -> tuple[int, int]:

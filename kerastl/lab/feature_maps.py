@@ -1,5 +1,7 @@
 """What a layer makes of images, and what it looks for."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -10,7 +12,13 @@ from kerastl.models.flatten import flatten_model
 
 
 def feature_maps(
-    model: keras.Model, images, layer: str, *, before_activation: bool = False, batch_size: int = 32
+    model: keras.Model,
+    images,
+    layer: str,
+    *,
+    before_activation: bool = False,
+    batch_size: int = 32,
+    preprocessing: Callable | str | None = "auto",
 ) -> np.ndarray:
     """Return what a layer makes of images, in inference mode: augmentation and dropout are inactive.
 
@@ -25,6 +33,7 @@ def feature_maps(
             `Conv2D(…, activation="relu")` computes before it cuts the negative part off, or the input of a `ReLU` layer.
             For a layer without an activation it makes no difference.
         batch_size: images that run at once.
+        preprocessing: what is done to pixels 0–255 before the model, see `kerastl.predict`.
 
     Returns:
         float32, `(batch, height, width, channels)`, channels last in any case; of a layer whose output has no height and
@@ -37,7 +46,7 @@ def feature_maps(
     check_count("batch_size", batch_size)
     flat = flatten_model(model)
     node = find_node(model, flat, layer)
-    images = image_batch(model, flat, images)
+    images = image_batch(model, flat, images, preprocessing)
     batches = input_batches(flat, images, batch_size)
     return np.concatenate([as_maps(read(flat, one, node, before_activation=before_activation)) for one in batches])
 

@@ -1,4 +1,4 @@
-"""What the outputs of a model hold: which is the main one, its activation, its classes; and images that fit its input.
+"""What the outputs of a model hold: which is the main one, its activation, its classes; and which images fit its input.
 
 A model with several outputs (auxiliary heads) is judged by its first one, the main output.
 """
@@ -8,16 +8,17 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import received
-from kerastl.errors import DataError, ModelError, warn
+from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.models import graph
 from kerastl.models.flatten import flatten_model
 
 # Operations that hand the values on as they are: the activation stands before them
 _PASSES_ON = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"}
 
-# What scales pixels: layers for it, or plain arithmetic, such as `preprocess_input` on a symbolic tensor
-_SCALING_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization)
-_ARITHMETIC = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide"}
+_NORMALIZATIONS = (*graph.NORMALIZATION_LAYERS, keras.layers.Normalization)
+_PROBE_SIZE = 64  # of images for a model that takes any size
+
+_LARGEST_SCALED = 16  # scaled pixels end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
 
 
 def main_output(outputs):
@@ -96,6 +97,13 @@ def _activation_name(operation) -> str | None:
 
 def check_images(model, images: np.ndarray) -> None:
     """Raise `DataError` for a first batch of another image size or channels than the model's; warn of scaled pixels."""
+    check_size(model, images)
+    if pixel_range(model) == "0-255":
+        warn_if_scaled(images)
+
+
+def check_size(model, images: np.ndarray) -> None:
+    """Raise `DataError` for images of another size or channels than the model's."""
     wanted = tuple(model.inputs[0].shape[1:]) if getattr(model, "inputs", None) else ()
     if len(wanted) != 3:
         return
@@ -105,36 +113,120 @@ def check_images(model, images: np.ndarray) -> None:
             f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
             f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
         )
-    if scales_pixels(model):
-        warn_if_scaled(images)
 
 
-def scales_pixels(model) -> bool:
-    """Tell whether a model's graph scales pixels in front of its first weights, so that it takes RGB 0–255."""
-    if not graph.is_walkable(model):
-        return False
-    for node in graph.nodes_in_order(flatten_model(model)):
-        if isinstance(node.operation, _SCALING_LAYERS) or type(node.operation).__name__ in _ARITHMETIC:
-            return True
-        if graph.has_weights(node.operation):
-            return False
-    return False
+def pixel_range(model) -> str | None:
+    """Tell by the graph which pixels a model takes: `"0-255"`, `"scaled"` (such as 0–1), `"any"`, or `None`: it doesn't show.
+
+    A black, a nearly black and a white image run as far as the first layers with weights; normalizations run too. What shrinks
+    0–255 or centers it on zero was made for it. Other arithmetic was made for scaled pixels: a `Normalization` by a mean of
+    0.485, `Rescaling(2, -1)`, a BatchNorm that was trained on 0–1. A fresh BatchNorm takes any.
+    """
+    if not graph.is_walkable(model) or len(graph.functional_of(model).inputs[0].shape) != 4:
+        return None
+    reached, normalized = _reached_by_probe(flatten_model(model))
+    if not reached or not all(np.isfinite(one).all() for one in reached):
+        return None
+    black, dark, white = np.concatenate([one.reshape(3, -1) for one in reached], axis=1)
+    moves = white != black  # not what padding adds
+    # Medians, as BatchNorm divides a channel that never changes by next to nothing
+    if not moves.any() or np.median(np.abs(dark - black)[moves]) > np.median(np.abs(white - black)[moves]) / 2:
+        return "any"
+    span, center = np.median(np.abs(white - black)[moves]), np.median((white + black)[moves]) / 2
+    if 0.9 < span / 255 < 1.1 and abs(center - 127.5) < 20:
+        return "any" if normalized else None
+    return "0-255" if span < 100 or abs(center) < span / 4 else "scaled"
+
+
+def _reached_by_probe(flat) -> tuple[list[np.ndarray], bool]:
+    """Return what the first layers with weights are given for pixels of 0, 1 and 255, and whether a normalization ran."""
+    pixels, reached, normalized = flat.inputs[0], [], False
+    size = [_PROBE_SIZE if side is None else side for side in pixels.shape[1:]]
+    images = np.broadcast_to(np.array([0, 1, 255]).reshape(3, 1, 1, 1), (3, *size))
+    known = {id(pixels): keras.ops.convert_to_tensor(images, pixels.dtype)}
+    for node in graph.nodes_in_order(flat):
+        if not node.input_tensors or any(id(tensor) not in known for tensor in node.input_tensors):
+            continue
+        if graph.has_weights(node.operation) and not isinstance(node.operation, _NORMALIZATIONS):
+            given = (keras.ops.cast(known[id(tensor)], "float32") for tensor in node.input_tensors)
+            reached += map(keras.ops.convert_to_numpy, given)
+            continue
+        normalized |= isinstance(node.operation, graph.NORMALIZATION_LAYERS)
+        values = graph.call_in_inference(node.operation, *node.arguments.fill_in(known))
+        known.update({id(tensor): value for tensor, value in zip(node.outputs, values, strict=True)})
+    return reached, normalized
+
+
+def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = False) -> None:
+    """Raise `ArgumentError` where a model would be given pixels of another range than its own, as far as anyone can tell.
+
+    Pixels of files are 0–255; a model that shows no range takes arrays as they are. Warn of arrays that look scaled already.
+
+    Args:
+        takes: what `pixel_range` says of the model.
+        preprocessing: `"auto"`: the model scales pixels itself; a callable over 0–255; `None`: as they are.
+        arrays, files: images that are arrays; whether others are files.
+    """
+    if not (preprocessing is None or preprocessing == "auto" or callable(preprocessing)):
+        raise ArgumentError(
+            f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}"
+        )
+    black_and_white = np.broadcast_to(np.array([0, 255], "float32").reshape(2, 1, 1, 1), (2, 8, 8, 3))
+    if takes == "0-255" and callable(preprocessing) and _scaled_range(preprocess(black_and_white, preprocessing)):
+        raise ArgumentError(
+            "This model takes RGB 0–255, and scales them itself: they would be scaled twice. Leave `preprocessing` out. "
+            f"{received(preprocessing=preprocessing)}"
+        )
+    if takes == "0-255" or callable(preprocessing):
+        any(map(warn_if_scaled, arrays))  # the first that does says it
+    if preprocessing != "auto" or takes in ("0-255", "any"):
+        return
+    full = [one for one in arrays if one.size and (one.dtype.kind in "ui" or one.max() > _LARGEST_SCALED)]
+    if files or (takes == "scaled" and full):
+        shows = "doesn't scale pixels itself" if takes is None else "is made for smaller numbers, such as 0–1"
+        raise ArgumentError(
+            f"The pixels are 0–255, and the model {shows}. Pass what was done to them in training: "
+            "`preprocessing=lambda pixels: pixels / 255` for 0–1, `preprocessing=lambda pixels: pixels / 127.5 - 1` for −1…1, "
+            "`preprocessing=keras.applications.resnet50.preprocess_input` for a ResNet50 of Keras, and so on; or "
+            "`preprocessing=None` if it was trained on 0–255 as they are. "
+            f"{received(preprocessing=preprocessing)}"
+        )
+
+
+def preprocess(images: np.ndarray, preprocessing) -> np.ndarray:
+    """Return what a callable makes of pixels 0–255, or the images as they are for anything else."""
+    if not callable(preprocessing):
+        return images
+    # Of a copy, as Keras's `preprocess_input` works in place
+    given = np.asarray(keras.ops.convert_to_numpy(preprocessing(np.array(images, "float32"))))
+    if given.shape != images.shape:
+        raise ArgumentError(
+            "`preprocessing` must return images of the same shape. "
+            f"{received(preprocessing=preprocessing, shape_before=images.shape, shape_after=given.shape)}"
+        )
+    return given
 
 
 def warn_if_scaled(images: np.ndarray) -> bool:
     """Warn of pixels that look scaled already, floats within ±1.5 or negative ones, and tell whether they do."""
+    found = _scaled_range(images)
+    if found:
+        warn(
+            f"The pixels look scaled already (from {found[0]:.3g} to {found[1]:.3g}). This model takes RGB 0–255, and scales "
+            "them itself: remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
+        )
+    return bool(found)
+
+
+def _scaled_range(images: np.ndarray) -> tuple[float, float] | None:
+    """Return the smallest and largest pixel where they look scaled already, else `None`."""
     if images.size == 0 or images.dtype.kind != "f":
-        return False
+        return None
     low, high = float(images.min()), float(images.max())
     if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
-        return False
-    if not np.isfinite([low, high]).all():  # another fault; features or the loss will tell
-        return False
-    warn(
-        f"The pixels look scaled already (from {low:.3g} to {high:.3g}). This model takes RGB 0–255, and scales them itself: "
-        "remove `preprocess_input`, `Rescaling` or `/ 255` from the data."
-    )
-    return True
+        return None
+    # Infinity and NaN are another fault; features or the loss will tell
+    return (low, high) if np.isfinite([low, high]).all() else None
 
 
 def _size(shape) -> str:
