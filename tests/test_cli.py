@@ -17,7 +17,7 @@ from hypothesis import given, strategies
 
 import kerastl.cli.quiet as quiet
 from kerastl.cli import main
-from kerastl.cli.models import resize_beside
+from kerastl.cli.models import report_beside, resize_beside
 from kerastl.cli.parser import _image_size, build_parser
 from kerastl.errors import KerastlWarning
 from kerastl.evaluation import report
@@ -123,6 +123,38 @@ def test_predict_asks_for_the_pixels_of_a_model_that_shows_none_and_takes_them(
     (row,) = json.loads(capsys.readouterr().out)
     (expected,) = predict(model, photos / "blue" / "00.png", preprocessing=preprocessing)
     assert row["probabilities"] == pytest.approx(expected.probabilities, rel=1e-4)
+
+
+@pytest.mark.parametrize("option", ["--top", "--batch-size"])
+def test_errors_name_options_of_the_command_line(option, small, photos, capsys):
+    line = fails(capsys, "predict", small, photos / "blue" / "00.png", option, 0)
+    assert f"error: {option} must be" in line
+    assert line.endswith(f"Received: {option} 0")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--image-size", "0"],
+            "--image-size must be a whole number from 1 to 8192 (pixels). Received: --image-size 0",
+        ),
+        (["--validation", "1.5"], "--validation must be"),
+        (["--hidden-units", "0"], "--hidden-units must be"),
+        (["--last-blocks", "0"], "--last-blocks"),
+    ],
+)
+def test_errors_of_train_name_options_too(options, said, photos, tmp_path, capsys):
+    command = ["train", photos, "--out", tmp_path / "run", "--backbone", "mobilenet_v2", "--weights", "none"]
+    assert said in fails(capsys, *command, *options)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX")
+def test_a_pipe_beside_a_model_is_not_waited_for(small, tmp_path):
+    shutil.copytree(small, tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    os.mkfifo(tmp_path / "run" / "report.json")
+    assert report_beside(tmp_path / "run" / "model.keras") == {}
 
 
 def test_predict_on_bad_images(small, tmp_path, capsys):

@@ -297,17 +297,6 @@ def test_too_little_space_is_told_before_training(photos, tmp_path, tiny_network
     assert "Not enough space" in fails(capsys, "train", photos, "--out", tmp_path / "run", *TINY)
 
 
-def test_a_bug_keeps_its_traceback_and_the_model_its_weights(photos, tmp_path, tiny_network, monkeypatch, capsys):
-    def broken(*_, **__):
-        raise TypeError("a bug")
-
-    monkeypatch.setattr(report, "describe_run", broken)
-    with pytest.raises(TypeError, match="a bug"):
-        main(["train", str(photos), "--out", str(tmp_path / "run"), *TINY])
-    assert "saved in" in capsys.readouterr().err
-    assert (tmp_path / "run" / "model.keras").is_file()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_training_saves_the_best(photos, tmp_path, number):
     out = tmp_path / "run"
@@ -346,7 +335,8 @@ answers = keras.models.load_model(sys.argv[1]).predict(saved["images"], verbose=
 numpy.testing.assert_allclose(answers, saved["answers"], rtol=1e-5, atol=1e-6)
 print("the same")
 """
-    command = [sys.executable, "-W", "error", "-c", code, str(trained / "model.keras")]
+    of_keras = ["-W", "ignore:In the future:FutureWarning"]  # as it is imported on NumPy 2.0
+    command = [sys.executable, "-W", "error", *of_keras, "-c", code, str(trained / "model.keras")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr

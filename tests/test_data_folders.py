@@ -607,3 +607,29 @@ def test_stopping_early_does_not_wait_for_what_is_queued():
     next(results)
     results.close()
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("names", [("TrainingSet", "TestSet"), ("trainset", "valset"), ("trainval", "test")])
+def test_names_of_splits_may_be_written_in_one_word(names, tmp_path):
+    for name in names:
+        for label in ("a", "b"):
+            write_classes(tmp_path / name, {label: 4}, first_seed=100 * len(name) + 10 * ord(label))
+    data = load(tmp_path)
+    assert data.class_names == ("a", "b")
+    assert data.split_sizes["validation" if names[1] == "valset" else "test"] == 8
+
+
+def test_splits_without_training_images_are_refused_with_both_readings(tmp_path):
+    for name in ("val", "test"):
+        write_classes(tmp_path / name, {"a": 2})
+    with pytest.raises(
+        DataError, match=r"holds test and val, but no images to train on.*a folder `train`; if they are classes"
+    ):
+        load(tmp_path)
+
+
+def test_class_names_that_look_alike_are_refused(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        write_classes(tmp_path, {name: 2})
+    with pytest.raises(DataError, match=r"Two class names look alike.*Rename the folder"):
+        load(tmp_path)

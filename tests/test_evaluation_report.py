@@ -49,6 +49,7 @@ def splits():
         split_sizes={"train": 80, "validation": 10, "test": 10},
         image_size=(8, 8),
         resize="crop",
+        white=None,
         seed=7,
         name="colours",
         licence="CC0",

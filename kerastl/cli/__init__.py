@@ -7,12 +7,14 @@ command runs, so that `--help` is quick.
 import contextlib
 import importlib
 import os
+import re
 import sys
 
 from kerastl.cli.parser import build_parser
 from kerastl.cli.quiet import quiet_session
 from kerastl.errors import KerastlError
 
+_OPERANDS = {"source", "model", "images", "names", "word", "module", "command_line"}
 _USER_ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 
@@ -35,7 +37,7 @@ def main(argv=None) -> int:
         sys.stdout.flush()
         return status
     except KerastlError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {in_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted; nothing was written.", file=sys.stderr)
@@ -44,6 +46,16 @@ def main(argv=None) -> int:
         # The reader (`head`, say) has seen enough. What is still in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+
+
+def in_options(text: str, arguments) -> str:
+    """Return an error's text with options of the command line where it names arguments of Python."""
+    for name in vars(arguments).keys() - _OPERANDS:
+        option = f"--{name.replace('_', '-')}"
+        text = re.sub(rf"`{name}`|(?<![\w`.-]){name}=True\b", option, text)
+        said, received, values = text.rpartition("Received: ")
+        text = said + received + re.sub(rf"(^|, ){name}=", rf"\1{option} ", values)
+    return text
 
 
 def _never_fail_to_print() -> None:

@@ -140,8 +140,11 @@ def labels_beside(file: Path) -> list[str] | None:
 
 def report_beside(file: Path) -> dict:
     """Return what `report.json` beside a model holds, or an empty dictionary."""
+    beside = file.with_name("report.json")
+    if not beside.is_file():  # a pipe would be waited for
+        return {}
     try:
-        report = json.loads(file.with_name("report.json").read_text(encoding="utf-8"))
+        report = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}

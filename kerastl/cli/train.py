@@ -16,7 +16,9 @@ import keras
 
 from kerastl import files
 from kerastl.checks import check_count, check_fraction
+from kerastl.cli import in_options
 from kerastl.cli.quiet import import_quietly
+from kerastl.data.images import check_image_size
 from kerastl.errors import DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
 from kerastl.models import backbones
@@ -85,7 +87,7 @@ def run(arguments) -> int:
         interrupted = job.watch.interrupted or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
         saved = _rescue(job, interrupted=bool(interrupted))
         if saved and not interrupted:
-            return _say_what_is_missing(error, saved)
+            return _say_what_is_missing(error, saved, arguments)
         if not interrupted:
             raise
         kept = f"the best model so far is in {saved}" if saved else "no epoch was over yet, so nothing was written"
@@ -95,10 +97,10 @@ def run(arguments) -> int:
     return 0
 
 
-def _say_what_is_missing(error, saved: Path) -> int:
+def _say_what_is_missing(error, saved: Path, arguments) -> int:
     """Say in the last line where the model is and what of the run isn't there, and why; return the exit status."""
     is_known = isinstance(error, KerastlError)
-    reason = " ".join(str(error).split()) if is_known else f"{type(error).__name__}: {error}."
+    reason = in_options(" ".join(str(error).split()), arguments) if is_known else f"{type(error).__name__}: {error}."
     if not is_known:
         traceback.print_exception(error)
     missing = ", ".join(name for name in report.RUN_FILES if not (saved / name).exists())
@@ -118,8 +120,7 @@ def _fill_in(arguments) -> None:
 def _check(arguments) -> None:
     """Check what nothing else would check before the images are read, which can be slow."""
     row = backbones.backbone_row(arguments.backbone)
-    size = row.native_size if arguments.image_size is None else arguments.image_size
-    arguments.image_size = (size, size) if isinstance(size, int) else tuple(size)
+    arguments.image_size = check_image_size(row.native_size if arguments.image_size is None else arguments.image_size)
     backbones.check_input_shape(row, (*arguments.image_size, 3))
     for name in ("head-epochs", "fine-tune-epochs", "patience", "views", "batch-size"):
         smallest = 0 if name == "fine-tune-epochs" else 1

@@ -334,6 +334,11 @@ def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]
         roots[split] = names[name]
     unlabelled = roots.pop("", None)
     others = [name for name in names if name not in splits]
+    if TRAIN not in roots and len(roots) > 1 and not others and any(map(_subfolders, roots.values())):
+        raise DataError(
+            f"{folder} holds {' and '.join(splits)}, but no images to train on. If these are splits, put the training images"
+            " beside them, in a folder `train`; if they are classes, rename them."
+        )
     if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
         _refuse_splits_in_classes(folder, names.values())
         return {TRAIN: folder}, []

@@ -1,5 +1,8 @@
 """Labels: of one class, of several labels or of numbers; checked against the head, counted, and weighed."""
 
+import collections
+import unicodedata
+
 import numpy as np
 
 from kerastl.checks import received
@@ -97,13 +100,19 @@ def count_labels(parts: list[np.ndarray], names, task: str) -> tuple[str, str, l
 
 
 def check_names(names, advice: str) -> None:
-    """Raise `DataError` for names of classes that are not readable text in one line."""
+    """Raise `DataError` for names of classes that are not readable text in one line, or look alike."""
     for name in names:
         if not is_readable(name):
             raise DataError(
                 "Class names are printed, and written to text files, so they must be readable text in one line. "
                 f"{advice} {received(name=name)}"
             )
+    twins = collections.Counter(unicodedata.normalize("NFC", name) for name in names).most_common(1)
+    if twins and twins[0][1] > 1:
+        raise DataError(
+            "Two class names look alike, as one is written with letters and accents apart (Unicode's NFC and NFD). "
+            f"{advice} {received(name=twins[0][0])}"
+        )
 
 
 def class_indices(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -16,10 +16,13 @@ from kerastl.errors import ArgumentError, DataError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("train", "training", "trainval"), TRAIN),
     **dict.fromkeys(("validation", "val", "valid", "eval", "evaluation", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "holdout"), TEST),
     **dict.fromkeys(("unlabeled", "unlabelled"), ""),  # a part that can't be used
+}
+_SPLIT_WORDS |= {
+    word + more: split for word, split in _SPLIT_WORDS.items() for more in ("set", "split", "data", "images", "imgs")
 }
 _NO_NAMES = {"set", "split", "data", "dataset", "images", "imgs", "folder"}  # what may stand beside such a word
 

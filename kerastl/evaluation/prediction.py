@@ -109,8 +109,8 @@ def predict(
 ) -> Predictions:
     """Predict the classes of images, given as files or as arrays, resized as `load_images` does it.
 
-    Softmax outputs are taken as they are, one sigmoid unit `p` becomes the two classes `1 - p` and `p`, and logits (a
-    last layer without activation) go through softmax first. Of a model with several outputs the first is used.
+    Softmax outputs are taken as they are, one sigmoid unit `p` becomes the classes `1 - p` and `p`, and logits (a last layer
+    without activation) go through softmax. Of a model with several outputs the first is used.
 
     Args:
         model: a classifier of RGB images, compiled or not; or a bundle that `load_bundle` read, which brings its
@@ -126,11 +126,9 @@ def predict(
         top: how many classes to list for each image; `None` for all.
         image_size: pixels, one number or `(height, width)`, for a model that takes any size; else the model's.
         preprocessing: "auto" for a model that scales pixels 0–255 itself, as those of `build_classifier` do; else what was
-            done to them in training, a callable that is given resized images, such as
-            `keras.applications.resnet50.preprocess_input`; `None` for pixels as they are. With "auto" a model whose graph
-            shows no scaling takes arrays as they are, and no files.
-        white: of images of more than 8 bits a channel the value that is white, as `load_images` has it in `data.white`;
-            default: decided by all images of this call, and said.
+            done to them in training, such as `keras.applications.resnet50.preprocess_input`; `None` for pixels as they are.
+            With "auto" a model whose graph shows no scaling takes arrays as they are, and no files.
+        white: of images of more than 8 bits a channel, as in `data.white`; default: decided by all of this call, and said.
 
     Returns:
         A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
