@@ -527,8 +527,8 @@ def classes_beside_splits_are_refused_with_both_readings(here):
 @case
 def a_test_split_without_a_training_split_is_no_class(here):
     write_classes(here.folder / "test", ["a", "b"])
-    write_classes(here.folder / "trainval", ["a", "b"], blue=99)
-    with pytest.raises(DataError, match="trainval"):
+    write_classes(here.folder / "val", ["a", "b"], blue=99)
+    with pytest.raises(DataError, match=r"holds test and val, but no images to train on.*a folder `train`"):
         load(here.folder)
 
 

@@ -108,7 +108,7 @@ def test_a_run_folder_is_never_replaced(run, capsys):
 
 
 def test_a_failed_gate_prints_the_table_and_one_line(run, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kerastl.export.gate._probabilities", lambda values, kind: np.roll(values, 1, axis=1))
+    monkeypatch.setattr("kerastl.export.gate._probabilities", lambda values, *_: np.roll(values, 1, axis=1))
     assert main(["export", str(run), "--data", str(photos), "--out", str(tmp_path / "b")]) == 2
     error = capsys.readouterr().err
     assert "FAILED" in error
@@ -160,6 +160,6 @@ def test_a_model_that_shows_no_range_of_pixels_is_exported_with_what_is_said(tmp
     assert main([*map(str, command), "--preprocessing", "/255"]) == 0
     assert "part of the exported graph" in card_of(tmp_path / "bundle")["input"]["preprocessing"]
     line = fails(capsys, *command, "--overwrite", "--opset", 3, "--preprocessing", "/255")
-    assert "`opset` is for the format 'onnx' alone" in line
+    assert "--opset is for the format 'onnx' alone" in line
     line = fails(capsys, "predict", tmp_path / "bundle", "photo.jpg", "--preprocessing", "/255")
     assert "The preprocessing of a bundle is part of it: leave --preprocessing out" in line

@@ -51,7 +51,7 @@ def tiny_network(monkeypatch):
 
 
 def test_train_writes_a_whole_run(trained):
-    assert sorted(path.name for path in trained.iterdir()) == sorted(report.RUN_FILES)
+    assert sorted(path.name for path in trained.iterdir()) == sorted(report.run_files("classification"))
     found = json.loads((trained / "report.json").read_text())
     assert found["complete"] is True
     assert found["backbone"] == "mobilenet"

@@ -92,3 +92,76 @@ def test_what_can_t_be_evaluated(colours, labelled):
         evaluate(keras.Model(colours.input, colours.layers[1].output), labelled)
     with pytest.warns(UserWarning, match="look scaled"):
         evaluate(colours, (images / 255, labels), NAMES)
+
+
+def test_labels_equal_those_counted_by_hand(colours):
+    """Each image's three probabilities are its own, the true labels those of `true`."""
+    said = np.array([[0.9, 0.2, 0.7], [0.8, 0.6, 0.1], [0.3, 0.6, 0.4], [0.6, 0.1, 0.2]])
+    true = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    found = evaluate(echo(3, "multi-label"), (as_pixels(said), true), NAMES, mistakes=2)
+    assert (found.task, found.count) == ("multi-label", 4)
+    red, green, blue = found.to_rows()
+    counted = {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "accuracy": 0.5, "support": 3}
+    # The image that isn't red comes third of four
+    assert red == {"name": "red", "average_precision": pytest.approx((1 + 1 + 3 / 4) / 3), **counted}
+    assert green["average_precision"] == pytest.approx(0.5)  # with another image of the same probability
+    assert (green["precision"], green["recall"], green["support"]) == (0.5, 1.0, 1)
+    assert [blue[name] for name in ("precision", "recall", "average_precision")] == [0.0, None, None]
+    assert found.scores["average_precision"] == pytest.approx((red["average_precision"] + 0.5) / 2)
+    assert found.scores["accuracy"] == pytest.approx(8 / 12)
+    # Always the share: 0.75, 0.25 and 0
+    assert found.baseline["average_precision"] == pytest.approx(0.5)
+    assert found.baseline["accuracy"] == pytest.approx((0.75 + 0.75 + 1) / 3)
+    # "blue" at 0.7, and "red" missed at 0.3
+    assert found.mistakes.positions.tolist() == [0, 2]
+    assert "on 4 images (always the mean of these images: average precision 0.500" in str(found)
+    for batch in (1, 3):
+        again = evaluate(echo(3, "multi-label"), Batches(as_pixels(said), true, batch), NAMES, views=2)
+        assert again.scores == pytest.approx(found.scores)
+
+
+def test_numbers_equal_those_counted_by_hand():
+    said, true = np.array([[1.0], [2.0], [4.0], [9.0]]), np.array([1.0, 3.0, 4.0, 4.0])
+    model = echo(1, "regression")
+    found = evaluate(model, (as_pixels(said), true), ["weight"], mistakes=9)
+    mean, variance = 3, 1.5
+    assert found.scores == pytest.approx({"mae": 1.5, "rmse": math.sqrt(6.5), "r2": 1 - 6.5 / variance})
+    assert found.baseline == pytest.approx({"mae": np.abs(true - mean).mean(), "rmse": math.sqrt(variance), "r2": 0})
+    assert found.to_rows() == [{"name": "weight", **found.scores, "support": 4}]
+    assert found.mistakes.positions.tolist() == [3, 1]
+    assert found.mistakes.labels.ravel().tolist() == [4.0, 3.0]
+    assert "MAE 1.5, RMSE 2.55, R² -3.333 on 4 images" in str(found)
+    constant = evaluate(model, (as_pixels(said[:2]), np.array([2.0, 2.0])), ["weight"])
+    assert constant.scores["r2"] is None
+
+
+def test_the_task_is_told_by_head_names_and_labels_or_given():
+    one, three = echo(1, "regression"), echo(3, "regression")
+    pixels = as_pixels(np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]]))
+    assert evaluate(one, (pixels[..., :1].repeat(3, -1), np.array([0, 1])), ["no", "yes"]).task == "classification"
+    assert evaluate(one, (pixels[..., :1].repeat(3, -1), np.array([0, 1])), ["grade"]).scores["mae"] == 1.0
+    assert evaluate(three, (pixels, np.array([1, 0])), NAMES).accuracy == 1.0
+    assert evaluate(three, (pixels, np.array([[0.5, 2, 1], [3, 0, 1]])), NAMES).task == "regression"
+    rows = np.array([[0, 1, 0], [1, 0, 0]])
+    assert evaluate(three, (pixels, rows), NAMES, task="regression").scores["mae"] == pytest.approx(5 / 6)
+    with pytest.raises(ArgumentError, match="`task` must be one of"):
+        evaluate(three, (pixels, rows), NAMES, task="ranking")
+
+
+def as_pixels(values):
+    """Return images, 2×2, of which the model `echo` says these values."""
+    values = np.pad(values, ((0, 0), (0, 3 - values.shape[1])))
+    return np.broadcast_to(values[:, None, None] * 20, (len(values), 2, 2, 3)).astype("float32")
+
+
+def echo(units, task):
+    """A model that says the brightness of its first channels, as probabilities or numbers."""
+    inputs = keras.Input((2, 2, 3))
+    x = keras.layers.Rescaling(1 / 20)(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    if task == "multi-label":
+        x = keras.ops.log(x) - keras.ops.log(1 - x)
+    head = keras.layers.Dense(units, activation="sigmoid" if task == "multi-label" else None, use_bias=False)
+    model = keras.Model(inputs, head(x))
+    head.set_weights([np.eye(3)[:, :units]])
+    return model

@@ -449,3 +449,27 @@ def test_characters_that_no_font_has_are_said_once(fresh_fonts, monkeypatch, tmp
     with pytest.warns(KerastlWarning, match=r"No installed font has the characters 猫.*fonts-noto-cjk"):
         drawing.as_png(plots.plot_confusion_matrix(np.eye(2, dtype=int), ["猫", "b"]))
     drawing.as_png(plots.plot_confusion_matrix(np.eye(2, dtype=int), ["a", "猫"]))  # a warning is an error here
+
+
+def test_label_scores_are_bars_from_the_lowest_up():
+    rows = [{"name": f"label {index}", "average_precision": index / 70, "support": 14} for index in range(70)]
+    rows.append({"name": "never", "average_precision": None, "support": 0})
+    figure = plots.plot_label_scores(rows, 70)
+    (panel,) = figure.axes
+    names = [one.get_text() for one in panel.get_yticklabels()]
+    assert names == ["never", *(f"label {index}" for index in range(59))]
+    assert [bar.get_width() for bar in panel.patches][:3] == [0, 0, pytest.approx(1 / 70)]
+    assert panel.get_xlabel() == "average precision, the lowest 60 of 71 labels"
+    assert [one.get_text() for one in panel.texts][:3] == ["no image has it", "0.00", "0.01"]
+    assert figure.get_figwidth() < 8
+
+
+def test_numbers_stand_against_true_ones_on_equal_axes():
+    labels, outputs = np.array([[1.0, 10], [2, 20], [4, 30]]), np.array([[1.5, 10], [0, 25], [9, 30]])
+    figure = plots.plot_numbers(labels, outputs, ["age", "$weight$"])
+    first, second = figure.axes
+    assert first.collections[0].get_offsets().tolist() == [[1, 1.5], [2, 0], [4, 9]]
+    assert first.get_xlim() == first.get_ylim() == (pytest.approx(-0.45), pytest.approx(9.45))
+    assert (first.get_xlabel(), first.get_ylabel()) == ("true age", "predicted age")
+    assert second.get_xlabel() == r"true \$weight\$"
+    assert first.get_aspect() == 1

@@ -378,3 +378,50 @@ def test_the_white_of_the_training_images_is_used_as_the_message_says(model, tmp
     expected = predict(model, np.full((16, 16, 3), round(1000 / 4095 * 255), "uint8")).probabilities
     np.testing.assert_allclose(dark, expected, rtol=1e-5)
     assert not np.allclose(bright, dark)
+
+
+def channels(units, activation=None):
+    """A model that says the brightness of its first channels, 0–255 as 0–1 or, for a sigmoid, as −5…5."""
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs / 25.5 - 5 if activation else inputs / 255)
+    head = keras.layers.Dense(units, activation=activation, use_bias=False)
+    model = keras.Model(inputs, head(x))
+    head.set_weights([np.eye(3)[:, :units]])
+    return model
+
+
+SHADES = np.array([[255, 153, 0], [51, 102, 0], [0, 0, 255]], "uint8")[:, None, None] * np.ones((1, 4, 4, 1), "uint8")
+
+
+def test_several_labels_are_those_of_a_half_or_more():
+    found = predict(channels(3, "sigmoid"), SHADES, class_names=["hot", "wet", "old"], top=1)
+    sure, likely = 1 / (1 + np.exp(-5)), 1 / (1 + np.exp(-1))
+    assert found.task == "multi-label"
+    assert found.labels == [["hot", "wet"], ["wet"], ["old"]]
+    assert found[0].labels == pytest.approx({"hot": sure, "wet": likely}, rel=1e-5)
+    assert found[1].labels == pytest.approx({"wet": 1 - likely}, rel=1e-5)  # none is: the most probable
+    row = {"image": "image 0", "labels": found[0].labels, "probabilities": {"hot": pytest.approx(sure, rel=1e-5)}}
+    assert found.to_rows()[0] == row
+    assert "labels of 50% or more, else the likeliest" in str(found)
+    assert "image 0  hot 99.3 %, wet 73.1 %" in str(found)
+    turned = SHADES.copy()
+    turned[0, :2] = 0
+    averaged = predict(channels(3, "sigmoid"), turned, views=4).probabilities
+    np.testing.assert_allclose(averaged, predict(channels(3, "sigmoid"), turned).probabilities, rtol=1e-5)
+
+
+def test_numbers_are_named_and_stay_as_they_are():
+    found = predict(channels(1), SHADES, class_names=["age"])
+    assert found.task == "regression"
+    assert found.to_rows()[1] == {"image": "image 1", "numbers": {"age": pytest.approx(0.2)}}
+    assert "image    age\n" in str(found).replace("-", "")
+    assert "image 1  0.2" in str(found)
+    with pytest.raises(ArgumentError, match=r"take `\.probabilities` or `\.to_rows\(\)`"):
+        found.labels  # noqa: B018
+    assert predict(channels(1), SHADES, class_names=["no", "yes"]).labels == ["yes", "yes", "no"]  # a logit
+    model = channels(3)
+    assert predict(model, SHADES, task="regression").probabilities[0] == pytest.approx([1, 0.6, 0])
+    model.compile("sgd", "mse")
+    assert predict(model, SHADES[:1], class_names=["a", "b", "c"])[0].numbers["b"] == pytest.approx(0.6)
+    with pytest.raises(DataError, match=r"each of the model's 3 numbers.*which is 2"):
+        predict(model, SHADES, class_names=["a", "b"])

@@ -53,6 +53,7 @@ def splits():
         seed=7,
         name="colours",
         licence="CC0",
+        task="classification",
         files={"test": tuple(f"photos/{index}.png" for index in range(10))},
     )
 
@@ -67,7 +68,7 @@ def run(colours, labelled, splits):
         splits,
         result,
         evaluation,
-        head_accuracy=0.6,
+        head_scores={"accuracy": 0.6},
         averaged=evaluate(colours, labelled, NAMES, views=4),
         backbone="tiny",
         learning_rates={"head": 1e-3, "fine_tune": math.inf},
@@ -91,7 +92,7 @@ def strict(text):
 
 
 def test_a_run_folder_holds_everything(run, place, labelled):
-    assert sorted(path.name for path in place.iterdir()) == sorted(report.RUN_FILES)
+    assert sorted(path.name for path in place.iterdir()) == sorted(report.run_files("classification"))
     assert [path.name for path in place.parent.iterdir()] == ["first"]
     mask = os.umask(0)
     os.umask(mask)
@@ -241,3 +242,14 @@ leaves = numbers | strategies.text() | strategies.booleans() | strategies.none()
 def test_plain_values_are_strict_json_whatever_they_were(value):
     plain = report.plain_values(value)
     assert strict(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_backticks_and_line_breaks_of_names_stay_in_their_place(run):
+    odd = {**run["report"], "command": "python -m kerastl train 'a```b'", "backbone": None, "model_name": "`x`\n# y"}
+    odd["data"] = {**odd["data"], "name": "*new*\nline"}
+    odd["mistakes"] = [{**odd["mistakes"][0], "name": "a`b.png"}]
+    page = report.markdown_report(odd)
+    assert "````\npython -m kerastl train 'a```b'\n````\n" in page
+    assert page.startswith("# \\`x\\`\\\\n\\# y on \\*new\\*\\\\nline\n")
+    assert "- Data: \\*new\\*\\\\nline; " in page
+    assert "1. a\\`b.png: predicted green" in page

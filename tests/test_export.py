@@ -431,3 +431,63 @@ def test_the_details_of_the_caller_and_the_versions_stand_on_the_card(model, fol
     assert card["data"] == {"name": "drawn"}
     assert card["versions"]["keras"] == keras.__version__
     assert card["versions"]["ai-edge-litert"]
+
+
+def numbers_gate(exported, labels=None, task="regression", quantize=None):
+    """Compare a model of one number (or of two labels) with what `exported` makes of its outputs."""
+    inputs = keras.Input((2, 2, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, pooled[:, :1] / 10 if task == "regression" else keras.ops.sigmoid(pooled[:, :2] - 100))
+    values = np.array([0, 60, 120, 255], "float32")
+    images = np.broadcast_to(values[:, None, None, None], (4, 2, 2, 3)).copy()
+    (found,) = gate.compare(
+        model,
+        {"litert": lambda pixels: exported(model.predict(pixels, verbose=0))},
+        [(images, labels)],
+        quantizations={"litert": quantize},
+        limits=gate.Limits(),
+        class_names=["weight"] if task == "regression" else ["wet", "cold"],
+        pixels="float32",
+        task=task,
+    )
+    return found
+
+
+def test_numbers_may_differ_by_a_part_of_their_deviation():
+    deviation = np.std([0, 6, 12, 25.5])
+    found = numbers_gate(lambda numbers: numbers + 0.004 * deviation)
+    assert found.failure is None
+    assert found.largest_difference == pytest.approx(0.004, rel=1e-3)
+    assert found.mean_difference == pytest.approx(0.004, rel=1e-3)
+    assert found.agreement == pytest.approx(1 - 0.004**2)
+    said = numbers_gate(lambda numbers: numbers + 0.02 * deviation).failure
+    assert said == "a number is 0.02 standard deviations from Keras's, and may be 0.005"
+    assert numbers_gate(lambda numbers: numbers * np.nan).failure == "its outputs hold NaN or infinity"
+
+
+def test_quantized_numbers_may_lose_a_part_of_r2():
+    labels = np.array([[0], [6], [12], [25.5]])
+    found = numbers_gate(lambda numbers: numbers + 0.09 * labels.std(), labels, quantize="int8")
+    assert (found.keras_accuracy, found.failure) == (pytest.approx(1), None)
+    assert found.accuracy == pytest.approx(1 - 0.09**2)
+    found = numbers_gate(lambda numbers: numbers + 0.2 * labels.std(), labels, quantize="int8")
+    assert found.failure == "it loses 4.00 points of R², and may lose 1.00"
+    assert (
+        "R² of its numbers against Keras's is 96.00%"
+        in numbers_gate(lambda numbers: numbers + 0.2 * labels.std(), quantize="int8").failure
+    )
+
+
+def test_labels_must_be_kept():
+    labels = np.array([[0, 0], [0, 1], [1, 1], [1, 1]], bool)
+    found = numbers_gate(lambda said: said, labels, "multi-label")
+    assert (found.agreement, found.keras_accuracy, found.failure) == (1.0, 7 / 8, None)
+    assert [(one["name"], one["images"], one["keras"]) for one in found.classes] == [
+        ("wet", 2, 1.0),
+        ("cold", 3, pytest.approx(2 / 3)),
+    ]
+    found = numbers_gate(lambda said: said * [1, 0], labels, "multi-label")
+    assert found.agreement == 6 / 8
+    assert found.failure == "75.00% of its labels are Keras's, and must be 99.50%"
+    found = numbers_gate(lambda said: said * [1, 0], labels, "multi-label", quantize="int8")
+    assert found.failure == "it loses 25.00 points of accuracy, and may lose 1.00"

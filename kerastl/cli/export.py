@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 from kerastl.checks import received
 from kerastl.cli.models import (
@@ -32,13 +33,18 @@ def run(arguments) -> int:
             "--quantize int8 needs --data, whose training images show how large the activations get. "
             f"{received(data=None)}"
         )
+    if arguments.data_labels is not None and not (arguments.data and Path(arguments.data).expanduser().is_dir()):
+        raise ArgumentError(
+            "--data-labels needs --data, the folder of the images that it names. "
+            f"{received(data=arguments.data, data_labels=arguments.data_labels)}"
+        )
     check_output_folder(arguments.out, overwrite=arguments.overwrite, files=BUNDLE_FILES, what="bundle")
     names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
     report = report_beside(file)
     model = load_model(file)
     preprocessing = preprocessing_for(model, arguments.preprocessing)
     size, resize = arguments.image_size or _size_from(report, model), resize_beside(file)
-    splits = None if arguments.data is None else _load_splits(arguments.data, size, resize, model, report)
+    splits = None if arguments.data is None else _load_splits(arguments, size, resize, model, report)
     if splits is not None:
         _check_data(splits, arguments.data, names, (report.get("data") or {}).get("name"))
     try:
@@ -58,6 +64,7 @@ def run(arguments) -> int:
             accuracy_loss=arguments.accuracy_loss,
             agreement=arguments.agreement,
             details=_details(report, splits),
+            task=report.get("task") if splits is None else splits.task,
             overwrite=arguments.overwrite,
         )
     except GateError as error:
@@ -67,7 +74,7 @@ def run(arguments) -> int:
     return 0
 
 
-def _load_splits(source: str, size, resize: str, model, report: dict):
+def _load_splits(arguments, size, resize: str, model, report: dict):
     """Load images, split as they were in training, so that none of the held-out ones was trained on."""
     from kerastl.data.folders import load_images
 
@@ -78,7 +85,8 @@ def _load_splits(source: str, size, resize: str, model, report: dict):
             "held-out images may be among its training images, which flatters every accuracy."
         )
     return load_images(
-        source,
+        arguments.data,
+        labels=arguments.data_labels or trained.get("labels"),
         image_size=size or input_size(model),
         validation=trained.get("validation"),
         test=trained.get("test"),
@@ -122,8 +130,8 @@ def _size_from(report: dict, model):
 def _details(report: dict, splits) -> dict:
     """Return what the card says of the weights' origin, the data and its split, and the accuracy that training reported."""
     details = {key: report.get(key) for key in ("backbone", "weights", "data")}
-    kept = ("evaluated_on", "count", "accuracy", "standard_error", "majority_baseline", "per_class")
-    details["metrics"] = {key: report[key] for key in kept if key in report} or None
+    kept = ("evaluated_on", "count", "scores", "baseline", "accuracy", "standard_error", "majority_baseline")
+    details["metrics"] = {key: report[key] for key in (*kept, "per_class") if key in report} or None
     if splits is not None:
         details["data"] = {"name": splits.name, "licence": splits.licence, "class_counts": splits.class_counts}
         parts = {part: find_source(getattr(splits, part)).identity for part in splits.split_sizes}

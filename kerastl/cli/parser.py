@@ -33,11 +33,12 @@ examples:
   python -m kerastl train flowers/ --out runs/flowers
   python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --out runs/quickstart
   python -m kerastl train flowers/ --backbone resnet50 --last-blocks 1 --augmentation light --out runs/resnet
+  python -m kerastl train photos/ --labels photos.csv --out runs/photos
   python -m kerastl train tfds:tf_flowers --image-size 160 --class-weight balanced --out runs/tfds
 
 When it is done, the output folder holds model.keras (plain Keras: it loads without this package), labels.txt,
-history.csv, curves.png, confusion_matrix.png, mistakes.png, report.json and report.md. Ctrl-C in the middle keeps the
-best model so far.
+history.csv, curves.png, confusion_matrix.png (labels.png for several labels an image, scatter.png for numbers),
+mistakes.png, report.json and report.md. Ctrl-C in the middle keeps the best model so far.
 """
 
 _PREDICT_EXAMPLES = """\
@@ -143,9 +144,14 @@ def _add_batch_size(group) -> None:
 def _train(parser) -> None:
     source = (
         "a folder with one folder of images per class; or one with the folders train, validation and test, each holding "
-        "class folders; or tfds:NAME; or elpv"
+        "class folders; or any folder, with --labels; or tfds:NAME; or elpv"
     )
     _add(parser, "source", "SOURCE", source)
+    labels = (
+        "a CSV or Parquet file that says what the images of a folder show: classes, labels separated by | or in columns of "
+        "0 and 1, or numbers to predict"
+    )
+    _add(parser, "--labels", "FILE", labels)
     _add_output(parser, "where the run folder is made", "run at --out, once this is done")
     _train_images(parser.add_argument_group("images"))
     _train_network(parser.add_argument_group("network"))
@@ -230,14 +236,16 @@ def _export(parser) -> None:
     data = (
         "the images it was trained on, as for `train`; without them nobody knows what the export does to the accuracy"
     )
+    table = "with --data: the file that `train` was given as --labels (default: what report.json says)"
     _add(parser, "--data", "SOURCE", data)
+    _add(parser, "--data-labels", "FILE", table)
     _add_labels(parser)
     _add_choice(parser, "--pixels", ["float32", "uint8"], "type of the input", "float32")
     _add_preprocessing(parser)
     _add(parser, "--image-size", "PIXELS", "for a model that takes any size")
     _add(parser, "--opset", "N", "of ONNX (default: the newest that tf2onnx writes)")
     _add(parser, "--accuracy-loss", "SHARE", "what a quantized export may lose (default: 0.01, a point)", 0.01)
-    same = "of the images on which a float32 export must name the same class"
+    same = "of the images on which a float32 export must name the same class (of the labels; see docs/export.md)"
     _add(parser, "--agreement", "SHARE", same, 0.995)
 
 

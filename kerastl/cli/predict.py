@@ -1,4 +1,4 @@
-"""`predict MODEL IMAGE…`: print labels and probabilities."""
+"""`predict MODEL IMAGE…`: print labels and probabilities, or numbers."""
 
 import json
 
@@ -34,9 +34,9 @@ def run(arguments) -> int:
         predictions = load_bundle(arguments.model).predict(arguments.images, resize=arguments.resize, **options)
     else:
         names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
-        resize = arguments.resize or resize_beside(file)
+        report, resize = report_beside(file), arguments.resize or resize_beside(file)
         model = load_model(file)
-        options |= {"resize": resize, "white": report_beside(file).get("white")}
+        options |= {"resize": resize, "white": report.get("white"), "task": report.get("task")}
         options["preprocessing"] = preprocessing_for(model, arguments.preprocessing)
         predictions = predict(model, arguments.images, class_names=names, **options)
     print(json.dumps(predictions.to_rows(), indent=2, ensure_ascii=False) if arguments.json else predictions)

@@ -15,11 +15,12 @@ from pathlib import Path
 import keras
 
 from kerastl import files
-from kerastl.checks import check_count, check_fraction
+from kerastl.checks import check_count, check_fraction, received
 from kerastl.cli import in_options
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.images import check_image_size
-from kerastl.errors import DataError, KerastlError, OutputError
+from kerastl.data.labels import CLASSIFICATION
+from kerastl.errors import ArgumentError, DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
 from kerastl.models import backbones
 from kerastl.models.compiling import check_rate
@@ -87,7 +88,7 @@ def run(arguments) -> int:
         interrupted = job.watch.interrupted or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
         saved = _rescue(job, interrupted=bool(interrupted))
         if saved and not interrupted:
-            return _say_what_is_missing(error, saved, arguments)
+            return _say_what_is_missing(error, saved, job)
         if not interrupted:
             raise
         kept = f"the best model so far is in {saved}" if saved else "no epoch was over yet, so nothing was written"
@@ -97,13 +98,15 @@ def run(arguments) -> int:
     return 0
 
 
-def _say_what_is_missing(error, saved: Path, arguments) -> int:
+def _say_what_is_missing(error, saved: Path, job: _Job) -> int:
     """Say in the last line where the model is and what of the run isn't there, and why; return the exit status."""
     is_known = isinstance(error, KerastlError)
-    reason = in_options(" ".join(str(error).split()), arguments) if is_known else f"{type(error).__name__}: {error}."
+    reason = (
+        in_options(" ".join(str(error).split()), job.arguments) if is_known else f"{type(error).__name__}: {error}."
+    )
     if not is_known:
         traceback.print_exception(error)
-    missing = ", ".join(name for name in report.RUN_FILES if not (saved / name).exists())
+    missing = ", ".join(name for name in report.run_files(job.splits.task) if not (saved / name).exists())
     print(f"error: {reason} The best model so far is in {saved}; missing there: {missing}.", file=sys.stderr)
     return 2 if is_known else 1
 
@@ -125,6 +128,11 @@ def _check(arguments) -> None:
     for name in ("head-epochs", "fine-tune-epochs", "patience", "views", "batch-size"):
         smallest = 0 if name == "fine-tune-epochs" else 1
         check_count(f"--{name}", getattr(arguments, name.replace("-", "_")), smallest=smallest)
+    if arguments.labels is not None and (not arguments.labels or not Path(arguments.source).expanduser().is_dir()):
+        raise ArgumentError(
+            "--labels names a CSV or Parquet file that goes with a folder of images. "
+            f"{received(source=arguments.source, labels=arguments.labels)}"
+        )
     check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
     check_rate("--head-learning-rate", arguments.head_learning_rate)
@@ -139,16 +147,22 @@ def _prepare(job: _Job) -> None:
     import_quietly("tensorflow", verbose=arguments.verbose)  # load_images would import it, start-up lines and all
     from kerastl.data.folders import load_images
 
-    names = ("image_size", "batch_size", "validation", "test", "seed", "resize", "skip_unreadable")
+    names = ("image_size", "labels", "batch_size", "validation", "test", "seed", "resize", "skip_unreadable")
     job.splits = load_images(arguments.source, **_chosen(arguments, names))
     if job.splits.validation is None:
         raise DataError(
             "Training keeps the weights that do best on validation images, and there are none. Set --validation."
         )
+    if job.splits.task != CLASSIFICATION and arguments.class_weight != "none":
+        raise ArgumentError(
+            f"--class-weight is for one class an image; leave it out for {job.splits.task}. "
+            f"{received(class_weight=arguments.class_weight)}"
+        )
     print(job.splits.summary(), end="\n\n", flush=True)
     job.model = build_classifier(
         arguments.backbone,
         len(job.splits.class_names),
+        task=job.splits.task,
         input_shape=(*arguments.image_size, 3),
         weights=None if arguments.weights.lower() == "none" else arguments.weights,
         **_chosen(arguments, ("hidden_units", "dropout")),
@@ -183,13 +197,13 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
     """Judge on the test images, write the run folder, and return the report."""
     arguments, splits = job.arguments, job.splits
     part = "test" if splits.test is not None else "validation"
-    judge = functools.partial(measures.evaluate, job.model, getattr(splits, part), splits.class_names)
+    judge = functools.partial(measures.evaluate, job.model, getattr(splits, part), splits.class_names, task=splits.task)
     started = time.perf_counter()
     evaluation, averaged = judge(), None
-    head_accuracy = evaluation.accuracy
+    head_scores = evaluation.scores
     if result.best_phase == "fine_tune":
         with result.head_alone():
-            head_accuracy = judge(mistakes=0).accuracy
+            head_scores = judge(mistakes=0).scores
     if arguments.test_views > 1:
         averaged = judge(views=arguments.test_views, mistakes=0)
     now = time.perf_counter()
@@ -199,7 +213,7 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
         result,
         evaluation,
         evaluated_on=part,
-        head_accuracy=head_accuracy,
+        head_scores=head_scores,
         averaged=averaged,
         backbone=arguments.backbone,
         learning_rates=_learning_rates(arguments),

@@ -17,7 +17,6 @@ import numpy as np
 
 from kerastl.checks import check_fraction, received
 from kerastl.data.images import in_threads
-from kerastl.data.labels import class_indices
 from kerastl.errors import ArgumentError, DataError
 
 _SOURCE_ATTRIBUTE = "_kerastl_source"
@@ -50,12 +49,6 @@ class Rows:
 
         `size` images at a time; by default `batch_size`, of datasets the batches as they come.
         """
-
-    def labelled_batches(self, num_classes: int):
-        """Yield `(images, class indices)`, empty batches left out; raises as `label_kind` does."""
-        for images, labels, _ in self.batches():
-            if len(images):
-                yield images, class_indices(labels, num_classes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

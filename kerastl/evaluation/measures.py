@@ -1,4 +1,4 @@
-"""How good is a classifier: accuracy, the confusion matrix, the scores of each class, the most confident mistakes."""
+"""How good is a model: scores in all and of each class, label or number, the confusion matrix, the worst mistakes."""
 
 import dataclasses
 import math
@@ -9,8 +9,9 @@ import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt, find_source
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, class_indices, label_kind
 from kerastl.errors import DataError
-from kerastl.evaluation.probabilities import VIEWS, class_names_for, class_probabilities
+from kerastl.evaluation.probabilities import THRESHOLD, VIEWS, class_names_for, class_probabilities, find_task
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -40,7 +41,7 @@ class Mistakes:
 
     Attributes:
         images: uint8 RGB arrays `(height, width, 3)`.
-        labels: the true classes, `(count,)`.
+        labels: the true classes, `(count,)`, or the true labels or numbers, `(count, names)`.
         probabilities: what the model predicted, `(count, classes)`.
         positions: which images of the data they are, counted from 0.
     """
@@ -66,6 +67,7 @@ class Evaluation(Printed):
     confusion_matrix: np.ndarray
     mistakes: Mistakes
     views: int = 1
+    task = CLASSIFICATION
 
     @property
     def count(self) -> int:
@@ -97,14 +99,23 @@ class Evaluation(Printed):
         """Precision, recall, F1 and support of every class."""
         hits, support = np.diag(self.confusion_matrix), self.confusion_matrix.sum(axis=1)
         called = self.confusion_matrix.sum(axis=0)
+        rows = zip(self.class_names, hits, called, support, strict=True)
+        return [ClassScore(name, **_scores(*counts)) for name, *counts in rows]
 
-        def ratio(part, whole):
-            return float(part / whole) if whole else None
+    @property
+    def scores(self) -> dict[str, float]:
+        """The accuracy, by its name."""
+        return {"accuracy": self.accuracy}
 
-        return [
-            ClassScore(name, ratio(hit, calls), ratio(hit, total), ratio(2 * hit, calls + total), int(total))
-            for name, hit, calls, total in zip(self.class_names, hits, called, support, strict=True)
-        ]
+    @property
+    def baseline(self) -> dict[str, float]:
+        """The accuracy of always predicting the most frequent class, by its name."""
+        return {"accuracy": self.majority_baseline}
+
+    @property
+    def baseline_name(self) -> str:
+        """What the baseline is, in words."""
+        return f"always predicting {self.majority_class!r}"
 
     def to_rows(self) -> list[dict]:
         """Return a dictionary per class, for pandas."""
@@ -118,13 +129,123 @@ class Evaluation(Printed):
         return [score_table(self.to_rows(), headline)]
 
 
-def score_table(per_class: list[dict], title: str | None = None) -> Table:
-    """Return precision, recall, F1 and support of each class as a table; what has no meaning is a dash."""
-    rows = []
-    for row in per_class:
-        scores = ["-" if row[score] is None else f"{row[score]:.3f}" for score in ("precision", "recall", "f1")]
-        rows.append([row["name"], *scores, str(row["support"])])
-    return Table(["class", "precision", "recall", "F1", "images"], rows, right={1, 2, 3, 4}, title=title)
+@dataclasses.dataclass(frozen=True, repr=False)
+class OutputsEvaluation(Printed):
+    """How a model does that gives each image several labels or numbers; prints as a table.
+
+    A label counts as predicted from a probability of 0.5 on. Scores are means over the labels or numbers.
+
+    Attributes:
+        task: "multi-label" or "regression".
+        class_names: of the labels or numbers, in the order of the columns.
+        labels, outputs: what is true (0 and 1, or numbers), and what the model says, `(images, names)`.
+        mistakes: the images with the surest wrong label, or the largest error, with what is true and what was said.
+        views: how many views of each image were averaged.
+    """
+
+    task: str
+    class_names: list[str]
+    labels: np.ndarray
+    outputs: np.ndarray
+    mistakes: Mistakes
+    views: int = 1
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Average precision, F1 and accuracy (the share of labels that are right); of numbers MAE, RMSE and R²."""
+        return self._mean_scores(self.to_rows())
+
+    @property
+    def baseline(self) -> dict[str, float | None]:
+        """The scores of always saying the mean of these images' labels or numbers."""
+        return self._mean_scores(self._rows(np.broadcast_to(self.labels.mean(axis=0), self.labels.shape)))
+
+    baseline_name = "always the mean of these images"
+
+    def to_rows(self) -> list[dict]:
+        """Return a dictionary of scores per label or number, for pandas; what has no meaning is `None`."""
+        return self._rows(self.outputs)
+
+    def _rows(self, outputs) -> list[dict]:
+        score = _label_scores if self.task == MULTI_LABEL else _number_scores
+        columns = zip(self.class_names, self.labels.T, outputs.T, strict=True)
+        return [{"name": name, **score(labels, values)} for name, labels, values in columns]
+
+    def _mean_scores(self, rows: list[dict]) -> dict[str, float | None]:
+        keys = ("average_precision", "f1", "accuracy") if self.task == MULTI_LABEL else ("mae", "rmse", "r2")
+        known = {key: [row[key] for row in rows if row[key] is not None] for key in keys}
+        return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+
+    def _tables(self) -> list[Table]:
+        own, base = (", ".join(map(" ".join, shown_scores(one).items())) for one in (self.scores, self.baseline))
+        headline = f"{own} on {self.count} images ({self.baseline_name}: {base})"
+        return [score_table(self.to_rows(), headline, self.task)]
+
+
+def _label_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict:
+    said = probabilities >= THRESHOLD
+    scores = _scores(int((labels & said).sum()), int(said.sum()), int(labels.sum()))
+    more = {"average_precision": average_precision(labels, probabilities), "accuracy": float((said == labels).mean())}
+    return {**{name: scores[name] for name in ("precision", "recall", "f1")}, **more, "support": scores["support"]}
+
+
+def _number_scores(labels: np.ndarray, numbers: np.ndarray) -> dict:
+    squares = float(((numbers - labels) ** 2).mean())
+    variance = float(labels.var())
+    r2 = 1 - squares / variance if variance else None
+    mae = float(np.abs(numbers - labels).mean())
+    return {"mae": mae, "rmse": math.sqrt(squares), "r2": r2, "support": len(labels)}
+
+
+def _scores(hits: int, called: int, support: int) -> dict:
+    """Return the fields of a `ClassScore` but its name."""
+
+    def ratio(part, whole):
+        return float(part / whole) if whole else None
+
+    ratios = {"precision": ratio(hits, called), "recall": ratio(hits, support), "f1": ratio(2 * hits, called + support)}
+    return {**ratios, "support": int(support)}
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """Return the mean of the precision at each image that has the label, the surest first; equal scores count at once."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+    hits = np.cumsum(labels[order])[last]
+    if not hits[-1]:
+        return None
+    precision = hits / (np.flatnonzero(last) + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+
+
+_HEADINGS = {"f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "support": "images"}
+
+
+def shown_scores(scores: dict) -> dict[str, str]:
+    """Return heading → figure of scores as they are printed; what has no meaning is a dash."""
+    return {
+        _HEADINGS.get(name, name.replace("_", " ")): "-"
+        if value is None
+        else str(value)
+        if name == "support"
+        else f"{value:.4g}"
+        if name in ("mae", "rmse")
+        else f"{value:.3f}"
+        for name, value in scores.items()
+    }
+
+
+def score_table(rows: list[dict], title: str | None = None, task: str = CLASSIFICATION) -> Table:
+    """Return the scores of each class, label or number as a table."""
+    shown = [shown_scores({key: value for key, value in row.items() if key != "name"}) for row in rows]
+    header = [{CLASSIFICATION: "class", MULTI_LABEL: "label", REGRESSION: "number"}[task], *shown[0]]
+    cells = [[row["name"], *figures.values()] for row, figures in zip(rows, shown, strict=True)]
+    return Table(header, cells, right=range(1, len(header)), title=title)
 
 
 def evaluate(
@@ -135,67 +256,98 @@ def evaluate(
     views: int = 1,
     mistakes: int = 12,
     preprocessing: Callable | str | None = "auto",
-) -> Evaluation:
-    """Judge a classifier on labelled images, batch by batch.
+    task: str | None = None,
+) -> Evaluation | OutputsEvaluation:
+    """Judge a model on labelled images, batch by batch.
 
     Args:
-        model: a classifier of RGB images, compiled or not.
+        model: a classifier of RGB images, or a model that gives them several labels or numbers, compiled or not.
         data: images and labels as `fit` takes them: a `tf.data.Dataset` of batches, such as `load_images(...).test`, a
-            `keras.utils.PyDataset`, or a pair of arrays. Labels are integers or one-hot.
-        class_names: one name per class, in the order of the labels.
+            `keras.utils.PyDataset`, or a pair of arrays. Labels are integers or one-hot; rows of 0 and 1; or numbers.
+        class_names: one name per class, label or number, in the order of the labels.
         views: 1, 2 or 4: how many flips of each image are averaged, see `predict`.
-        mistakes: how many of the most confident mistakes to keep.
+        mistakes: how many of the most confident mistakes, or of the largest errors, to keep.
         preprocessing: what is done to pixels 0–255 before the model, see `predict`. What `load_images` and Keras's
             `image_dataset_from_directory` return counts as files, all else as arrays.
+        task: what the outputs are, see `predict`.
 
     Returns:
-        An `Evaluation`.
+        An `Evaluation`; of several labels or of numbers an `OutputsEvaluation`.
 
     Raises:
         DataError: no images, images or labels that don't fit the model, not one name per class.
         ArgumentError: another argument that can't be used.
-        ModelError: the model is no classifier of RGB images.
+        ModelError: the model is none of RGB images.
     """
     check_choice("views", views, VIEWS)
     check_count("mistakes", mistakes, smallest=0)
-    names = class_names_for(model, class_names)
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    kept = Mistakes([], np.zeros(0, int), np.zeros((0, len(names))), np.zeros(0, int))
-    largest = 0
-    for images, labels in adapt(data).labelled_batches(len(names)):
+    rows = adapt(data)
+    task = find_task(model, class_names, labels=(rows.first or (None, None))[1], task=task)
+    names = class_names_for(model, class_names, task)
+    kept, judged, largest, count = Mistakes([], None, None, np.zeros(0, int)), [], 0, 0
+    for images, given_labels, _ in rows.batches():
+        if not len(images):
+            continue
+        labels = prepare_labels(given_labels, len(names), task)
         if not largest:
             outputs.check_size(model, images)
             files = find_source(data) is not None or hasattr(data, "file_paths")
             outputs.check_range(outputs.pixel_range(model), preprocessing, [images], files=files)
         largest = max(largest, len(images))
         given = outputs.preprocess(images, preprocessing)
-        probabilities = class_probabilities(model, given, views=views, batch_size=largest)
-        kept = _merge_mistakes(kept, images, labels, probabilities, int(matrix.sum()), mistakes)
-        np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
-    if not matrix.any():
+        values = class_probabilities(model, given, views=views, batch_size=largest, task=task)
+        kept = _merge_mistakes(kept, images, labels, values, count, mistakes, task)
+        judged.append((labels, values.argmax(axis=1) if task == CLASSIFICATION else values))
+        count += len(images)
+    if not judged:
         raise DataError(f"There are no images to evaluate on. {received(data=data)}")
+    labels, values = map(np.concatenate, zip(*judged, strict=True))
+    if task != CLASSIFICATION:
+        return OutputsEvaluation(task, names, labels, values, kept, views)
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(matrix, (labels, values), 1)
     return Evaluation(names, matrix, kept, views)
 
 
-def most_confident_mistakes(labels, probabilities, count: int) -> np.ndarray:
-    """Return the indexes of at most `count` wrong predictions, the most confident first.
+def prepare_labels(labels, units: int, task: str) -> np.ndarray:
+    """Return class indices `(count,)`, or truth values or numbers `(count, units)`; raises as `label_kind` does."""
+    if task == CLASSIFICATION:
+        return class_indices(labels, units)
+    label_kind(labels, units, task)
+    labels = np.asarray(labels, "float64").reshape(len(labels), units)
+    return labels >= THRESHOLD if task == MULTI_LABEL else labels
 
-    `labels` are integers, `(n,)`, `probabilities` what the model predicted, `(n, classes)`.
+
+def most_confident_mistakes(labels, probabilities, count: int, task: str = CLASSIFICATION) -> np.ndarray:
+    """Return the indexes of at most `count` wrong predictions, the most confident (of numbers the largest errors) first.
+
+    `labels` are what `prepare_labels` returns, `probabilities` what the model predicted, `(n, classes)`.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if not len(labels):
         return np.zeros(0, dtype=int)
-    confidence = np.where(probabilities.argmax(axis=1) == labels, -1.0, probabilities.max(axis=1))
+    if task == CLASSIFICATION:
+        confidence = np.where(probabilities.argmax(axis=1) == labels, -1.0, probabilities.max(axis=1))
+    else:
+        confidence = wrongness(labels, probabilities, task).max(axis=1)
     order = np.argsort(-confidence, kind="stable")
-    return order[confidence[order] >= 0][:count]
+    return order[confidence[order] > 0][:count]
 
 
-def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int) -> Mistakes:
+def wrongness(labels: np.ndarray, outputs: np.ndarray, task: str) -> np.ndarray:
+    """Return the error of each number, or how sure the model is of each wrong label, 0 of right ones."""
+    if task == REGRESSION:
+        return np.abs(outputs - labels)
+    return np.where((outputs >= THRESHOLD) == labels, 0.0, np.maximum(outputs, 1 - outputs))
+
+
+def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int, task: str) -> Mistakes:
     """Return the `count` most confident of the mistakes kept so far and those of one more batch."""
     before = len(kept.images)
     positions = np.concatenate([kept.positions, start + np.arange(len(images))])
-    labels = np.concatenate([kept.labels, labels])
-    probabilities = np.concatenate([kept.probabilities, probabilities])
-    order = most_confident_mistakes(labels, probabilities, count)
+    if kept.labels is not None:
+        labels = np.concatenate([kept.labels, labels])
+        probabilities = np.concatenate([kept.probabilities, probabilities])
+    order = most_confident_mistakes(labels, probabilities, count, task)
     chosen = [kept.images[at] if at < before else np.clip(images[at - before], 0, 255).astype("uint8") for at in order]
     return Mistakes(chosen, labels[order], probabilities[order], positions[order])

@@ -1,4 +1,4 @@
-"""Predict the classes of image files or arrays with a trained classifier."""
+"""Predict the classes, labels or numbers of image files or arrays with a trained model."""
 
 import collections.abc
 import dataclasses
@@ -11,9 +11,17 @@ import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data import images as image_files
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, warn
 from kerastl.evaluation.inputs import list_images
-from kerastl.evaluation.probabilities import VIEWS, class_names_for, class_probabilities, input_size
+from kerastl.evaluation.probabilities import (
+    THRESHOLD,
+    VIEWS,
+    class_names_for,
+    class_probabilities,
+    find_task,
+    input_size,
+)
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -38,16 +46,42 @@ class Prediction:
     probabilities: dict[str, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelsPrediction:
+    """What a model of several labels says of one image.
+
+    Attributes:
+        name: as in `Prediction`.
+        labels: label to probability of those of 0.5 or more, the most probable first; of the most probable where none is.
+        probabilities: as in `Prediction`.
+    """
+
+    name: str
+    labels: dict[str, float]
+    probabilities: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class NumbersPrediction:
+    """What a model of numbers says of one image: `numbers`, by their names; `name` as in `Prediction`."""
+
+    name: str
+    numbers: dict[str, float]
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Predictions(Printed, collections.abc.Sequence):
-    """What the model says of some images: a sequence of `Prediction`, which prints as a table.
+    """What the model says of some images: a sequence, which prints as a table.
+
+    It is one of `Prediction`; for several labels an image of `LabelsPrediction`, for numbers of `NumbersPrediction`.
 
     Attributes:
         names: the paths, or `image 0`, `image 1`, …
-        class_names: in the order of the columns of `probabilities`.
-        probabilities: float32, `(images, classes)`.
+        class_names: of the classes, labels or numbers, in the order of the columns of `probabilities`.
+        probabilities: float32, `(images, classes)`; or the numbers.
         top: how many classes each `Prediction` lists; `None` for all.
         skipped: the files that can't be read, and why; they have no row.
+        task: "classification", "multi-label" or "regression".
     """
 
     names: list[str]
@@ -55,6 +89,7 @@ class Predictions(Printed, collections.abc.Sequence):
     probabilities: np.ndarray
     top: int | None = None
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    task: str = CLASSIFICATION
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,36 +97,61 @@ class Predictions(Printed, collections.abc.Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return dataclasses.replace(self, names=self.names[index], probabilities=self.probabilities[index])
-        row = self.probabilities[index]
-        order = np.argsort(-row, kind="stable")[: self.top]
-        listed = {self.class_names[place]: float(row[place]) for place in order}
-        return Prediction(self.names[index], self.class_names[order[0]], float(row[order[0]]), listed)
+        name, row = self.names[index], self.probabilities[index]
+        if self.task == REGRESSION:
+            return NumbersPrediction(name, dict(zip(self.class_names, map(float, row), strict=True)))
+        order = np.argsort(-row, kind="stable")
+        ranked = {self.class_names[place]: float(row[place]) for place in order}
+        listed = dict(list(ranked.items())[: self.top])
+        label = self.class_names[order[0]]
+        if self.task == MULTI_LABEL:
+            said = {one: value for one, value in ranked.items() if value >= THRESHOLD} or {label: ranked[label]}
+            return LabelsPrediction(name, said, listed)
+        return Prediction(name, label, ranked[label], listed)
 
     @property
-    def labels(self) -> list[str]:
-        """The most probable class of each image."""
-        return [self.class_names[place] for place in self.probabilities.argmax(axis=1)]
+    def labels(self) -> list:
+        """The most probable class of each image; or a list of its labels.
+
+        Raises:
+            ArgumentError: these are numbers.
+        """
+        if self.task == REGRESSION:
+            raise ArgumentError("These are numbers, without labels: take `.probabilities` or `.to_rows()`.")
+        return [one.label if self.task == CLASSIFICATION else list(one.labels) for one in self]
 
     def to_rows(self) -> list[dict]:
-        """Return a dictionary per image (`image`, `label`, `probability`, `probabilities`), for pandas or JSON."""
+        """Return a dictionary per image, for pandas or JSON: `image`, and the fields of what indexing returns."""
         return [{"image": row.pop("name"), **row} for row in map(dataclasses.asdict, self)]
 
     def _tables(self, shown_rows: int = _SHOWN_ROWS) -> list[Table]:
         shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
-        rows = []
-        for one in self[:shown_rows]:
-            percents = [(name, f"{100 * value:.1f} %") for name, value in list(one.probabilities.items())[:shown]]
-            then = ", ".join(map(" ".join, percents[1:]))
-            rows.append([one.name, *percents[0], *([then] if shown > 1 else [])])
-        header = ["image", "label", "probability", *(["then"] if shown > 1 else [])]
+        header = {
+            CLASSIFICATION: ["image", "label", "probability", *(["then"] if shown > 1 else [])],
+            MULTI_LABEL: ["image", f"labels of {THRESHOLD:.0%} or more, else the likeliest"],
+            REGRESSION: ["image", *self.class_names],
+        }[self.task]
+        rows = [[one.name, *_cells(one, shown)] for one in self[:shown_rows]]
+        right = {CLASSIFICATION: {2}, MULTI_LABEL: (), REGRESSION: range(1, len(header))}[self.task]
         left_out = len(self) - shown_rows
-        return [Table(header, rows, right={2}, notes=[f"… and {left_out} more"] if left_out > 0 else [])]
+        return [Table(header, rows, right, notes=[f"… and {left_out} more"] if left_out > 0 else [])]
 
     def __str__(self) -> str:  # all of them; a notebook and a prompt show the first ones
         return str(self._tables(len(self))[0])
 
     def __repr__(self) -> str:
         return str(self._tables()[0])
+
+
+def _cells(one: Prediction | LabelsPrediction | NumbersPrediction, shown: int) -> list[str]:
+    if isinstance(one, NumbersPrediction):
+        return [f"{value:.4g}" for value in one.numbers.values()]
+    values = one.labels if isinstance(one, LabelsPrediction) else one.probabilities
+    percents = [(name, f"{100 * value:.1f} %") for name, value in values.items()]
+    if isinstance(one, LabelsPrediction):
+        return [", ".join(map(" ".join, percents))]
+    then = ", ".join(map(" ".join, percents[1:shown]))
+    return [*percents[0], *([then] if shown > 1 else [])]
 
 
 def predict(
@@ -106,21 +166,20 @@ def predict(
     image_size: int | tuple[int, int] | None = None,
     preprocessing: Callable | str | None = "auto",
     white: float | None = None,
+    task: str | None = None,
 ) -> Predictions:
-    """Predict the classes of images, given as files or as arrays, resized as `load_images` does it.
+    """Predict the classes, labels or numbers of images, given as files or as arrays, resized as `load_images` does it.
 
-    Softmax outputs are taken as they are, one sigmoid unit `p` becomes the classes `1 - p` and `p`, and logits (a last layer
-    without activation) go through softmax. Of a model with several outputs the first is used.
+    One sigmoid unit `p` becomes the two classes `1 - p` and `p`, logits go through softmax, several sigmoid units are
+    labels, and numbers stay. Of a model with several outputs the first is used.
 
     Args:
-        model: a classifier of RGB images, compiled or not; or a bundle that `load_bundle` read, which brings its
-            class names and image size along.
+        model: of RGB images, compiled or not; or a bundle of `load_bundle`, which brings class names and image size.
         images: a path, a folder (all images in it and below), a pattern (`"photos/*.jpg"`), an http(s) address, the bytes of
             an image file, an image of Pillow, an array `(height, width, 3)` in 0–255; a list, generator or array of any of
             these; or an array `(batch, height, width, 3)`. A file that can't be read costs its row and a warning.
-        class_names: one name per class, in the order of the labels; without them classes are called `0`, `1`, …
-        views: 1; 2 averages with the mirror image; 4 averages the plain image and its horizontal, vertical and double
-            flip. Takes as many times longer; helps where flips mean nothing, as on the augmentation `"flips"`.
+        class_names: one name per class, label or number, in the order of the outputs; default: `0`, `1`, …
+        views: 2 averages with the mirror image; 4 over both flips and the two together, for augmentation `"flips"`, say.
         resize: `"squash"`, `"crop"` or `"pad"`, as it was in training; default: `"squash"`, or what the bundle says.
         batch_size: images per step.
         top: how many classes to list for each image; `None` for all.
@@ -129,6 +188,8 @@ def predict(
             done to them in training, such as `keras.applications.resnet50.preprocess_input`; `None` for pixels as they are.
             With "auto" a model whose graph shows no scaling takes arrays as they are, and no files.
         white: of images of more than 8 bits a channel, as in `data.white`; default: decided by all of this call, and said.
+        task: "classification", "multi-label" or "regression"; default: told by the last activation and the loss. One
+            linear unit without a loss is a number, unless there are two `class_names`.
 
     Returns:
         A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
@@ -139,21 +200,26 @@ def predict(
         ModelError: the model is no classifier of RGB images.
     """
     if not isinstance(model, keras.Model) and hasattr(model, "card"):
-        own = {"class_names": class_names, "image_size": image_size, "preprocessing": preprocessing}
-        for name, value in own.items():
-            if value is not None and value != "auto":
-                raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
+        own = {"class_names": class_names, "image_size": image_size, "preprocessing": preprocessing, "task": task}
+        _refuse_what_a_bundle_brings(own)
         return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top, white=white)
     size = _size_to_use(model, image_size)
-    names = class_names_for(model, class_names)
+    names = class_names_for(model, class_names, task := find_task(model, class_names, task=task))
 
     def run(batch, filled):
-        return class_probabilities(model, outputs.preprocess(batch, preprocessing), views=views, batch_size=filled)
+        batch = outputs.preprocess(batch, preprocessing)
+        return class_probabilities(model, batch, views=views, batch_size=filled, task=task)
 
     resize = image_files.RESIZES[0] if resize is None else resize
-    options = {"size": size, "views": views, "resize": resize, "batch_size": batch_size, "top": top, "white": white}
-    takes = outputs.pixel_range(model)
-    return predict_with(run, images, names, takes=takes, preprocessing=preprocessing, **options)
+    options = {"size": size, "views": views, "resize": resize, "batch_size": batch_size, "top": top, "task": task}
+    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing, "white": white}
+    return predict_with(run, images, names, **options)
+
+
+def _refuse_what_a_bundle_brings(own: dict) -> None:
+    for name, value in own.items():
+        if value is not None and value != "auto":
+            raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
 
 
 def predict_with(
@@ -166,16 +232,17 @@ def predict_with(
     resize,
     batch_size,
     top,
-    white=None,
     takes="0-255",
     preprocessing="auto",
+    white=None,
+    task=CLASSIFICATION,
 ) -> Predictions:
     """Do what `predict` does with anything that gives probabilities.
 
     Args:
         run: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
             `(batch, classes)`, views averaged.
-        images, class_names, views, resize, batch_size, top, white: as in `predict`.
+        images, class_names, views, resize, batch_size, top, white, task: as in `predict`.
         size: `(height, width)` to resize to; `None` for no resizing.
         takes, preprocessing: the pixels that fit, as `outputs.check_range` has it.
     """
@@ -197,7 +264,9 @@ def predict_with(
     if skipped:
         warn(f"{len(skipped)} of {len(items)} images can't be read and are left out:\n  " + "\n  ".join(reasons[:20]))
     probabilities = np.concatenate([one for _, one in results])
-    return Predictions([name for called, _ in results for name in called], class_names, probabilities, top, skipped)
+    return Predictions(
+        [name for called, _ in results for name in called], class_names, probabilities, top, skipped, task
+    )
 
 
 def _size_to_use(model, image_size) -> tuple[int, int] | None:

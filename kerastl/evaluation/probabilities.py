@@ -1,4 +1,4 @@
-"""Class probabilities of a classifier, whatever its last activation is; its class names and image size.
+"""What a model says of images, by its task: probabilities of classes or labels, or numbers; its names and image size.
 
 Softmax, one sigmoid unit and plain logits all become an array `(count, classes)` of probabilities.
 """
@@ -9,10 +9,26 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_choice, received
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
 from kerastl.errors import DataError, ModelError
-from kerastl.models.outputs import count_classes, main_output, output_kind
+from kerastl.models.compiling import task_of
+from kerastl.models.outputs import count_classes, main_output, main_tensor, output_kind
 
 VIEWS = (1, 2, 4)
+NAMED = dict(zip(TASKS, ("classes", "labels", "numbers"), strict=True))
+"""What the outputs of each task are."""
+THRESHOLD = 0.5
+"""From this probability on an image has a label."""
+
+
+def find_task(model: keras.Model, class_names=None, *, labels=None, task: str | None = None) -> str:
+    """Return the task that was asked for, else the one that `task_of` tells; two names make one linear unit a classifier."""
+    if task is not None:
+        check_choice("task", task, TASKS)
+        return task
+    two = count_classes(model) == 2 and isinstance(class_names, (list, tuple)) and len(class_names) == 2
+    found = task_of(model, labels)
+    return CLASSIFICATION if two and found == REGRESSION and main_tensor(model).shape[-1] == 1 else found
 
 
 def input_size(model: keras.Model) -> tuple[int | None, int | None]:
@@ -32,8 +48,10 @@ def input_size(model: keras.Model) -> tuple[int | None, int | None]:
     return shapes[0][1], shapes[0][2]
 
 
-def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_size: int | None = None) -> np.ndarray:
-    """Run the model on one batch and return the probability of every class.
+def class_probabilities(
+    model: keras.Model, images, *, views: int = 1, batch_size: int | None = None, task: str = CLASSIFICATION
+) -> np.ndarray:
+    """Run the model on one batch and return the probability of every class or label, or its numbers.
 
     One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
     sigmoid units are given as they are, and need not sum to 1.
@@ -45,6 +63,7 @@ def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_siz
             together. Averaging flips at test time is as old as Krizhevsky et al., "ImageNet classification with deep
             convolutional neural networks" (2012).
         batch_size: fill the batch up to so many images, so that a last, smaller one doesn't trace the model again.
+        task: what the outputs are, of `TASKS`.
 
     Returns:
         float32, `(batch, classes)`.
@@ -58,7 +77,7 @@ def class_probabilities(model: keras.Model, images, *, views: int = 1, batch_siz
     missing = max(0, (batch_size or 0) - count)
     images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
     kind = output_kind(model)
-    return average_views(lambda flipped: to_probabilities(_forward(model, flipped)[:count], kind), images, views)
+    return average_views(lambda flipped: to_probabilities(_forward(model, flipped)[:count], kind, task), images, views)
 
 
 def average_views(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: int) -> np.ndarray:
@@ -67,19 +86,21 @@ def average_views(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray
     return (sum(answer(np.ascontiguousarray(flipped)) for flipped in flips) / views).astype("float32")
 
 
-def class_names_for(model: keras.Model, class_names) -> list[str]:
+def class_names_for(model: keras.Model, class_names, task: str = CLASSIFICATION) -> list[str]:
     """Return the names as a list, or `"0"`, `"1"`, … where none are given.
 
     Raises:
         DataError: not one name for each class, or the same one twice.
     """
     classes = count_classes(model)
+    if task == REGRESSION:
+        classes = main_tensor(model).shape[-1]
     if class_names is None:
         return [str(index) for index in range(classes)]
     names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names]
     if len(names) != classes:
         raise DataError(
-            f"Expected one class name for each of the model's {classes} classes, in the order of its labels. "
+            f"Expected one class name for each of the model's {classes} {NAMED[task]}, in their order. "
             f"{received(class_names=names)}, which is {len(names)}"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -94,12 +115,13 @@ def _forward(model, images) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(values)).astype("float32")
 
 
-def to_probabilities(values: np.ndarray, kind: str | None) -> np.ndarray:
-    """Turn what the main output holds, `(batch, units)`, into probabilities, `(batch, classes)`.
+def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFICATION) -> np.ndarray:
+    """Turn what the main output holds, `(batch, units)`, into probabilities, `(batch, classes)`; numbers stay.
 
     Args:
         values: the output.
         kind: what `output_kind` says of it; `None`: told by the values.
+        task: what the outputs are, of `TASKS`.
 
     Raises:
         ModelError: another shape, NaN, or a softmax over a single unit.
@@ -114,6 +136,11 @@ def to_probabilities(values: np.ndarray, kind: str | None) -> np.ndarray:
             "The outputs of the model are NaN: its weights were ruined in training (a learning rate that is too high, as a "
             "rule) or the pixels hold NaN."
         )
+    if task == REGRESSION:
+        return values
+    if task == MULTI_LABEL:
+        in_range = values.min(initial=0) >= 0 and values.max(initial=0) <= 1
+        return _sigmoid(values) if kind == "logits" or not in_range else values
     kind = kind or _kind_by_value(values)
     if values.shape[1] == 1 and kind == "softmax":
         raise ModelError(

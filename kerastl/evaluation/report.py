@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -15,58 +16,76 @@ import keras
 import numpy as np
 
 from kerastl._version import __version__
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.evaluation import plots
-from kerastl.evaluation.measures import Evaluation, score_table
+from kerastl.evaluation.measures import Evaluation, OutputsEvaluation, score_table, shown_scores, wrongness
+from kerastl.evaluation.plots.drawing import percent, shorten
+from kerastl.evaluation.probabilities import THRESHOLD
 from kerastl.files import new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
-from kerastl.tables import Table
+from kerastl.tables import Table, readable
 
+_PICTURES = {CLASSIFICATION: "confusion_matrix.png", MULTI_LABEL: "labels.png", REGRESSION: "scatter.png"}
 RUN_FILES = (
-    *("model.keras", "labels.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png"),
+    *("model.keras", "labels.txt", "history.csv", "curves.png", *_PICTURES.values(), "mistakes.png"),
     *("report.json", "report.md"),
 )
-"""What a run folder holds. Only a folder with nothing else in it is ever replaced."""
+"""What run folders hold. Only a folder with nothing else in it is ever replaced."""
+
+# Of each task: what `labels.txt` names, what the picture shows, and what the worst images are called
+_WORDS = {
+    CLASSIFICATION: ("Classes", "How often each class was taken for each other", "The most confident mistakes"),
+    MULTI_LABEL: ("Labels", "The average precision of each label", "The most confident mistakes"),
+    REGRESSION: ("Numbers", "Predicted numbers against true ones", "The largest errors"),
+}
 
 FORMAT = 1
 """The version of `report.json`'s keys."""
+
+
+def run_files(task: str) -> list[str]:
+    """Return what the run folder of a task holds."""
+    return [name for name in RUN_FILES if name == _PICTURES[task] or name not in _PICTURES.values()]
 
 
 def describe_run(
     model: keras.Model,
     splits,
     result,
-    evaluation: Evaluation,
+    evaluation: Evaluation | OutputsEvaluation,
     *,
     evaluated_on: str = "test",
-    head_accuracy: float | None = None,
-    averaged: Evaluation | None = None,
+    head_scores: dict | None = None,
+    averaged: Evaluation | OutputsEvaluation | None = None,
     backbone: str | None = None,
     seconds: dict | None = None,
     **noted,
 ) -> dict:
     """Return everything worth knowing of a run, as plain values that strict JSON can hold.
 
-    `averaged` is the evaluation with several views of each image averaged, `head_accuracy` that of the head phase alone on
+    `averaged` is the evaluation with several views of each image averaged, `head_scores` those of the head phase alone on
     the same images; `seconds` are more than the phases took, such as `{"evaluation": 7.1}`. What else is noted is kept as it
     is: `learning_rates`, `arguments` and `command` of the command line.
     """
     weights = describe_weights(model)
-    on_test = evaluated_on == "test"
-    measures = ("accuracy", "standard_error", "count", "majority_baseline", "majority_class", "confusion_matrix")
+    measures = ("accuracy", "standard_error", "majority_baseline", "majority_class", "confusion_matrix")
+    accuracies = [(scores or {}).get("accuracy") for scores in (evaluation.scores, head_scores)]
     return plain_values(
         {
             "format": FORMAT,
             "complete": True,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "test_accuracy": evaluation.accuracy if on_test else None,
-            "head_test_accuracy": head_accuracy if on_test else None,
+            "test_accuracy": accuracies[0] if evaluated_on == "test" else None,
+            "head_test_accuracy": accuracies[1] if evaluated_on == "test" else None,
             "evaluated_on": evaluated_on,
-            "head_accuracy": head_accuracy,
-            **{name: getattr(evaluation, name) for name in measures},
+            **{name: getattr(evaluation, name) for name in ("count", "scores", "baseline", "baseline_name")},
+            "head_accuracy": accuracies[1],
+            "head_scores": head_scores,
+            **{name: getattr(evaluation, name) for name in measures if evaluation.task == CLASSIFICATION},
             "per_class": evaluation.to_rows(),
             "mistakes": _mistake_rows(evaluation, getattr(splits, "files", {}).get(evaluated_on)),
-            "averaged": None if averaged is None else {"views": averaged.views, "accuracy": averaged.accuracy},
+            "averaged": None if averaged is None else {"views": averaged.views, **averaged.scores},
             "phases": {
                 name: _describe_phase(history, result.seconds.get(name, 0.0)) for name, history in _phases(result)
             },
@@ -87,6 +106,7 @@ def describe_input(model: keras.Model, splits, backbone: str | None = None) -> d
     return {
         "model_name": model.name,
         "backbone": backbone,
+        "task": splits.task,
         "class_names": list(splits.class_names),
         "image_size": list(splits.image_size),
         "resize": splits.resize,
@@ -97,9 +117,15 @@ def describe_input(model: keras.Model, splits, backbone: str | None = None) -> d
 
 
 def write_run(
-    folder: str | os.PathLike, *, model: keras.Model, report: dict, result, evaluation: Evaluation, overwrite=False
+    folder: str | os.PathLike,
+    *,
+    model: keras.Model,
+    report: dict,
+    result,
+    evaluation: Evaluation | OutputsEvaluation,
+    overwrite: bool = False,
 ) -> Path:
-    """Write the run folder with all of `RUN_FILES`, whole or not at all, and return its absolute path.
+    """Write the run folder with all of `run_files`, whole or not at all, and return its absolute path.
 
     `report` is what `describe_run` returned. With `overwrite` an earlier run there is lost when the new one is complete.
 
@@ -110,8 +136,7 @@ def write_run(
         _write_model(place, model, evaluation.class_names)
         _write_history(place / "history.csv", result)
         plots.plot_history(result).savefig(place / "curves.png", dpi=150, bbox_inches="tight")
-        matrix = plots.plot_confusion_matrix(evaluation.confusion_matrix, evaluation.class_names)
-        matrix.savefig(place / "confusion_matrix.png", dpi=150)
+        _plot_scores(evaluation).savefig(place / _PICTURES[evaluation.task], dpi=150)
         _plot_mistakes(evaluation, report["mistakes"]).savefig(place / "mistakes.png", dpi=150)
         write_json(place / "report.json", report)
         (place / "report.md").write_text(markdown_report(report), encoding="utf-8")
@@ -135,7 +160,7 @@ def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, details:
 def terminal_report(report: dict, folder=None) -> str:
     """Return what `describe_run` returned as tables for a terminal, and where the run folder is."""
     facts = "\n".join(f"{name}: {value}" for name, value in _facts(report))
-    parts = [_headline_table(report), score_table(report["per_class"]), _phase_table(report), facts]
+    parts = [_headline_table(report), _scores_by_name(report), _phase_table(report), facts]
     if folder is not None:
         parts.append(f"Run folder: {folder} (start with report.md; the model is model.keras)")
     return "\n\n".join(map(str, parts))
@@ -144,31 +169,31 @@ def terminal_report(report: dict, folder=None) -> str:
 def markdown_report(report: dict) -> str:
     """Return what `describe_run` returned as a Markdown page that shows the pictures beside it."""
     height, width = report["image_size"]
-    mistakes = [
-        f"{place}. {_escape(one['name'])}: predicted {_escape(one['predicted'])} ({one['probability']:.3f}),"
-        f" labelled {_escape(one['true'])}"
-        for place, one in enumerate(report["mistakes"], start=1)
-    ]
+    what, picture, worst = _WORDS[report["task"]]
+    mistakes = [f"{place}. {_escape(_mistake_line(one))}" for place, one in enumerate(report["mistakes"], start=1)]
+    command = report.get("command") or ""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     sections = [
         f"# {_escape(report['backbone'] or report['model_name'])} on {_escape(report['data']['name'])}",
         _markdown(_headline_table(report)),
-        "\n".join(f"- {name}: {value}" for name, value in _facts(report)),
+        "\n".join(f"- {name}: {_escape(value)}" for name, value in _facts(report)),
         "## Training",
-        "![Loss and accuracy over both phases](curves.png)",
+        "![The curves of both phases](curves.png)",
         _markdown(_phase_table(report)),
-        f"## Classes, on the {report['evaluated_on']} images",
-        _markdown(score_table(report["per_class"])),
-        "![How often each class was taken for each other](confusion_matrix.png)",
-        "## The most confident mistakes",
-        "![The images that were mistaken with the greatest confidence](mistakes.png)",
+        f"## {what}, on the {report['evaluated_on']} images",
+        _markdown(_scores_by_name(report)),
+        f"![{picture}]({_PICTURES[report['task']]})",
+        f"## {worst}",
+        f"![{worst}, with the images](mistakes.png)",
         "\n".join(mistakes),
         "## Use it",
         "```\npython -m kerastl predict model.keras photo.jpg\n```",
         "Without this package, `keras.models.load_model` reads it too. It takes RGB 0–255, "
-        f"`(batch, {height}, {width}, 3)`, and returns one probability per line of `labels.txt`.",
+        f"`(batch, {height}, {width}, 3)`, and returns one {'number' if report['task'] == REGRESSION else 'probability'} "
+        "per line of `labels.txt`.",
         "## Made with",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
-        f"```\n{report['command']}\n```" if report.get("command") else "",
+        f"{fence}\n{command}\n{fence}" if command else "",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -224,25 +249,72 @@ def _phases(result) -> list[tuple]:
     return [(name, one) for name in ("head", "fine_tune") if (one := getattr(result, name)) is not None]
 
 
-def _mistake_rows(evaluation: Evaluation, file_names) -> list[dict]:
-    kept, names = evaluation.mistakes, evaluation.class_names
+def _mistake_rows(evaluation, file_names) -> list[dict]:
+    kept = evaluation.mistakes
     return [
         {
             "name": file_names[position] if file_names else f"image {position}",
-            "true": names[label],
-            "predicted": names[int(probabilities.argmax())],
-            "probability": float(probabilities.max()),
+            **_describe_mistake(label, said, evaluation.class_names, evaluation.task),
         }
-        for label, probabilities, position in zip(kept.labels, kept.probabilities, kept.positions, strict=True)
+        for label, said, position in zip(kept.labels, kept.probabilities, kept.positions, strict=True)
     ]
 
 
-def _plot_mistakes(evaluation: Evaluation, rows):
-    kept = evaluation.mistakes
+def _describe_mistake(label, said, names, task: str) -> dict:
+    """Return what is true and what was said: a class, a list of labels (and which is the surest wrong one), or numbers."""
+    if task == CLASSIFICATION:
+        return {"true": names[label], "predicted": names[int(said.argmax())], "probability": float(said.max())}
+    if task == REGRESSION:
+        true, predicted = (dict(zip(names, map(float, one), strict=True)) for one in (label, said))
+        return {"true": true, "predicted": predicted}
+    worst = int(wrongness(label, said, task).argmax())
+    true, predicted = (
+        [name for name, has in zip(names, one, strict=True) if has] for one in (label, said >= THRESHOLD)
+    )
+    return {"true": true, "predicted": predicted, "label": names[worst], "probability": float(said[worst])}
+
+
+def _in_words(value) -> str:
+    """Return a class, a list of labels or numbers by name as text; the only number without its name."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    numbers = {name: "NaN" if one is None else f"{one:.4g}" for name, one in value.items()}
+    return ", ".join(map(" ".join, numbers.items()) if len(numbers) > 1 else numbers.values())
+
+
+def _mistake_line(row: dict) -> str:
+    of = f" for {row['label']}" if "label" in row else ""
+    sure = f" ({row['probability']:.3f}{of})" if "probability" in row else ""
+    return f"{row['name']}: predicted {_in_words(row['predicted'])}{sure}, labelled {_in_words(row['true'])}"
+
+
+def _plot_scores(evaluation):
+    if evaluation.task == CLASSIFICATION:
+        return plots.plot_confusion_matrix(evaluation.confusion_matrix, evaluation.class_names)
+    if evaluation.task == MULTI_LABEL:
+        return plots.plot_label_scores(evaluation.to_rows(), evaluation.count)
+    return plots.plot_numbers(evaluation.labels, evaluation.outputs, evaluation.class_names)
+
+
+def _plot_mistakes(evaluation, rows):
+    kept, names = evaluation.mistakes, [row["name"] for row in rows]
     if not rows:
         return plots.empty_figure(f"No mistakes among {evaluation.count} images.")
-    shown = {"names": [row["name"] for row in rows], "count": len(rows)}
-    return plots.plot_mistakes(kept.images, kept.labels, kept.probabilities, evaluation.class_names, **shown)
+    if evaluation.task == CLASSIFICATION:
+        shown = {"names": names, "count": len(rows)}
+        return plots.plot_mistakes(kept.images, kept.labels, kept.probabilities, evaluation.class_names, **shown)
+    return plots.plot_images(kept.images, [_mistake_title(row) for row in rows], names)
+
+
+def _mistake_title(row: dict) -> str:
+    said, true = (shorten(_in_words(row[key]), 24) for key in ("predicted", "true"))
+    if "label" in row:
+        verb = "predicted" if row["label"] in row["predicted"] else "missed"
+        said, true = f"{shorten(row['label'], 17)}, {percent(row['probability'])}", f"labels {true}"
+        return f"{verb} {said}\n{true}"
+    return f"predicted {said}\ntrue {true}"
 
 
 def _write_model(place: Path, model: keras.Model, class_names) -> None:
@@ -266,16 +338,21 @@ def _write_history(path: Path, result) -> None:
 
 
 def _headline_table(report: dict) -> Table:
-    on, error = report["evaluated_on"], f" ± {report['standard_error']:.3f}"
-    rows = [(f"{on}, {report['count']} images (± standard error)", report["accuracy"], error)]
-    if report.get("head_accuracy") is not None:
-        rows.append((f"{on}, head phase alone", report["head_accuracy"], ""))
+    on, error = report["evaluated_on"], report.get("standard_error")
+    rows = {f"{on}, {report['count']} images{'' if error is None else ' (± standard error)'}": report["scores"]}
+    if report.get("head_scores"):
+        rows[f"{on}, head phase alone"] = report["head_scores"]
     if averaged := report.get("averaged"):
-        rows.append((f"{on}, {averaged['views']} flips averaged", averaged["accuracy"], ""))
-    rows.append((f"always predicting {report['majority_class']!r}", report["majority_baseline"], ""))
-    # Without its error a figure stands below the figures, not below the errors
-    cells = [[name, f"{value:.3f}{error:8}"] for name, value, error in rows]
-    return Table(["result", "accuracy"], cells, right={1})
+        rows[f"{on}, {averaged['views']} flips averaged"] = {name: averaged[name] for name in report["scores"]}
+    rows[report["baseline_name"]] = report["baseline"]
+    cells = [[name, *shown_scores(scores).values()] for name, scores in rows.items()]
+    if error is not None:  # without its error a figure stands below the figures, not below the errors
+        cells = [[name, value + (" " * 8 if index else f" ± {error:.3f}")] for index, (name, value) in enumerate(cells)]
+    return Table(["result", *shown_scores(report["scores"])], cells, right=range(1, len(cells[0])))
+
+
+def _scores_by_name(report: dict) -> Table:
+    return score_table(report["per_class"], task=report["task"])
 
 
 def _phase_table(report: dict) -> Table:
@@ -323,6 +400,7 @@ def _markdown(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    for character in "\\|`*_<>[]":
+    text = readable(str(text))
+    for character in "\\|`*_<>[]#&~$":
         text = text.replace(character, f"\\{character}")
     return text

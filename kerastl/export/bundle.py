@@ -17,9 +17,10 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.data.images import RESIZES
+from kerastl.data.labels import CLASSIFICATION, TASKS
 from kerastl.errors import BundleError, ModelError
 from kerastl.evaluation.prediction import Predictions, predict_with
-from kerastl.evaluation.probabilities import average_views, to_probabilities
+from kerastl.evaluation.probabilities import NAMED, average_views, to_probabilities
 from kerastl.features import litert
 from kerastl.tables import Printed, Table, readable_bytes
 
@@ -66,7 +67,7 @@ class Bundle(Printed):
         top: int | None = None,
         white: float | None = None,
     ) -> Predictions:
-        """Predict the classes of images with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
+        """Predict with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
 
         Args:
             images: what `kerastl.predict` takes.
@@ -87,11 +88,12 @@ class Bundle(Printed):
                 f"Only LiteRT models of a bundle are run here, and {self.folder} holds {', '.join(self.card['models'])}. "
                 'Export it with "litert" among the formats, or load the model with its own tools if you trust it.'
             )
+        task = self.card["output"].get("task", CLASSIFICATION)
         runner = self._runner or _make_runner(self.folder, self.card)
 
         def probabilities(pixels):
             pixels = np.clip(np.rint(pixels), 0, 255) if runner.input_type == "uint8" else pixels
-            return to_probabilities(runner(pixels)[0].astype("float32"), self.card["output"]["kind"])
+            return to_probabilities(runner(pixels)[0].astype("float32"), self.card["output"]["kind"], task)
 
         return predict_with(
             lambda batch, filled: average_views(probabilities, batch, views),
@@ -103,13 +105,14 @@ class Bundle(Printed):
             batch_size=batch_size,
             top=top,
             white=white,
+            task=task,
         )
 
     def _tables(self):
         height, width = self.image_size
-        kind = self.card["input"]["type"]
+        kind, what = self.card["input"]["type"], NAMED[self.card["output"].get("task", CLASSIFICATION)]
         rows = [[name, readable_bytes(entry["bytes"])] for name, entry in sorted(self.card["files"].items())]
-        title = f"Bundle {self.folder.name}: {kind} RGB 0-255, {height}×{width}; {len(self.labels)} classes"
+        title = f"Bundle {self.folder.name}: {kind} RGB 0-255, {height}×{width}; {len(self.labels)} {what}"
         return [Table(["file", "size"], rows, right={1}, title=title)]
 
 
@@ -217,9 +220,13 @@ def _is_input(value) -> bool:
 
 _CHECKS = {
     "files": lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
-    "classes": lambda value: isinstance(value, list) and len(value) > 1 and _are_all(value, str),
+    "classes": lambda value: isinstance(value, list) and bool(value) and _are_all(value, str),
     "input": _is_input,
-    "output": lambda value: isinstance(value, dict) and value.get("kind", "") in _OUTPUT_KINDS,
+    "output": lambda value: (
+        isinstance(value, dict)
+        and value.get("kind", "") in _OUTPUT_KINDS
+        and value.get("task", CLASSIFICATION) in TASKS  # earlier cards know no other
+    ),
     "models": lambda value: isinstance(value, dict) and bool(value) and _are_all(value.values(), dict),
 }
 

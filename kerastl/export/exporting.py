@@ -13,7 +13,7 @@ from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, BackendError, DataError
 from kerastl.evaluation import report
-from kerastl.evaluation.probabilities import class_names_for
+from kerastl.evaluation.probabilities import class_names_for, find_task
 from kerastl.export import bundle, gate, usage
 from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS, check_tensorflow
@@ -55,10 +55,11 @@ def export_model(
     accuracy_loss: float = 0.01,
     agreement: float = 0.995,
     details: dict | None = None,
+    task: str | None = None,
     overwrite: bool = False,
     verbose: int = 1,
 ) -> bundle.Bundle:
-    """Export a float32 classifier into a bundle, if its outputs there are those in Keras, and return the bundle, read back.
+    """Export a float32 model into a bundle, if its outputs there are those in Keras, and return the bundle, read back.
 
     Every format is written, read again, and run beside the Keras model on the same images, 0–255. Where that is worse than
     the limits allow, nothing is written. LiteRT takes `(1, height, width, 3)`, the others any batch; see docs/export.md.
@@ -74,7 +75,7 @@ def export_model(
         labels, resize: class names, in the order of the outputs (default: `0`, `1`, …); how training resized images.
         preprocessing: what is done to pixels 0–255 before the model, see `predict`; a callable becomes part of the export.
         accuracy_loss: what a quantized export may lose, 0.01 for a point; without labels, the part of classes that change.
-        agreement: part of the images on which a float32 export must name the class that Keras names.
+        agreement, task: part of the images of which a float32 export must name Keras's class; what it is, see `predict`.
         details, verbose: more for the card, such as `{"weights": …, "data": …, "metrics": …}`; 0 prints nothing.
 
     Raises:
@@ -82,25 +83,24 @@ def export_model(
         ArgumentError, DataError, ModelError: what can't be used: arguments; images or labels; a model.
         BackendError, OutputError: no package for a format, or not on TensorFlow; `folder` is taken or can't be written.
     """
-    quantizations = _check_formats(formats, quantize, opset)
-    check_choice("resize", resize, RESIZES)
+    quantizations = _check_formats(formats, quantize, opset, resize)
     limits = _limits(accuracy_loss=accuracy_loss, agreement=agreement)
-    names = _label_names(model, labels)
+    names = _label_names(model, labels, task := find_task(model, labels, task=task))
     if taken := [key for key in details or () if key in _CARD_KEYS]:
         raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
     exported = inference_model(model, pixels=pixels, image_size=image_size, preprocessing=preprocessing)
     outputs.check_range(outputs.pixel_range(model), preprocessing, files=True)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
-    calibration, images = export_images(representative, held_out, exported, quantize, len(names))
+    calibration, images = export_images(representative, held_out, exported, quantize, len(names), task)
     with new_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle") as place:
         _write_models(exported, quantizations, calibration, opset, place, verbose)
-        gated = _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place, verbose)
-        card = {"classes": names, "gate": gated, **(details or {})}
-        _write_card(place, {**_card(model, exported, quantizations, resize, preprocessing), **card})
+        gated = _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place, verbose, task)
+        card = _card(model, exported, quantizations, resize, preprocessing, task)
+        _write_card(place, {**card, "classes": names, "gate": gated, **(details or {})})
     return bundle.load_bundle(Path(folder).expanduser().resolve())
 
 
-def _check_formats(formats, quantize, opset) -> dict[str, str | None]:
+def _check_formats(formats, quantize, opset, resize) -> dict[str, str | None]:
     """Return format → quantization, once all that is needed for them is there."""
     formats = [formats] if isinstance(formats, str) else list(formats)
     if not formats or len(set(formats)) != len(formats):
@@ -108,6 +108,7 @@ def _check_formats(formats, quantize, opset) -> dict[str, str | None]:
     for name in formats:
         check_choice("formats", name, FORMATS)
     check_choice("quantize", quantize, QUANTIZATIONS)
+    check_choice("resize", resize, RESIZES)
     fitting = [name for name, one in FORMATS.items() if quantize in one.quantizes]
     if quantize is not None and not set(fitting) & set(formats):
         raise ArgumentError(
@@ -132,9 +133,9 @@ def _limits(**limits) -> gate.Limits:
     return gate.Limits(**{name: check_fraction(name, value, zero=True) for name, value in limits.items()})
 
 
-def _label_names(model, labels) -> list[str]:
+def _label_names(model, labels, task: str) -> list[str]:
     # One name a line: some hold line breaks, which would shift all that follow
-    names = [" ".join(name.split()) for name in class_names_for(model, labels)]
+    names = [" ".join(name.split()) for name in class_names_for(model, labels, task)]
     if not all(names):
         raise DataError(f"A class name must not be empty. {received(labels=labels)}")
     return names
@@ -148,12 +149,12 @@ def _write_models(exported, quantizations, calibration, opset, place: Path, verb
         writing.write(name, exported, place / FORMATS[name].path, quantize, pixels, opset)
 
 
-def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place: Path, verbose) -> dict:
+def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place: Path, verbose, task) -> dict:
     """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it."""
     running = [name for name in quantizations if FORMATS[name].runs_here()]
     loaded = {name: writing.load(name, place / FORMATS[name].path) for name in running}
     batches = _with_bar(images, verbose)
-    options = {"quantizations": quantizations, "limits": limits, "class_names": names}
+    options = {"quantizations": quantizations, "limits": limits, "class_names": names, "task": task}
     compared = gate.compare(model, loaded, batches, **options, pixels=pixels, preprocessing=preprocessing)
     gate.check(compared, images.in_words())
     if verbose:
@@ -175,7 +176,7 @@ def _with_bar(images, verbose):
             bar.update(index)
 
 
-def _card(model, exported, quantizations, resize: str, preprocessing) -> dict:
+def _card(model, exported, quantizations, resize: str, preprocessing, task: str) -> dict:
     """Return what `model_card.json` says of the model and what made it."""
     pixels, weights = exported.inputs[0], describe_weights(model)
     shape, kind = [1, *pixels.shape[1:]], outputs.output_kind(model)
@@ -202,7 +203,7 @@ def _card(model, exported, quantizations, resize: str, preprocessing) -> dict:
             "resize": resize,
             "preprocessing": "the model's own" if scaling == "auto" else scaling,
         },
-        "output": {"kind": kind, "units": exported.outputs[0].shape[1]},
+        "output": {"task": task, "kind": kind, "units": exported.outputs[0].shape[1]},
         "models": models,
         "weights": None if weights is None else dataclasses.asdict(weights),
         "versions": report.software_versions(*_PACKAGES),

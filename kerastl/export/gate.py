@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import GateError, warn
-from kerastl.evaluation.probabilities import class_probabilities, to_probabilities
+from kerastl.evaluation.probabilities import THRESHOLD, class_probabilities, to_probabilities
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -20,8 +21,11 @@ class Limits:
 
     Attributes:
         accuracy_loss: of a quantized export, in parts of 1: 0.01 is one point. Without labels nobody knows the accuracy;
-            as it can't fall by more than the part of the classes that changed, no more than this part may change.
-        agreement: the part of the images on which a float32 export must name the class that Keras names.
+            as it can't fall by more than the part of the classes that changed, no more than this part may change. Of
+            several labels an image it is the share of labels that are right; of numbers R², without labels that of the
+            export's numbers against Keras's.
+        agreement: the part of the images on which a float32 export must name the class that Keras names; of the labels,
+            there or not, that must be Keras's. No number may differ by more than 1 − `agreement` standard deviations.
     """
 
     accuracy_loss: float = 0.01
@@ -36,11 +40,15 @@ class Comparison:
         format: of the export.
         quantize: what was quantized, `None` for float32.
         count: number of images; 0 where the export can't run on this system.
-        agreement: part of the images with the same most probable class.
-        largest_difference: between two probabilities of the same class for the same image.
-        keras_accuracy, accuracy: of Keras and of the export; `None` without labels.
+        agreement: part of the images with the same most probable class, or of the labels that are the same; R² of the
+            export's numbers against Keras's.
+        largest_difference: between two probabilities of the same class for the same image; between two numbers, in
+            standard deviations of the labels (without labels, of Keras's numbers).
+        keras_accuracy, accuracy: of Keras and of the export (R² of numbers); `None` without labels.
         classes: a dictionary per class with `name`, `images`, `keras` and `exported` (the part recognized) and `lost`.
         failure: why it doesn't pass, or `None`.
+        task: "classification", "multi-label" or "regression".
+        mean_difference: of numbers, as the largest.
     """
 
     format: str
@@ -52,6 +60,8 @@ class Comparison:
     accuracy: float | None = None
     classes: list[dict] = dataclasses.field(default_factory=list)
     failure: str | None = None
+    task: str = CLASSIFICATION
+    mean_difference: float | None = None
 
     @property
     def title(self) -> str:
@@ -64,6 +74,10 @@ class Comparisons(Printed, tuple):
 
     def _tables(self):
         header = ["export", "images", "same class", "largest difference", "Keras's accuracy", "its accuracy", ""]
+        if self and self[0].task == MULTI_LABEL:
+            header[2] = "same labels"
+        elif self and self[0].task == REGRESSION:
+            header[2:6] = ["R² against Keras", "largest difference (in deviations)", "Keras's R²", "its R²"]
         rows = [
             [
                 one.title,
@@ -105,56 +119,70 @@ def compare(
     class_names: list[str],
     pixels: str,
     preprocessing="auto",
+    task: str = CLASSIFICATION,
 ) -> Comparisons:
     """Run a Keras model and what was exported of it on the same images.
 
     Args:
         model: the classifier that was exported, as it was before.
         exported: format → function from pixels to the output, of those that run on this system.
-        batches: `(images, labels)`; labels are integers, or `None`.
+        batches: `(images, labels)`; labels are as `prepare_labels` returns them, or `None`.
         quantizations: of all formats → what was quantized in it.
         limits, class_names: what may be lost; one name for each class.
         pixels: type that the exports take.
         preprocessing: what the Keras model needs and the exports hold, see `outputs.preprocess`.
+        task: of the model.
 
     Returns:
         A judged `Comparison` for each format, in the order of those that run here, then the others.
     """
     kind = outputs.output_kind(model)
     expected, known, found, differences = [], [], {name: [] for name in exported}, dict.fromkeys(exported, 0.0)
+    decide = {
+        CLASSIFICATION: lambda values: values.argmax(axis=1),
+        MULTI_LABEL: lambda values: values >= THRESHOLD,
+        REGRESSION: lambda values: values,
+    }[task]
     largest = 0
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
-        reference = class_probabilities(model, outputs.preprocess(given, preprocessing), batch_size=largest)
-        expected.append(reference.argmax(axis=1))
-        known.append(np.full(len(images), -1) if labels is None else labels)
+        reference = class_probabilities(model, outputs.preprocess(given, preprocessing), batch_size=largest, task=task)
+        expected.append(decide(reference))
+        known.append(None if labels is None else labels)
         for name, run in exported.items():
-            probabilities = _probabilities(run(given), kind)
-            found[name].append(probabilities.argmax(axis=1))
+            probabilities = _probabilities(run(given), kind, task)
+            found[name].append(decide(probabilities))
             differences[name] = np.maximum(differences[name], np.abs(reference - probabilities).max())  # NaN stays
     compared = []
-    for name, classes in found.items():
-        figures = _figures(*map(np.concatenate, (expected, classes, known)), differences[name], class_names)
-        one = Comparison(name, quantizations[name], **figures)
+    labels = None if any(one is None for one in known) else np.concatenate(known)
+    for name, decided in found.items():
+        pair = np.concatenate(expected), np.concatenate(decided)
+        if task == REGRESSION:
+            figures = _figures_of_numbers(*pair, labels)
+        else:
+            figures = _figures(*pair, labels, differences[name], class_names)
+        one = Comparison(name, quantizations[name], task=task, **figures)
         compared.append(dataclasses.replace(one, failure=failure_of(one, limits)))
-    others = [Comparison(name, quantize, 0) for name, quantize in quantizations.items() if name not in exported]
+    others = [
+        Comparison(name, quantize, 0, task=task) for name, quantize in quantizations.items() if name not in exported
+    ]
     return Comparisons([*compared, *others])
 
 
 def _figures(expected, given, labels, difference, class_names) -> dict:
-    """Return the figures of a `Comparison`; accuracies where no image is without a label (-1)."""
+    """Return the figures of a `Comparison` of classes, `(count,)`, or of labels, `(count, labels)`."""
     figures = {
         "count": len(expected),
         "agreement": float((expected == given).mean()),
         "largest_difference": None if np.isnan(difference) else float(difference),
     }
-    if (labels < 0).any():
+    if labels is None:
         return figures
     classes = []
     for index, name in enumerate(class_names):
-        own = labels == index
-        images, before, after = (int(one.sum()) for one in (own, own & (expected == index), own & (given == index)))
+        own, kept, exported = (one == index if one.ndim == 1 else one[:, index] for one in (labels, expected, given))
+        images, before, after = (int(one.sum()) for one in (own, own & kept, own & exported))
         if images:
             shares = {"keras": before / images, "exported": after / images, "lost": (before - after) / images}
             classes.append({"name": name, "images": images, **shares})
@@ -162,12 +190,32 @@ def _figures(expected, given, labels, difference, class_names) -> dict:
     return {**figures, **accuracies, "classes": classes}
 
 
-def _probabilities(values, kind) -> np.ndarray:
-    """Return probabilities, or the NaN as they are: an export with such outputs is for the gate to refuse."""
+def _figures_of_numbers(expected, given, labels) -> dict:
+    """Return the figures of a `Comparison` of numbers, `(count, numbers)`."""
+    figures = {"count": len(expected)}
+    if not np.isfinite(given).all():
+        return figures
+    known = expected if labels is None else labels
+    # Numbers that hardly vary, on noise for one, have no deviation to go by
+    deviations = np.maximum(known.std(axis=0), 1e-3 * np.abs(known).mean(axis=0)) + 1e-12
+    differences = np.abs(given - expected) / deviations
+    measures = {
+        "agreement": 1 - float((differences**2).mean()),
+        "largest_difference": float(differences.max()),
+        "mean_difference": float(differences.mean()),
+    }
+    if labels is not None:
+        for name, said in (("keras_accuracy", expected), ("accuracy", given)):
+            measures[name] = 1 - float((((said - labels) / deviations) ** 2).mean())
+    return {**figures, **measures}
+
+
+def _probabilities(values, kind, task: str) -> np.ndarray:
+    """Return probabilities or numbers, or NaN: an export with such outputs is for the gate to refuse."""
     values = np.asarray(values, dtype="float32")
     if np.isfinite(values).all():
-        return to_probabilities(values, kind)
-    return np.full((len(values), max(2, values.shape[1])), np.nan, "float32")
+        return to_probabilities(values, kind, task)
+    return np.full((len(values), max(2 if task == CLASSIFICATION else 1, values.shape[1])), np.nan, "float32")
 
 
 def failure_of(one: Comparison, limits: Limits) -> str | None:
@@ -179,10 +227,22 @@ def failure_of(one: Comparison, limits: Limits) -> str | None:
     if one.quantize is not None and one.accuracy is not None:
         lost = one.keras_accuracy - one.accuracy
         if lost > limits.accuracy_loss + 1e-9:
-            return f"it loses {100 * lost:.2f} points of accuracy, and may lose {100 * limits.accuracy_loss:.2f}"
+            what = "R²" if one.task == REGRESSION else "accuracy"
+            return f"it loses {100 * lost:.2f} points of {what}, and may lose {100 * limits.accuracy_loss:.2f}"
+        return None
+    if one.task == REGRESSION and one.quantize is None:
+        allowed = 1 - limits.agreement
+        if one.largest_difference > allowed:
+            return (
+                f"a number is {one.largest_difference:.2g} standard deviations from Keras's, and may be {allowed:.2g}"
+            )
         return None
     needed = limits.agreement if one.quantize is None else 1 - limits.accuracy_loss
     why = "" if one.quantize is None else " (without labels, so that it can lose no more accuracy than is allowed)"
+    if one.agreement < needed and one.task == REGRESSION:
+        return f"R² of its numbers against Keras's is {one.agreement:.2%}, and must be {needed:.2%}{why}"
+    if one.agreement < needed and one.task == MULTI_LABEL:
+        return f"{one.agreement:.2%} of its labels are Keras's, and must be {needed:.2%}{why}"
     if one.agreement < needed:
         return f"it names Keras's class for {one.agreement:.2%} of the images, and must for {needed:.2%}{why}"
     return None

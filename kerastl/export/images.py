@@ -9,8 +9,9 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.data.batches import adapt, find_source
-from kerastl.data.labels import class_indices
+from kerastl.data.labels import CLASSIFICATION
 from kerastl.errors import ArgumentError, DataError
+from kerastl.evaluation.measures import prepare_labels
 from kerastl.models import outputs
 
 REPRESENTATIVE = 200
@@ -20,7 +21,7 @@ _NOISE = 32
 
 
 class GateImages:
-    """Batches for the gate: `(images, labels)`, labels integers `(batch,)` or `None`. They can be gone through once.
+    """Batches for the gate: `(images, labels)`, labels as `prepare_labels` returns them or `None`; to be read once.
 
     Attributes:
         what: `"held-out"`, `"representative"` or `"noise"`.
@@ -38,7 +39,7 @@ class GateImages:
             if self._identity is None:
                 self._digest.update(f"{images.dtype}{images.shape}".encode())
                 self._digest.update(np.ascontiguousarray(images).tobytes())
-                self._digest.update(b"" if labels is None else labels.astype("int64").tobytes())
+                self._digest.update(b"" if labels is None else labels.tobytes())
             yield images, labels
 
     @property
@@ -56,7 +57,7 @@ class GateImages:
 
 
 def export_images(
-    representative, held_out, model: keras.Model, quantize: str | None, num_classes: int
+    representative, held_out, model: keras.Model, quantize: str | None, num_classes: int, task: str = CLASSIFICATION
 ) -> tuple[np.ndarray | None, GateImages]:
     """Return the representative images, and those of the gate: held-out images, else the representative ones, else noise.
 
@@ -66,6 +67,7 @@ def export_images(
         held_out: images that nothing was trained or set on; with labels the gate can compare accuracies.
         model: what is exported, to compare sizes.
         quantize: `"int8"` needs representative images.
+        num_classes, task: what the labels are checked against.
 
     Raises:
         ArgumentError: no representative images for int8.
@@ -78,7 +80,7 @@ def export_images(
             f"`load_images(...).train`. Held-out ones are for the gate. {received(representative=None)}"
         )
     if held_out is not None:
-        batches = _batches(held_out, num_classes)
+        batches = _batches(held_out, num_classes, task)
         first = next(batches, None)
         if first is None:
             raise DataError(f"There are no held-out images. {received(held_out=held_out)}")
@@ -107,11 +109,11 @@ def _representative(data, model) -> np.ndarray:
     return images
 
 
-def _batches(data, num_classes: int | None = None):
+def _batches(data, num_classes: int | None = None, task: str = CLASSIFICATION):
     """Yield `(images, labels)`, labels `None` where there are none or no number of classes to check them against."""
     for images, labels, _ in adapt(data).batches():
         if len(images):
-            yield images, None if labels is None or num_classes is None else class_indices(labels, num_classes)
+            yield images, None if labels is None or num_classes is None else prepare_labels(labels, num_classes, task)
 
 
 def _check(model, images) -> None:

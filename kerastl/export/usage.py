@@ -48,6 +48,7 @@ _TO_PROBABILITIES = {
     ("logits", True): "outputs = 1 / (1 + np.exp([outputs[0], -outputs[0]]))",
     ("sigmoid", True): "outputs = [1 - outputs[0], outputs[0]]",
 }
+_TO_LABELS = {"logits": "outputs = 1 / (1 + np.exp(-outputs))"}
 
 
 def readme(card: dict) -> str:
@@ -55,6 +56,11 @@ def readme(card: dict) -> str:
     pixels, kind = card["input"], card["output"]["kind"]
     height, width = pixels["shape"][1:3]
     how, resizing = _RESIZES[pixels["resize"]]
+    conversion = {
+        "classification": _TO_PROBABILITIES.get((kind, card["output"]["units"] == 1), ""),
+        "multi-label": _TO_LABELS.get(kind, ""),
+        "regression": "",
+    }[card["output"].get("task", "classification")]
     parts = [
         f"""# How to use this model
 
@@ -75,7 +81,7 @@ image, size = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"), (
 {resizing}
 pixels = np.asarray(image, "{pixels["type"]}")[np.newaxis]
 {run.format(path=model["path"], name=model["output_name"])}
-{_TO_PROBABILITIES.get((kind, card["output"]["units"] == 1), "")}
+{conversion}
 labels = Path("labels.txt").read_text(encoding="utf-8").splitlines()
 for label, probability in zip(labels, outputs):
     print(f"{{label}}: {{probability:.4f}}")""".replace("\n\nlabels", "\nlabels")

@@ -106,12 +106,22 @@ def plot_mistakes(images, labels, probabilities, class_names, *, names=None, cou
     chosen = most_confident_mistakes(labels, probabilities, count)
     if not len(chosen):
         return empty_figure(f"No mistakes among {len(labels)} image{'s' * (len(labels) != 1)}.")
-    columns = min(4, len(chosen))
-    figsize = (2.5 * columns, 3.05 * math.ceil(len(chosen) / columns))
-    panels = panels_of(None, len(chosen), "one for each mistake", columns=columns, figsize=figsize)
-    for panel, index in zip(panels, chosen, strict=True):
-        caption = names[index] if names is not None else None
-        _draw_mistake(panel, images[index], labels[index], probabilities[index], class_names, caption)
+    titles = [_mistake_title(labels[index], probabilities[index], class_names) for index in chosen]
+    captions = [names[index] if names is not None else None for index in chosen]
+    return plot_images([images[index] for index in chosen], titles, captions)
+
+
+def plot_images(images, titles, captions):
+    """Plot images in rows of four, each below its title and above its caption (or `None`); return the figure."""
+    columns = min(4, len(images))
+    figsize = (2.5 * columns, 3.05 * math.ceil(len(images) / columns))
+    panels = panels_of(None, len(images), "one for each image", columns=columns, figsize=figsize)
+    for panel, image, title, caption in zip(panels, images, titles, captions, strict=True):
+        panel.imshow(np.clip(np.asarray(image), 0, 255).astype("uint8"))
+        hide_ticks(panel)
+        panel.set_title(title, fontsize=8.5, loc="left", color=INK)
+        if caption:
+            panel.set_xlabel(shorten(caption, 30), fontsize=7.5, color=QUIET)
     return panels[0].figure
 
 
@@ -127,12 +137,8 @@ def _check_lengths(images, labels, probabilities, class_names, names) -> None:
         raise DataError(f"Expected labels from 0 to {len(class_names) - 1}. {received(largest=int(labels.max()))}")
 
 
-def _draw_mistake(panel, image, label, probabilities, class_names, caption) -> None:
-    panel.imshow(np.clip(np.asarray(image), 0, 255).astype("uint8"))
-    hide_ticks(panel)
+def _mistake_title(label, probabilities, class_names) -> str:
     called = int(probabilities.argmax())
     said = f"predicted {shorten(class_names[called], 17)}, {percent(probabilities[called])}"
     true = f"true class {shorten(class_names[label], 17)}, {percent(probabilities[label])}"
-    panel.set_title(f"{said}\n{true}", fontsize=8.5, loc="left", color=INK)
-    if caption:
-        panel.set_xlabel(shorten(caption, 30), fontsize=7.5, color=QUIET)
+    return f"{said}\n{true}"

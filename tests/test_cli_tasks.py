@@ -1,0 +1,152 @@
+"""Several labels an image, and numbers, from the command line: `train`, `predict` and `export` of them."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image
+
+from kerastl.cli import main
+from kerastl.cli import train as train_command
+from kerastl.evaluation import report
+from tests import models
+from tests.commands import fails
+
+TINY = ["--image-size", "32", "--head-epochs", "30", "--fine-tune-epochs", "1", "--last-blocks", "1", "--dropout", "0"]
+FAST = ["--head-learning-rate", "0.05", "--patience", "30", "--batch-size", "8", "--seed", "1"]
+COLORS = ["dark_red", "green", "b`l*u_e"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Each channel is bright or dark; `labels.csv` says which are bright, `light.csv` how bright all is."""
+    folder = tmp_path_factory.mktemp("data") / "odd `#1` *photos*"
+    folder.mkdir()
+    generator = np.random.default_rng(1)
+    bright = generator.integers(0, 2, (60, 3))
+    images = generator.normal(60 + 130 * bright[:, None, None], 8, (60, 32, 32, 3)).clip(0, 255).astype("uint8")
+    labels, light = ["file,label"], ["file,light"]
+    for number, (image, row) in enumerate(zip(images, bright, strict=True)):
+        Image.fromarray(image).save(folder / f"{number}`.png")
+        names = [name for name, has in zip(COLORS, row, strict=True) if has]
+        labels.append(f"{number}`,{'|'.join(names)}")
+        light.append(f"{number}`,{image.mean() / 255:.4f}")
+    (folder / "labels.csv").write_text("\n".join(labels))
+    (folder / "light.csv").write_text("\n".join(light))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["multi-label", "regression"])
+def trained(request, photos, tmp_path_factory):
+    """The task, the labels file, and the run folder that `train` made with a network of a few layers."""
+    labels = "labels.csv" if request.param == "multi-label" else "light.csv"
+    out = tmp_path_factory.mktemp("runs") / "run"
+
+    def build(backbone, units, *, task, **_):
+        assert task == request.param
+        inputs = keras.Input((32, 32, 3))
+        x = models.tiny_backbone(blocks=1)((inputs - 127.5) / 127.5, training=False)
+        x = layers.GlobalAveragePooling2D()(x)
+        activation = "sigmoid" if task == "multi-label" else None
+        return keras.Model(inputs, layers.Dense(units, activation=activation)(x))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "build_classifier", build)
+        command = ["train", str(photos), "--labels", labels, "--out", str(out), *TINY, *FAST]
+        assert main(command) == 0
+    return request.param, labels, out
+
+
+def test_a_run_is_written_whole_and_says_how_good_it_is(trained, photos):
+    task, labels, out = trained
+    assert sorted(path.name for path in out.iterdir()) == sorted(report.run_files(task))
+    found = json.loads((out / "report.json").read_text())
+    page = (out / "report.md").read_text()
+    assert (found["task"], found["complete"], found["arguments"]["labels"]) == (task, True, labels)
+    assert "on odd \\`\\#1\\` \\*photos\\*\n" in page
+    assert "- Data: odd \\`\\#1\\` \\*photos\\*; " in page
+    lines = (out / "labels.txt").read_text().splitlines()
+    if task == "multi-label":
+        assert lines == sorted(COLORS)
+        assert found["scores"]["average_precision"] > 0.8 > found["baseline"]["average_precision"]
+        assert found["test_accuracy"] == found["scores"]["accuracy"] > found["baseline"]["accuracy"]
+        assert found["per_class"][0].keys() > {"precision", "recall", "f1", "average_precision", "support"}
+        assert "| b\\`l\\*u\\_e | " in page
+        assert "(labels.png)" in page
+    else:
+        assert lines == ["light"]
+        assert found["scores"]["r2"] > 0.5 > found["baseline"]["r2"] == pytest.approx(0)
+        assert found["test_accuracy"] is None
+        assert found["mistakes"][0]["true"].keys() == found["mistakes"][0]["predicted"].keys() == {"light"}
+        errors = [abs(one["true"]["light"] - one["predicted"]["light"]) for one in found["mistakes"]]
+        assert errors == sorted(errors, reverse=True)
+        assert "1. " in page
+        assert "\\`.png: predicted 0." in page
+        assert "(scatter.png)" in page
+    assert (out / ("labels.png" if task == "multi-label" else "scatter.png")).read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_says_labels_or_numbers(trained, photos, capsys):
+    task, _, out = trained
+    images = sorted(map(str, photos.glob("*.png")))[:3]
+    assert main(["predict", str(out), *images, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    shown = [np.asarray(Image.open(image)) for image in images]
+    expected = keras.models.load_model(out / "model.keras").predict(np.stack(shown), verbose=0)
+    names = (out / "labels.txt").read_text().splitlines()
+    for row, values in zip(rows, expected, strict=True):
+        if task == "regression":
+            assert row["numbers"] == {"light": pytest.approx(float(values[0]), rel=1e-4)}
+            continue
+        said = {name for name, value in zip(names, values, strict=True) if value >= 0.5} or {names[values.argmax()]}
+        assert set(row["labels"]) == said
+        assert row["probabilities"] == pytest.approx(dict(zip(names, map(float, values), strict=True)), rel=1e-4)
+    assert main(["predict", str(out), *images, "--views", "4"]) == 0
+    table = capsys.readouterr().out
+    assert ("labels of 50% or more" if task == "multi-label" else "light") in table
+
+
+def test_export_is_judged_by_labels_and_numbers_and_predicts_the_same(trained, photos, tmp_path, capsys):
+    pytest.importorskip("ai_edge_litert")
+    task, _, out = trained
+    bundle = tmp_path / "bundle"
+    command = [
+        "export",
+        str(out),
+        "--data",
+        str(photos),
+        "--data-labels",
+        str(photos / trained[1]),
+        "--out",
+        str(bundle),
+    ]
+    assert main([*command, "--quantize", "float16"]) == 0
+    said = capsys.readouterr().out
+    assert ("same labels" if task == "multi-label" else "R² against Keras") in said
+    card = json.loads((bundle / "model_card.json").read_text())
+    found = json.loads((out / "report.json").read_text())
+    (compared,) = card["gate"]["comparisons"]
+    assert card["output"]["task"] == compared["task"] == task
+    assert compared["agreement"] > 0.99
+    score = found["scores"]["accuracy" if task == "multi-label" else "r2"]
+    assert compared["keras_accuracy"] == pytest.approx(score, abs=1e-4)  # on the same test images
+    image = str(next(photos.glob("*.png")))
+    values = []
+    for model in (out, bundle):
+        assert main(["predict", str(model), image, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        values.append(row["probabilities" if task == "multi-label" else "numbers"])
+    assert values[0] == pytest.approx(values[1], abs=0.02)
+
+
+def test_options_that_do_not_go_with_labels_name_options(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    said = fails(capsys, "train", "elpv", "--labels", "x.csv", "--out", out)
+    assert said.startswith("error: --labels names a CSV or Parquet file that goes with a folder")
+    said = fails(capsys, "train", photos, "--labels", "light.csv", "--class-weight", "balanced", "--out", out)
+    assert said.startswith("error: --class-weight is for one class an image; leave it out for regression.")
+    said = fails(capsys, "train", photos, "--labels", "lihgt.csv", "--out", out)
+    assert "There is no labels file lihgt.csv" in said
+    assert "Did you mean 'light.csv'" in said
