@@ -4,6 +4,7 @@ It is thin: every command checks its arguments, calls what Python users call, an
 command runs, so that `--help` is quick.
 """
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -28,6 +29,7 @@ def main(argv=None) -> int:
         argv: the arguments after the program's name; default: those of the process.
     """
     _never_fail_to_print()
+    arguments = argparse.Namespace()
     try:
         arguments = build_parser().parse_args(argv)
         arguments.command_line = list(sys.argv[1:] if argv is None else argv)
