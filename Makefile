@@ -2,16 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: help quickstart test test-notebooks test-colab test-all test-jax test-gpu notebooks docs docs-test tree lint format clean
+# What other versions are tried on: all but the lab, the sweeps, and what is about this project's own files
+CORE = $(filter-out $(addprefix tests/test_,lab_% every_% networks% docs_% notebooks% tree% gpu%),$(wildcard tests/test_*.py))
+# What another backend is tried on
+BACKEND_CORE := $(addprefix tests/test_,backbones.py graph.py freezing.py heads.py compiling.py callbacks.py training.py)
+
+.PHONY: help quickstart test test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-gpu notebooks docs docs-test tree lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
 	@echo "make test-notebooks   run every notebook at its FAST size"
-	@echo "make test-colab   the same tests with the versions that Google Colab has"
+	@echo "make test-colab   the core's tests and the notebooks with the versions that Google Colab has"
+	@echo "make test-oldest  the core's tests with the oldest version of everything that setup.cfg allows"
+	@echo "make test-nightly the core's tests on the Keras of last night"
 	@echo "make test-all     all of these, with the slow sweeps and the notebooks at full size"
-	@echo "make test-jax     the core's tests on the JAX backend"
+	@echo "make test-jax     models and training on the JAX backend"
+	@echo "make test-torch   the same on the PyTorch backend, in an environment of gigabytes"
 	@echo "make test-gpu     on a GPU: the same outputs and the same training as plain Keras"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
 	@echo "make docs         build the documentation site (docs/_build/html)"
@@ -23,23 +32,35 @@ quickstart: $(VENV)/.demo
 	$(BIN)/python -m kerastl train elpv --backbone efficientnet_lite0 --weights imagenet --image-size 160 --augmentation flips \
 		--last-blocks 4 --fine-tune-epochs 12 --learning-rate 3e-5 --patience 6 --out runs/quickstart --overwrite
 
-test: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: lint $(VENV)/.types
+	$(BIN)/python $(PYTEST)
 
 test-notebooks: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_notebooks.py -m "notebook and not slow"
+	$(BIN)/python $(PYTEST) tests/test_notebooks.py -m "notebook and not slow"
 
-# In an environment of their own, with the versions that Google Colab has
+# Each in an environment of its own, made by the rule for $(VENV)-%; tests/constraints/ has the versions
 test-colab: $(VENV)-colab/.test
-	$(VENV)-colab/bin/python -m pytest -n auto --dist worksteal
-	$(VENV)-colab/bin/python -m pytest -n auto --dist worksteal tests/test_notebooks.py -m "notebook and not slow"
+	$(VENV)-colab/bin/python $(PYTEST) $(CORE)
+	$(VENV)-colab/bin/python $(PYTEST) tests/test_notebooks.py -m "notebook and not slow"
 
-test-all: lint
-	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n auto --dist worksteal -m "not network and not gpu and not docs"
+test-oldest: $(VENV)-oldest/.test
+	$(VENV)-oldest/bin/python $(PYTEST) $(CORE)
+
+# Both packages hold the folder keras/: one goes before the other comes
+test-nightly: $(VENV)-nightly/.test
+	$(VENV)-nightly/bin/python -m pip uninstall --quiet --yes keras
+	$(VENV)-nightly/bin/python -m pip install --quiet --disable-pip-version-check --pre --no-deps --force-reinstall keras-nightly
+	$(VENV)-nightly/bin/python $(PYTEST) $(CORE)
+
+test-all: lint $(VENV)/.types
+	HYPOTHESIS_PROFILE=default $(BIN)/python $(PYTEST) -m "not network and not gpu and not docs"
 
 test-jax: $(VENV)/.jax
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_backbones.py tests/test_graph.py tests/test_freezing.py \
-		tests/test_heads.py tests/test_compiling.py tests/test_callbacks.py tests/test_training.py
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_CORE)
+
+test-torch: $(VENV)-torch/.test
+	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check torch
+	KERAS_BACKEND=torch $(VENV)-torch/bin/python -m pytest $(BACKEND_CORE)
 
 # The backend is what KERAS_BACKEND says; the tests hide the GPU unless told otherwise
 test-gpu: $(VENV)/.test
@@ -74,13 +95,14 @@ $(VENV)/bin/python:
 		{ echo "kerastl needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.types $(VENV)/.docs: $(VENV)/.%: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	@touch $@
 
-$(VENV)-%/.test: tests/constraints/%.txt setup.cfg pyproject.toml
+$(VENV)-%/.test: setup.cfg pyproject.toml $(wildcard tests/constraints/*.txt)
 	$(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< -e ".[test]"
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(addprefix --constraint ,$(wildcard tests/constraints/$*.txt)) -e ".[test]"
 	@touch $@
 
 $(VENV)/.jax: $(VENV)/.test
@@ -88,4 +110,4 @@ $(VENV)/.jax: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build docs/notebooks
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info docs/_build docs/notebooks

@@ -222,7 +222,9 @@ def test_a_layer_outside_the_graph_is_in_the_totals():
     model.spare = layers.Dense(3)
     model.spare.build((None, 7))
     rows = layer_costs(model)
-    assert rows[-1].parameters == 24
+    spare = model.count_params() - small_model().count_params()
+    assert spare in (0, 24)  # Keras 3.13 leaves it out of the model
+    assert not spare or rows[-1].parameters == 24
     assert sum(row.parameters for row in rows) == model.count_params()
 
 
@@ -271,7 +273,7 @@ def test_attention_is_its_projections_and_two_products():
         (lambda a, b: keras.ops.matmul(a, keras.ops.transpose(b, (0, 2, 1))), 5 * 7 * 6),
         (lambda a, b: keras.ops.einsum("bij,bkj->bik", a, b), 5 * 7 * 6),
         (lambda a, b: layers.Dot(axes=(2, 2))([a, b]), 5 * 7 * 6),
-        (lambda a, b: layers.Dense(3, use_bias=False)(a * 2 + 1)[:, 0], 5 * 6 * 3),
+        (lambda a, b: layers.Dense(3, use_bias=False)(a * 2 + 1)[:, 0] + b[:, 0, :3], 5 * 6 * 3),
     ],
 )
 def test_operations_in_the_graph_are_counted(function, macs):

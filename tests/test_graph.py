@@ -30,6 +30,8 @@ FAMILIES = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dominators_and_blocks_of_a_family(name):
+    if name == "NASNetMobile" and keras.backend.backend() == "torch":
+        pytest.skip("Keras has no NASNet on PyTorch")
     dominators, count, last, first_layer, last_layer = FAMILIES[name]
     model = getattr(APPLICATIONS, name)(include_top=False, weights=None, input_shape=(96, 96, 3))
     backbone = graph.find_backbone(model)

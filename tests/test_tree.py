@@ -2,7 +2,9 @@
 
 import ast
 import importlib.util
+import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -118,25 +120,49 @@ def test_tensorflow_is_imported_only_where_it_is_at_home(path):
 
 
 def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_the_import_is_light():
-    code = """
+def test_the_import_is_light_and_opens_nothing():
+    code = f"""
 import sys, time
 import keras
-before = set(sys.modules)
+before, opened = set(sys.modules), []
+events = ("open", "socket.connect", "subprocess.Popen")
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event in events else None)
 start = time.process_time()
 import kerastl
 seconds = time.process_time() - start
-new = set(sys.modules) - before
-print(seconds, *[name for name in ("matplotlib", "tensorflow_datasets", "PIL", "elpv_dataset", "pandas") if name in new])
+print(seconds, *set(sys.modules) - before, *[path for path in opened if not path.startswith({str(PACKAGE)!r})])
 """
     seconds, *extra = run(code).split()
-    assert extra == []
-    assert float(seconds) < 0.2
+    assert {name.split(".")[0] for name in extra} == {"kerastl"}
+    assert float(seconds) < 0.1
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_script_on_another_backend_needs_no_tensorflow(backend):
+    """Not to train, predict and evaluate; `load_images` gives tf.data pipelines, and an export converts TensorFlow's graph."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    code = f"""
+import os, sys
+os.environ["KERAS_BACKEND"] = {backend!r}
+import keras, kerastl
+import numpy as np
+from tests import models
+data = (np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3)).astype("uint8"), np.arange(12) % 3)
+model = models.compiled(kerastl.freeze(models.nested()))
+kerastl.fit(model, *data, validation_data=data, epochs=1, cache=True, verbose=0)
+kerastl.transfer_learn(model, data, data, head_epochs=1, fine_tune_epochs=1, last_blocks=1, verbose=0)
+kerastl.predict(model, list(data[0]))
+kerastl.evaluate(model, data)
+print(*[name for name in sys.modules if name.startswith("tensorflow")])
+"""
+    assert run(code) == "\n"
 
 
 def test_every_public_name_has_a_docstring_and_is_there():
@@ -161,3 +187,35 @@ def test_editors_find_every_public_name_where_it_is():
     told = {node.names[0].asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom)}
     assert told == {**kerastl._HOME_OF, "__version__": "kerastl._version"}
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_pyright_knows_every_public_name_and_finds_wrong_arguments(tmp_path):
+    """As the editors that are built on it do: VS Code completes and marks by the same types."""
+    import kerastl
+
+    program = pathlib.Path(sys.executable).with_name("basedpyright")
+    if not program.exists():
+        pytest.skip("basedpyright is not installed: the extra `types` brings it")
+    public = "\n".join(f"reveal_type(kerastl.{name})" for name in kerastl.__all__)
+    script = f"""
+import kerastl
+{public}
+images = kerastl.load_images("photos", image_size=96)
+model = kerastl.build_classifier("mobilenet_v2", num_classes=len(images.class_names))
+reveal_type((images.class_names, kerastl.fit(model, images.train, epochs=1), kerastl.transfer_learn(model, 0, 0).head))
+kerastl.load_images("photos", image_size=96, image_sise=96)
+kerastl.predikt(model)
+"""
+    (tmp_path / "script.py").write_text(script)
+    settings = {"extraPaths": [str(PACKAGE.parent)], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [program, "--outputjson", "--pythonpath", sys.executable, "--project", tmp_path]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)[
+        "generalDiagnostics"
+    ]
+    errors = [one["message"] for one in found if one["severity"] == "error"]
+    assert errors == ['No parameter named "image_sise"', '"predikt" is not a known attribute of module "kerastl"']
+    told = [one["message"] for one in found if one["severity"] == "information"]
+    assert len(told) == len(kerastl.__all__) + 1
+    assert [one for one in told if re.search(r"(is|->) \"?Unknown", one)] == []
+    assert told[-1].endswith('"tuple[tuple[str, ...], History, History]"')

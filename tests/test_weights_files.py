@@ -199,14 +199,22 @@ def test_nothing_is_assigned_when_one_layer_does_not_fit():
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_link_out_of_the_file_is_not_followed(tmp_path):
-    saved = tiny_backbone()
+@pytest.mark.parametrize("stored", [False, True], ids=["link", "storage"])
+def test_what_lies_in_another_file_is_not_read(stored, tmp_path):
+    """Keras 3.13 follows both."""
+    saved, name = tiny_backbone(), "stem_conv/stem_conv_W_0:0"
     write_old_h5(tmp_path / "outside.h5", saved)
     write_old_h5(tmp_path / "linked.h5", saved)
     with h5py.File(tmp_path / "linked.h5", "a") as file:
-        del file["stem_conv/stem_conv_W_0:0"]
-        file["stem_conv/stem_conv_W_0:0"] = h5py.ExternalLink("outside.h5", "/stem_conv/stem_conv_W_0:0")
-    with pytest.raises(WeightsUnavailableError, match="'stem_conv'"):
+        values = file[name][()]
+        del file[name]
+        if stored:
+            values.tofile(tmp_path / "outside.raw")
+            storage = [(str(tmp_path / "outside.raw"), 0, values.nbytes)]
+            file.create_dataset(name, values.shape, values.dtype, external=storage)
+        else:
+            file[name] = h5py.ExternalLink("outside.h5", f"/{name}")
+    with pytest.raises(WeightsUnavailableError, match=r"'stem_conv' .* in the file \[\(4,\)\]"):
         build_pretrained(request_for(), tmp_path / "linked.h5")
 
 

@@ -60,14 +60,16 @@ class Backbone:
 
 
 _PREPROCESSING = {
-    "caffe": lambda pixels: (
-        keras.ops.stack([pixels[..., 2], pixels[..., 1], pixels[..., 0]], axis=-1)
-        - np.array([103.939, 116.779, 123.68], "float32")
+    # by name: PyTorch's operators warn of an array on their right
+    "caffe": lambda pixels: keras.ops.subtract(
+        keras.ops.stack([pixels[..., 2], pixels[..., 1], pixels[..., 0]], axis=-1),
+        np.array([103.939, 116.779, 123.68], "float32"),
     ),
     "tf": lambda pixels: pixels / 127.5 - 1.0,
     "128": lambda pixels: pixels / 128.0 - 1.0,
-    "torch": lambda pixels: (
-        (pixels / 255.0 - np.array([0.485, 0.456, 0.406], "float32")) / np.array([0.229, 0.224, 0.225], "float32")
+    "torch": lambda pixels: keras.ops.divide(
+        keras.ops.subtract(pixels / 255.0, np.array([0.485, 0.456, 0.406], "float32")),
+        np.array([0.229, 0.224, 0.225], "float32"),
     ),
 }
 _IN_KERAS = {name.lower(): getattr(keras.applications, name) for name in dir(keras.applications) if name[0].isupper()}

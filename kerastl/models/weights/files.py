@@ -86,7 +86,8 @@ def _fill(model: keras.Model, file: h5py.File, source: Path | io.BytesIO) -> lis
     Keras goes by class and position there, which a second branch in the model throws off.
     """
     is_keras_2 = "model_weights" in file or any(name.startswith("layer_names") for name in file.attrs)
-    if is_keras_2 and _load_as_keras_does(model, source):
+    whole = not _leads_out(file)
+    if is_keras_2 and whole and _load_as_keras_does(model, source):
         return []
     datasets = {}
 
@@ -99,7 +100,13 @@ def _fill(model: keras.Model, file: h5py.File, source: Path | io.BytesIO) -> lis
     if foreign := _find_foreign_layers(model, saved):
         return [f"the file is of a larger network, with {foreign[0]!r} and {len(foreign) - 1} more layers"]
     problems = assign_weights(model, saved)
-    return [] if problems and not is_keras_2 and _load_as_keras_does(model, source) else problems
+    return [] if problems and not is_keras_2 and whole and _load_as_keras_does(model, source) else problems
+
+
+def _leads_out(file: h5py.File) -> bool:
+    """Tell whether anything in the file lies in another file, into which Keras 3.13 follows it."""
+    links = file.visititems_links(lambda name, link: True if isinstance(link, h5py.ExternalLink) else None)
+    return bool(links or file.visititems(lambda name, node: getattr(node, "external", None) or None))
 
 
 def _find_foreign_layers(model: keras.Model, saved: SavedLayers) -> list[str]:
