@@ -7,6 +7,7 @@ then a tensor like any other, whatever preprocessing and augmentation stand in f
 import collections
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ def grad_cam(
     class_index=None,
     layer: str | None = None,
     batch_size: int = 32,
-    preprocessing: Callable | str | None = "auto",
+    preprocessing: Callable[..., Any] | str | None = "auto",
 ) -> np.ndarray:
     """Return heat maps of what in each image speaks for a class: gradient-weighted class activation maps.
 

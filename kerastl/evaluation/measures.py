@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -255,7 +256,7 @@ def evaluate(
     *,
     views: int = 1,
     mistakes: int = 12,
-    preprocessing: Callable | str | None = "auto",
+    preprocessing: Callable[..., Any] | str | None = "auto",
     task: str | None = None,
 ) -> Evaluation | OutputsEvaluation:
     """Judge a model on labelled images, batch by batch.

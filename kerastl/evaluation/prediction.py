@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
@@ -164,7 +165,7 @@ def predict(
     batch_size: int = 32,
     top: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    preprocessing: Callable | str | None = "auto",
+    preprocessing: Callable[..., Any] | str | None = "auto",
     white: float | None = None,
     task: str | None = None,
 ) -> Predictions:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -50,7 +51,7 @@ def export_model(
     pixels: str = "float32",
     resize: str = "squash",
     image_size: int | tuple[int, int] | None = None,
-    preprocessing: Callable | str | None = "auto",
+    preprocessing: Callable[..., Any] | str | None = "auto",
     opset: int | None = None,
     accuracy_loss: float = 0.01,
     agreement: float = 0.995,

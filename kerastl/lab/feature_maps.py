@@ -1,6 +1,7 @@
 """What a layer makes of images, and what it looks for."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ def feature_maps(
     *,
     before_activation: bool = False,
     batch_size: int = 32,
-    preprocessing: Callable | str | None = "auto",
+    preprocessing: Callable[..., Any] | str | None = "auto",
 ) -> np.ndarray:
     """Return what a layer makes of images, in inference mode: augmentation and dropout are inactive.
 
