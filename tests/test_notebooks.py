@@ -130,7 +130,7 @@ def run_in_a_process_of_its_own(name: str, *options: str) -> None:
 @pytest.mark.notebook
 @every_notebook
 def test_it_runs_at_the_fast_size(name):
-    run_in_a_process_of_its_own(name, "--fast", "--time-factor", "8")
+    run_in_a_process_of_its_own(name, "--fast", "--time-factor", "4")
 
 
 @pytest.mark.notebook
