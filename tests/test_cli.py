@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, strategies
 
 import kerastl.cli.quiet as quiet
+from kerastl import cli
 from kerastl.cli import main
 from kerastl.cli.models import report_beside, resize_beside
 from kerastl.cli.parser import _image_size, build_parser
@@ -147,6 +148,21 @@ def test_errors_name_options_of_the_command_line(option, small, photos, capsys):
 def test_errors_of_train_name_options_too(options, said, photos, tmp_path, capsys):
     command = ["train", photos, "--out", tmp_path / "run", "--backbone", "mobilenet_v2", "--weights", "none"]
     assert said in fails(capsys, *command, *options)
+
+
+def test_every_operand_is_known_to_be_no_option():
+    (commands,) = (one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction))
+    operands = {one.dest for command in commands.choices.values() for one in command._actions if not one.option_strings}
+    assert operands == cli._OPERANDS - {"module", "command_line"}
+
+
+@pytest.mark.parametrize("version", ["", "later", "99", "99.1.0.dev3"])
+def test_a_file_of_any_version_says_what_stands_in_the_way(version, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("config.json", '{"module": "keras_other.layers", "config": {"name": "mine"}}')
+        file.writestr("metadata.json", json.dumps({"keras_version": version}))
+    line = fails(capsys, "summary", tmp_path / "model.keras")
+    assert (f"Keras {version} wrote it" if version.startswith("99") else "code of its own") in line
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX")

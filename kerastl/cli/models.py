@@ -1,6 +1,7 @@
 """Find a model, its labels and its settings where a user points to."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -82,11 +83,9 @@ def preprocessing_for(model: keras.Model, choice: str):
 def _newer_keras(file: Path) -> str | None:
     """Return what to do where a newer Keras wrote the file than is installed."""
     wrote = _part_of(file, "metadata.json").get("keras_version", "0")
-    newer = [int(number) for number in wrote.split(".")[:2]] > [
-        int(number) for number in keras.__version__.split(".")[:2]
-    ]
+    written, here = (list(map(int, re.findall(r"\d+", str(one))[:2])) for one in (wrote, keras.__version__))
     said = f"Keras {wrote} wrote it, and here is Keras {keras.__version__}, which may not read it."
-    return f'{said} Install a newer one: pip install --upgrade "keras>={wrote}"' if newer else None
+    return f'{said} Install a newer one: pip install --upgrade "keras>={wrote}"' if written > here else None
 
 
 def _foreign_layers(file: Path) -> str | None:
@@ -96,8 +95,9 @@ def _foreign_layers(file: Path) -> str | None:
         part = stack.pop()
         stack += [one for one in (part.values() if isinstance(part, dict) else part) if isinstance(one, (dict, list))]
         config = part.get("config") if isinstance(part, dict) and "module" in part else None
-        if isinstance(config, dict) and (part["class_name"] == "Lambda" or not str(part["module"]).startswith("keras")):
-            found[config.get("name", "?")] = part["class_name"]
+        own = isinstance(config, dict) and str(part["module"]).partition(".")[0] != "keras"
+        if own or (isinstance(config, dict) and part.get("class_name") == "Lambda"):
+            found[config.get("name", "?")] = part.get("class_name")
     if not found:
         return None
     names = ", ".join(f"{name!r} ({kind})" for name, kind in found.items())
