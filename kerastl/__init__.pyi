@@ -1,5 +1,7 @@
 """For editors and type checkers: where each public name comes from. `kerastl/__init__.py` imports them when they are used."""
 
+import keras as _keras
+
 from kerastl._version import __version__ as __version__
 from kerastl.costs import conv_cost as conv_cost
 from kerastl.costs import layer_costs as layer_costs
@@ -61,4 +63,27 @@ from kerastl.training.recipe import TransferResult as TransferResult
 from kerastl.training.recipe import fine_tune as fine_tune
 from kerastl.training.recipe import train_head as train_head
 from kerastl.training.recipe import transfer_learn as transfer_learn
-from kerastl.training.session import fit as fit
+
+# With the arguments of `model.fit`, which `kerastl.training.session.fit` takes as they come
+def fit(
+    model: _keras.Model,
+    x=None,
+    y=None,
+    batch_size=None,
+    epochs=1,
+    verbose="auto",
+    callbacks=None,
+    validation_split=0.0,
+    validation_data=None,
+    shuffle=True,
+    class_weight=None,
+    sample_weight=None,
+    initial_epoch=0,
+    steps_per_epoch=None,
+    validation_steps=None,
+    validation_batch_size=None,
+    validation_freq=1,
+    *,
+    cache="auto",
+    views: int = 1,
+) -> _keras.callbacks.History: ...

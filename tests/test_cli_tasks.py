@@ -21,41 +21,49 @@ COLORS = ["dark_red", "green", "b`l*u_e"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Each channel is bright or dark; `labels.csv` says which are bright, `light.csv` how bright all is."""
+    """Each channel is bright or dark; `labels.csv` says which are, `light.csv` how bright all is, `red.csv` whether red is."""
     folder = tmp_path_factory.mktemp("data") / "odd `#1` *photos*"
     folder.mkdir()
     generator = np.random.default_rng(1)
     bright = generator.integers(0, 2, (60, 3))
     images = generator.normal(60 + 130 * bright[:, None, None], 8, (60, 32, 32, 3)).clip(0, 255).astype("uint8")
-    labels, light = ["file,label"], ["file,light"]
+    labels, light, red = ["file,label"], ["file,light"], ["file;is it red"]
     for number, (image, row) in enumerate(zip(images, bright, strict=True)):
         Image.fromarray(image).save(folder / f"{number}`.png")
         names = [name for name, has in zip(COLORS, row, strict=True) if has]
         labels.append(f"{number}`,{'|'.join(names)}")
         light.append(f"{number}`,{image.mean() / 255:.4f}")
+        red.append(f"{number}`;{'yes, red' if row[0] else 'no'}")
     (folder / "labels.csv").write_text("\n".join(labels))
     (folder / "light.csv").write_text("\n".join(light))
+    (folder / "red.csv").write_text("\n".join(red))
     return folder
 
 
-@pytest.fixture(scope="module", params=["multi-label", "regression"])
-def trained(request, photos, tmp_path_factory):
-    """The task, the labels file, and the run folder that `train` made with a network of a few layers."""
-    labels = "labels.csv" if request.param == "multi-label" else "light.csv"
-    out = tmp_path_factory.mktemp("runs") / "run"
+def train(photos, task, labels, out):
+    """Let `train` make a run folder with a network of a few layers."""
 
     def build(backbone, units, *, task, **_):
-        assert task == request.param
+        assert task == expected
         inputs = keras.Input((32, 32, 3))
         x = models.tiny_backbone(blocks=1)((inputs - 127.5) / 127.5, training=False)
         x = layers.GlobalAveragePooling2D()(x)
-        activation = "sigmoid" if task == "multi-label" else None
+        activation = {"classification": "softmax", "multi-label": "sigmoid", "regression": None}[task]
         return keras.Model(inputs, layers.Dense(units, activation=activation)(x))
 
+    expected = task
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "build_classifier", build)
         command = ["train", str(photos), "--labels", labels, "--out", str(out), *TINY, *FAST]
         assert main(command) == 0
+
+
+@pytest.fixture(scope="module", params=["multi-label", "regression"])
+def trained(request, photos, tmp_path_factory):
+    """The task, the labels file, and the run folder."""
+    labels = "labels.csv" if request.param == "multi-label" else "light.csv"
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(photos, request.param, labels, out)
     return request.param, labels, out
 
 
@@ -139,6 +147,26 @@ def test_export_is_judged_by_labels_and_numbers_and_predicts_the_same(trained, p
         (row,) = json.loads(capsys.readouterr().out)
         values.append(row["probabilities" if task == "multi-label" else "numbers"])
     assert values[0] == pytest.approx(values[1], abs=0.02)
+
+
+def test_classes_of_a_labels_file_are_trained_predicted_and_exported(photos, tmp_path, capsys):
+    pytest.importorskip("ai_edge_litert")
+    out, bundle = tmp_path / "run", tmp_path / "bundle"
+    train(photos, "classification", "red.csv", out)
+    assert (out / "labels.txt").read_text().splitlines() == ["no", "yes, red"]
+    found = json.loads((out / "report.json").read_text())
+    assert found["test_accuracy"] > 0.9
+    # Without --data-labels: the labels file of the training
+    assert main(["export", str(out), "--data", str(photos), "--out", str(bundle)]) == 0
+    card = json.loads((bundle / "model_card.json").read_text())
+    assert card["gate"]["comparisons"][0]["keras_accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-4)
+    capsys.readouterr()
+    images = sorted(photos.glob("*.png"), key=lambda path: int(path.stem[:-1]))
+    true = [line.split(";")[1] for line in (photos / "red.csv").read_text().splitlines()[1:]]
+    for model in (out, bundle):
+        assert main(["predict", str(model), *map(str, images), "--json"]) == 0
+        said = [row["label"] for row in json.loads(capsys.readouterr().out)]
+        assert np.mean(np.array(said) == np.array(true)) > 0.9
 
 
 def test_options_that_do_not_go_with_labels_name_options(photos, tmp_path, capsys):

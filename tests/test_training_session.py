@@ -126,7 +126,9 @@ def loader_of(data, shuffle=False):
 
 
 def grain_of(data, shuffle=False):
-    dataset = pytest.importorskip("grain").MapDataset.source(list(zip(*data, strict=True)))
+    import grain
+
+    dataset = grain.MapDataset.source(list(zip(*data, strict=True)))
     return (dataset.seed(0).shuffle() if shuffle else dataset).batch(8)
 
 

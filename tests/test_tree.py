@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import json
 import pathlib
 import re
@@ -184,9 +185,28 @@ def test_editors_find_every_public_name_where_it_is():
     import kerastl
 
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
-    told = {node.names[0].asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom)}
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    told = {node.names[0].asname: node.module for node in imports} | {"fit": "kerastl.training.session"}
     assert told == {**kerastl._HOME_OF, "__version__": "kerastl._version"}
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_editors_complete_the_arguments_of_fit():
+    import keras
+
+    import kerastl
+
+    (function,) = [
+        node
+        for node in ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    namespace = {"_keras": keras}
+    exec(compile(ast.Module([function], []), "__init__.pyi", "exec"), namespace)
+    told = {name: one.default for name, one in inspect.signature(namespace["fit"]).parameters.items()}
+    own = {name: one.default for name, one in inspect.signature(kerastl.fit).parameters.items()}
+    own |= {name: one.default for name, one in inspect.signature(keras.Model.fit).parameters.items()}
+    assert told == {name: value for name, value in own.items() if name not in ("self", "positional", "fit_arguments")}
 
 
 def test_pyright_knows_every_public_name_and_finds_wrong_arguments(tmp_path):
@@ -204,6 +224,7 @@ images = kerastl.load_images("photos", image_size=96)
 model = kerastl.build_classifier("mobilenet_v2", num_classes=len(images.class_names))
 reveal_type((images.class_names, kerastl.fit(model, images.train, epochs=1), kerastl.transfer_learn(model, 0, 0).head))
 kerastl.load_images("photos", image_size=96, image_sise=96)
+kerastl.fit(model, images.train, epoch=1)
 kerastl.predikt(model)
 """
     (tmp_path / "script.py").write_text(script)
@@ -214,7 +235,11 @@ kerastl.predikt(model)
         "generalDiagnostics"
     ]
     errors = [one["message"] for one in found if one["severity"] == "error"]
-    assert errors == ['No parameter named "image_sise"', '"predikt" is not a known attribute of module "kerastl"']
+    assert errors == [
+        'No parameter named "image_sise"',
+        'No parameter named "epoch"',
+        '"predikt" is not a known attribute of module "kerastl"',
+    ]
     told = [one["message"] for one in found if one["severity"] == "information"]
     assert len(told) == len(kerastl.__all__) + 1
     assert [one for one in told if re.search(r"(is|->) \"?Unknown", one)] == []
