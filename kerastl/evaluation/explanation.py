@@ -16,6 +16,7 @@ from kerastl import keras_internals
 from kerastl.backend import check_gradients, gradients_of
 from kerastl.checks import check_count, nearest, received
 from kerastl.errors import ArgumentError, DataError, ModelError
+from kerastl.evaluation.inputs import check_range, preprocess
 from kerastl.models import graph, outputs
 from kerastl.models.flatten import flatten_model
 
@@ -239,8 +240,8 @@ def image_batch(model: keras.Model, flat: keras.Model, images, preprocessing="au
     if array.ndim != 4 or array.dtype.kind not in "buif" or not len(array):
         raise DataError(f"{expected} {received(shape=array.shape, dtype=str(array.dtype))}")
     outputs.check_size(model, array)
-    outputs.check_range(outputs.pixel_range(model), preprocessing, [array])
-    return outputs.preprocess(array, preprocessing)
+    check_range(outputs.pixel_range(model), preprocessing, [array])
+    return preprocess(array, preprocessing)
 
 
 def input_batches(flat: keras.Model, x, batch_size: int):

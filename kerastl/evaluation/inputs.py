@@ -1,4 +1,4 @@
-"""What `predict` may be given: files, folders, patterns, addresses, bytes, arrays, images of Pillow, and lists of these."""
+"""What `predict` may be given: paths, addresses, bytes, arrays, images of Pillow, and lists of these; and which pixels fit."""
 
 import glob
 import hashlib
@@ -13,6 +13,9 @@ import numpy as np
 from kerastl.checks import received
 from kerastl.data import images as image_files
 from kerastl.errors import ArgumentError, DataError, warn
+from kerastl.models.outputs import scaled_range, warn_if_scaled
+
+_LARGEST_SCALED = 16  # scaled pixels end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
 
 
 def list_images(
@@ -149,3 +152,53 @@ def _as_array(images) -> np.ndarray | None:
         return None
     array = keras.ops.convert_to_numpy(images) if keras.ops.is_tensor(images) else np.asarray(images)
     return array if array.dtype.kind in "buif" else None
+
+
+def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = False) -> None:
+    """Raise `ArgumentError` where a model would be given pixels of another range than its own, as far as anyone can tell.
+
+    Pixels of files are 0–255; a model that shows no range takes arrays as they are. Warn of arrays that look scaled already.
+
+    Args:
+        takes: what `outputs.pixel_range` says of the model.
+        preprocessing: `"auto"`: the model scales pixels itself; a callable over 0–255; `None`: as they are.
+        arrays, files: images that are arrays; whether others are files.
+    """
+    if not (preprocessing is None or preprocessing == "auto" or callable(preprocessing)):
+        raise ArgumentError(
+            f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}"
+        )
+    black_and_white = np.broadcast_to(np.array([0, 255], "float32").reshape(2, 1, 1, 1), (2, 8, 8, 3))
+    if takes == "0-255" and callable(preprocessing) and scaled_range(preprocess(black_and_white, preprocessing)):
+        raise ArgumentError(
+            "This model takes RGB 0–255, and scales them itself: they would be scaled twice. Leave `preprocessing` out. "
+            f"{received(preprocessing=preprocessing)}"
+        )
+    if takes == "0-255" or callable(preprocessing):
+        any(map(warn_if_scaled, arrays))  # the first that does says it
+    if preprocessing != "auto" or takes in ("0-255", "any"):
+        return
+    full = [one for one in arrays if one.size and (one.dtype.kind in "ui" or one.max() > _LARGEST_SCALED)]
+    if files or (takes == "scaled" and full):
+        shows = "doesn't scale pixels itself" if takes is None else "is made for smaller numbers, such as 0–1"
+        raise ArgumentError(
+            f"The pixels are 0–255, and the model {shows}. Pass what was done to them in training: "
+            "`preprocessing=lambda pixels: pixels / 255` for 0–1, `preprocessing=lambda pixels: pixels / 127.5 - 1` for −1…1, "
+            "`preprocessing=keras.applications.resnet50.preprocess_input` for a ResNet50 of Keras, and so on; or "
+            "`preprocessing=None` if it was trained on 0–255 as they are. "
+            f"{received(preprocessing=preprocessing)}"
+        )
+
+
+def preprocess(images: np.ndarray, preprocessing) -> np.ndarray:
+    """Return what a callable makes of pixels 0–255, or the images as they are for anything else."""
+    if not callable(preprocessing):
+        return images
+    # Of a copy, as Keras's `preprocess_input` works in place
+    given = np.asarray(keras.ops.convert_to_numpy(preprocessing(np.array(images, "float32"))))
+    if given.shape != images.shape:
+        raise ArgumentError(
+            "`preprocessing` must return images of the same shape. "
+            f"{received(preprocessing=preprocessing, shape_before=images.shape, shape_after=given.shape)}"
+        )
+    return given

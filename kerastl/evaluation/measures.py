@@ -12,6 +12,7 @@ from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt, find_source
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, class_indices, label_kind
 from kerastl.errors import DataError
+from kerastl.evaluation.inputs import check_range, preprocess
 from kerastl.evaluation.probabilities import THRESHOLD, VIEWS, class_names_for, class_probabilities, find_task
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
@@ -293,9 +294,9 @@ def evaluate(
         if not largest:
             outputs.check_size(model, images)
             files = find_source(data) is not None or hasattr(data, "file_paths")
-            outputs.check_range(outputs.pixel_range(model), preprocessing, [images], files=files)
+            check_range(outputs.pixel_range(model), preprocessing, [images], files=files)
         largest = max(largest, len(images))
-        given = outputs.preprocess(images, preprocessing)
+        given = preprocess(images, preprocessing)
         values = class_probabilities(model, given, views=views, batch_size=largest, task=task)
         kept = _merge_mistakes(kept, images, labels, values, count, mistakes, task)
         judged.append((labels, values.argmax(axis=1) if task == CLASSIFICATION else values))

@@ -14,7 +14,7 @@ from kerastl.checks import check_choice, check_count, received
 from kerastl.data import images as image_files
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, warn
-from kerastl.evaluation.inputs import list_images
+from kerastl.evaluation.inputs import check_range, list_images, preprocess
 from kerastl.evaluation.probabilities import (
     THRESHOLD,
     VIEWS,
@@ -208,7 +208,7 @@ def predict(
     names = class_names_for(model, class_names, task := find_task(model, class_names, task=task))
 
     def run(batch, filled):
-        batch = outputs.preprocess(batch, preprocessing)
+        batch = preprocess(batch, preprocessing)
         return class_probabilities(model, batch, views=views, batch_size=filled, task=task)
 
     resize = image_files.RESIZES[0] if resize is None else resize
@@ -245,17 +245,17 @@ def predict_with(
             `(batch, classes)`, views averaged.
         images, class_names, views, resize, batch_size, top, white, task: as in `predict`.
         size: `(height, width)` to resize to; `None` for no resizing.
-        takes, preprocessing: the pixels that fit, as `outputs.check_range` has it.
+        takes, preprocessing: the pixels that fit, as `inputs.check_range` has it.
     """
     check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
         check_count("top", top)
-    outputs.check_range(takes, preprocessing)
+    check_range(takes, preprocessing)
     names, items = zip(*list_images(images, white), strict=True)
     arrays = [one for one in items if isinstance(one, np.ndarray)]
-    outputs.check_range(takes, preprocessing, arrays, files=len(arrays) < len(items))
+    check_range(takes, preprocessing, arrays, files=len(arrays) < len(items))
     filled, skipped = min(batch_size, len(items)), {}
     batches = _batches(items, names, size, resize, batch_size, skipped)
     results = [(called, run(batch, filled)) for called, batch in batches]

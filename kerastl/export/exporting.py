@@ -14,6 +14,7 @@ from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, BackendError, DataError
 from kerastl.evaluation import report
+from kerastl.evaluation.inputs import check_range
 from kerastl.evaluation.probabilities import class_names_for, find_task
 from kerastl.export import bundle, gate, usage
 from kerastl.export import formats as writing
@@ -90,7 +91,7 @@ def export_model(
     if taken := [key for key in details or () if key in _CARD_KEYS]:
         raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
     exported = inference_model(model, pixels=pixels, image_size=image_size, preprocessing=preprocessing)
-    outputs.check_range(outputs.pixel_range(model), preprocessing, files=True)
+    check_range(outputs.pixel_range(model), preprocessing, files=True)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
     calibration, images = export_images(representative, held_out, exported, quantize, len(names), task)
     with new_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle") as place:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import GateError, warn
+from kerastl.evaluation.inputs import preprocess
 from kerastl.evaluation.probabilities import THRESHOLD, class_probabilities, to_probabilities
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
@@ -130,7 +131,7 @@ def compare(
         quantizations: of all formats → what was quantized in it.
         limits, class_names: what may be lost; one name for each class.
         pixels: type that the exports take.
-        preprocessing: what the Keras model needs and the exports hold, see `outputs.preprocess`.
+        preprocessing: what the Keras model needs and the exports hold, see `inputs.preprocess`.
         task: of the model.
 
     Returns:
@@ -147,7 +148,7 @@ def compare(
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
-        reference = class_probabilities(model, outputs.preprocess(given, preprocessing), batch_size=largest, task=task)
+        reference = class_probabilities(model, preprocess(given, preprocessing), batch_size=largest, task=task)
         expected.append(decide(reference))
         known.append(None if labels is None else labels)
         for name, run in exported.items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import received
-from kerastl.errors import ArgumentError, DataError, ModelError, warn
+from kerastl.errors import DataError, ModelError, warn
 from kerastl.models import graph
 from kerastl.models.flatten import flatten_model
 
@@ -17,8 +17,6 @@ _PASSES_ON = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"}
 
 _NORMALIZATIONS = (*graph.NORMALIZATION_LAYERS, keras.layers.Normalization)
 _PROBE_SIZE = 64  # of images for a model that takes any size
-
-_LARGEST_SCALED = 16  # scaled pixels end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
 
 
 def main_output(outputs):
@@ -157,59 +155,9 @@ def _reached_by_probe(flat) -> tuple[list[np.ndarray], bool]:
     return reached, normalized
 
 
-def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = False) -> None:
-    """Raise `ArgumentError` where a model would be given pixels of another range than its own, as far as anyone can tell.
-
-    Pixels of files are 0–255; a model that shows no range takes arrays as they are. Warn of arrays that look scaled already.
-
-    Args:
-        takes: what `pixel_range` says of the model.
-        preprocessing: `"auto"`: the model scales pixels itself; a callable over 0–255; `None`: as they are.
-        arrays, files: images that are arrays; whether others are files.
-    """
-    if not (preprocessing is None or preprocessing == "auto" or callable(preprocessing)):
-        raise ArgumentError(
-            f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}"
-        )
-    black_and_white = np.broadcast_to(np.array([0, 255], "float32").reshape(2, 1, 1, 1), (2, 8, 8, 3))
-    if takes == "0-255" and callable(preprocessing) and _scaled_range(preprocess(black_and_white, preprocessing)):
-        raise ArgumentError(
-            "This model takes RGB 0–255, and scales them itself: they would be scaled twice. Leave `preprocessing` out. "
-            f"{received(preprocessing=preprocessing)}"
-        )
-    if takes == "0-255" or callable(preprocessing):
-        any(map(warn_if_scaled, arrays))  # the first that does says it
-    if preprocessing != "auto" or takes in ("0-255", "any"):
-        return
-    full = [one for one in arrays if one.size and (one.dtype.kind in "ui" or one.max() > _LARGEST_SCALED)]
-    if files or (takes == "scaled" and full):
-        shows = "doesn't scale pixels itself" if takes is None else "is made for smaller numbers, such as 0–1"
-        raise ArgumentError(
-            f"The pixels are 0–255, and the model {shows}. Pass what was done to them in training: "
-            "`preprocessing=lambda pixels: pixels / 255` for 0–1, `preprocessing=lambda pixels: pixels / 127.5 - 1` for −1…1, "
-            "`preprocessing=keras.applications.resnet50.preprocess_input` for a ResNet50 of Keras, and so on; or "
-            "`preprocessing=None` if it was trained on 0–255 as they are. "
-            f"{received(preprocessing=preprocessing)}"
-        )
-
-
-def preprocess(images: np.ndarray, preprocessing) -> np.ndarray:
-    """Return what a callable makes of pixels 0–255, or the images as they are for anything else."""
-    if not callable(preprocessing):
-        return images
-    # Of a copy, as Keras's `preprocess_input` works in place
-    given = np.asarray(keras.ops.convert_to_numpy(preprocessing(np.array(images, "float32"))))
-    if given.shape != images.shape:
-        raise ArgumentError(
-            "`preprocessing` must return images of the same shape. "
-            f"{received(preprocessing=preprocessing, shape_before=images.shape, shape_after=given.shape)}"
-        )
-    return given
-
-
 def warn_if_scaled(images: np.ndarray) -> bool:
     """Warn of pixels that look scaled already, floats within ±1.5 or negative ones, and tell whether they do."""
-    found = _scaled_range(images)
+    found = scaled_range(images)
     if found:
         warn(
             f"The pixels look scaled already (from {found[0]:.3g} to {found[1]:.3g}). This model takes RGB 0–255, and scales "
@@ -218,7 +166,7 @@ def warn_if_scaled(images: np.ndarray) -> bool:
     return bool(found)
 
 
-def _scaled_range(images: np.ndarray) -> tuple[float, float] | None:
+def scaled_range(images: np.ndarray) -> tuple[float, float] | None:
     """Return the smallest and largest pixel where they look scaled already, else `None`."""
     if images.size == 0 or images.dtype.kind != "f":
         return None
