@@ -22,10 +22,7 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that tensors leave, up to 1 GB, for the next ones: on Linux with glibc alone.
-
-    The settings are the process's, and glibc doesn't tell what they were.
-    """
+    """Let the process keep what tensors leave, up to 1 GB, for the next ones; for good, as glibc doesn't tell what was set."""
     if library := _glibc():
         library.mallopt(_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
         library.mallopt(_TRIM_THRESHOLD, 2**30)

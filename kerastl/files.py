@@ -51,9 +51,14 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
         raise OutputError(f"Nothing can be written in {place}: {reason}. Choose another folder.") from error
 
 
+def free_space(folder: str | os.PathLike) -> int:
+    """Return how many bytes are free on the disk of a folder, which needn't exist yet."""
+    return shutil.disk_usage(_nearest_existing(_resolved(folder))).free
+
+
 def check_free_space(folder: str | os.PathLike, needed: int) -> None:
-    """Raise `OutputError` unless the disk of a folder (which needn't exist yet) has `needed` bytes free."""
-    free = shutil.disk_usage(_nearest_existing(_resolved(folder))).free
+    """Raise `OutputError` unless the disk of a folder has `needed` bytes free."""
+    free = free_space(folder)
     if free < needed:
         raise OutputError(
             f"Not enough space for {folder}: about {readable_bytes(needed)} are needed, {readable_bytes(free)} are free on "
@@ -110,10 +115,7 @@ def _remove_left_behind(path: Path) -> None:
 
 
 def write_whole(path: str | os.PathLike, content: bytes, *, durable: bool = False) -> None:
-    """Write a file under a temporary name beside its place, then rename it, so that nobody ever reads half of it.
-
-    A `durable` file has to outlive a power cut, which costs a flush to the disk.
-    """
+    """Write a file so that nobody ever reads half of it; a `durable` one outlives a power cut, for a flush to the disk."""
     temporary = _beside(Path(path))
     try:
         with open(temporary, "xb") as file:

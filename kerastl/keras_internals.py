@@ -60,10 +60,7 @@ def calls_of(operation) -> list:
 
 
 def forget_calls(layers):
-    """Return a function that takes back every node that calls leave on `layers` from now on.
-
-    So that `layer.output` stays what it was: `Operation._inbound_nodes` and `_outbound_nodes`.
-    """
+    """Return a function that takes back what later calls leave on `layers`: `_inbound_nodes` and `_outbound_nodes`."""
     before = [(layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers]
 
     def put_back():

@@ -13,14 +13,7 @@ import numpy as np
 from kerastl import keras_internals
 from kerastl.data.batches import Rows, read_ahead
 from kerastl.data.images import in_threads
-from kerastl.errors import (
-    ChangingDataError,
-    DataError,
-    FeatureOverflowError,
-    StoreDamagedError,
-    StoreError,
-    warn,
-)
+from kerastl.errors import ChangingDataError, DataError, FeatureOverflowError, StoreDamagedError, StoreError, warn
 from kerastl.features import store as stores
 from kerastl.features.litert import choose_engine
 from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
@@ -28,8 +21,8 @@ from kerastl.features.views import Views
 
 # Images in one run of the trunk: enough to fill the cores, few enough that activations stay in a few hundred MB.
 _BATCH = 32
-# Images of a dataset that are read a second time: an augmentation that leaves so many as they are, twice, is none
-_LOOKED_AT_TWICE = 256
+# Batches of a dataset that are read a second time: an augmentation that leaves so many images as they are, twice, is none
+_LOOKED_AT_TWICE = 8
 
 
 @dataclasses.dataclass
@@ -134,7 +127,9 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
             f"The folder for features holds something else: {', '.join(others[:3])}. Name an empty or a new folder. "
             f"Received: cache={str(parent)!r}"
         )
-    key, budget = trunk.key(rows.identity or _fingerprint(rows), rows.count, views), disk_budget(trunk.options)
+    # to read all images of a dataset without an identity costs little beside the trunk
+    identity = rows.identity or _Fingerprint(read_ahead(rows.batches(0, _BATCH))).hexdigest()
+    key, budget = trunk.key(identity, rows.count, views), disk_budget(trunk.options)
     folder = parent / f"{part}-{key[:12]}"
     with stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
         try:
@@ -144,14 +139,6 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
             warn(f"{error} It is rebuilt.")
         with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
-
-
-def _fingerprint(rows) -> str:
-    """Return an identity of all the images, for a dataset that has none: to read them costs little beside the trunk."""
-    fingerprint = _Fingerprint()
-    for batch in read_ahead(rows.batches(0, _BATCH)):
-        fingerprint.add(*batch)
-    return fingerprint.hexdigest()
 
 
 def _run(trunk, rows, views, writer, part) -> dict:
@@ -183,10 +170,8 @@ def _run(trunk, rows, views, writer, part) -> dict:
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)
         writer.append(chunk)
-        if bar is not None:
-            bar.update(writer.rows_done // views, finalize=False)
-    if bar is not None:
-        bar.update(writer.rows_done // views, finalize=True)
+        bar.update(writer.rows_done // views, finalize=False)
+    bar.update(writer.rows_done // views, finalize=True)
     if bad:
         warn(
             f"The frozen part gives NaN or infinity for {len(bad)} of the {part} images, number {bad[0]} (counted from 0) "
@@ -199,14 +184,9 @@ def _run(trunk, rows, views, writer, part) -> dict:
 def _reshuffles(rows, before) -> bool:
     """Read the first images of a dataset once more, and tell whether they come in another order.
 
-    Raises:
-        ChangingDataError: they are others than in the pass before, or have other labels.
+    Raise `ChangingDataError` where they are others than in the pass before, or have other labels.
     """
-    again = _Fingerprint()
-    for batch in rows.batches(0, _BATCH):
-        again.add(*batch)
-        if len(again.digests) >= _LOOKED_AT_TWICE:
-            break
+    again = _Fingerprint(itertools.islice(rows.batches(0, _BATCH), _LOOKED_AT_TWICE))
     if not set(again.digests) <= set(before.digests):
         raise ChangingDataError(
             "the dataset gives other images at every pass, as an augmentation in a `map` does (or `drop_remainder` behind "
@@ -219,8 +199,10 @@ def _reshuffles(rows, before) -> bool:
 class _Fingerprint:
     """A digest of images, labels and weights that doesn't depend on their order, for datasets without an identity."""
 
-    def __init__(self):
+    def __init__(self, batches=()):
         self.digests = []
+        for batch in batches:
+            self.add(*batch)
 
     def add(self, images, labels, weights=None) -> None:
         for index in range(len(images)):
@@ -255,11 +237,10 @@ def _beside(views: list) -> np.ndarray:
     return views[0] if len(views) == 1 else np.stack(views, axis=1).reshape(-1, *views[0].shape[1:])
 
 
-def _progress_bar(count, done, part, verbose) -> keras.utils.Progbar | None:
-    """Say what is run; return a bar where output is watched as it comes, in a terminal or a notebook."""
-    if not verbose:
-        return None
-    total = "" if count is None else f"{count} "
-    print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
+def _progress_bar(count, done, part, verbose) -> keras.utils.Progbar:
+    """Say what is run; return a bar, which shows where output is watched as it comes, in a terminal or a notebook."""
+    if verbose:
+        total = "" if count is None else f"{count} "
+        print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
     watched = "ipykernel" in sys.modules or getattr(sys.stdout, "isatty", lambda: False)()
-    return keras.utils.Progbar(count, unit_name="image") if watched else None
+    return keras.utils.Progbar(count, unit_name="image", verbose=1 if verbose and watched else 0)

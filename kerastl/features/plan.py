@@ -3,9 +3,7 @@
 import dataclasses
 import math
 import os
-import pathlib
 import re
-import shutil
 import tempfile
 
 import keras
@@ -18,6 +16,7 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.cut import USUAL_SIDE, Cut, find_cuts, tensors_of
 from kerastl.features.litert import ENGINES
 from kerastl.features.views import flips_of
+from kerastl.files import free_space
 from kerastl.models import graph
 from kerastl.tables import readable_bytes
 
@@ -289,9 +288,7 @@ def memory_budget(options: CacheOptions) -> int:
 
 def disk_budget(options: CacheOptions) -> int:
     """Return the bytes of disk that features may take: the budget, or half of what is free."""
-    place = pathlib.Path(options.folder or tempfile.gettempdir()).expanduser().absolute()
-    free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.exists())).free
-    budget = parse_bytes(options.budget)
+    free, budget = free_space(options.folder or tempfile.gettempdir()), parse_bytes(options.budget)
     return free // 2 if budget is None else min(budget, free)
 
 
@@ -310,12 +307,8 @@ def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: i
 
     Args:
         model: a classifier in the state in which it will train.
-        x: images, or a dataset, as `fit` takes them.
-        y: labels, where `x` is an array.
-        validation_data: as in `fit`.
+        x, y, validation_data, cache, views: as in `kerastl.fit`.
         epochs: how often the data will be seen.
-        cache: as in `kerastl.fit`.
-        views: as in `kerastl.fit`.
 
     Returns:
         A `CachePlan`; `print` it.

@@ -45,10 +45,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Store(contextlib.AbstractContextManager):
-    """Complete features, read-only: `count` rows of the arrays `specs`, and the `details` that `finish` was given.
-
-    Safe to read from several threads; a context manager that closes.
-    """
+    """Complete features, for any thread to read: `count` rows of the arrays `specs`, and the `details` given to `finish`."""
 
     def __init__(self, specs: dict[str, ArraySpec], count: int, details: dict, read: Callable, close: Callable):
         self.specs, self.count, self.details = specs, count, details
@@ -110,10 +107,7 @@ class StoreWriter(contextlib.AbstractContextManager):
             self.rows_done += count
 
     def finish(self, details: dict | None = None) -> Store:
-        """Complete the store, and keep some details with it: anything that JSON can hold.
-
-        Raises `DataError` where fewer rows were appended than the store was begun for, or none at all.
-        """
+        """Complete the store, with details that JSON can hold; raise `DataError` for fewer rows than promised, or none."""
         if self.rows_done == 0 or self.rows_done != (self.count or self.rows_done):
             raise self._other_length(self.rows_done)
         with self._explained():

@@ -51,10 +51,7 @@ class Views:
 
 
 def flips_of(front: keras.Model | None) -> list:
-    """Return the flips that a front of nothing but `RandomFlip` layers can make, as slices over height and width.
-
-    The plain image is the first, then mirrored left to right, upside down, and both.
-    """
+    """Return the flips that a front of `RandomFlip` layers alone can make, the plain image first: slices of height, width."""
     layers = _operations(front)
     if not layers or not all(type(layer) is keras.layers.RandomFlip for layer in layers):
         return []

@@ -162,8 +162,7 @@ def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_fir
 def channel_shuffle(x, groups: int):
     """Interleave the channels of the groups, so that the next grouped convolution sees channels of every group.
 
-    The paper reshapes to `(groups, channels / groups)`, transposes and flattens; here it is the same permutation as one
-    `keras.ops.take`, which doesn't have to know height and width.
+    It is the paper's reshape and transpose as one `keras.ops.take`, which doesn't have to know height and width.
     """
     channels = x.shape[channel_axis()]
     if channels % check_count("groups", groups):

@@ -92,30 +92,22 @@ def last_learning_rate(model) -> float:
     optimizer = _inner(model.optimizer)
     schedule = keras_internals.rate_setting(optimizer)
     if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        return schedule_peak(schedule)
+        return check_rate("learning_rate", schedule)
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-
-
-def schedule_peak(schedule) -> float:
-    """Return the highest of a schedule's value at its start and after its warm-up."""
-    steps = {0, int(getattr(schedule, "warmup_steps", 0) or 0)}
-    return max(float(keras.ops.convert_to_numpy(schedule(step))) for step in steps)
 
 
 def check_rate(argument: str, value) -> float:
     """Return a positive number as a `float`, a schedule as its peak; raise `ArgumentError` for anything else."""
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
-        return schedule_peak(value)
+        steps = {0, int(getattr(value, "warmup_steps", 0) or 0)}
+        return max(float(keras.ops.convert_to_numpy(value(step))) for step in steps)
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < float("inf"):
         return float(value)
     raise ArgumentError(f"`{argument}` must be a positive number. {received(**{argument: value})}")
 
 
 def fresh_optimizer(optimizer, learning_rate):
-    """Return a new optimizer of the same class and settings, without state, at another learning rate.
-
-    What `exclude_from_weight_decay` was told is kept as well; a loss scaling around the optimizer too.
-    """
+    """Return a new optimizer of the same class and settings, loss scaling included, without state, at another rate."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         config = optimizer.get_config()
         known = {key: config[key] for key in ("initial_scale", "dynamic_growth_steps", "name") if key in config}
@@ -130,10 +122,7 @@ def _inner(optimizer):
 
 
 def check_ready(model) -> None:
-    """Raise unless the model is compiled, and its optimizer holds exactly the trainable variables.
-
-    Keras trains the variables that it found at its first step, whatever `trainable` says by now, and says nothing.
-    """
+    """Raise unless the model is compiled, and its optimizer holds exactly the trainable variables: Keras doesn't check."""
     if not model.compiled:
         raise CompileError(
             f"The model {model.name!r} must be compiled before `fit`: `freeze` and `unfreeze` un-compile it on purpose. "
@@ -181,9 +170,7 @@ def task_of(model, labels=None) -> str:
 
 
 def usual_loss(model, label_kind: str | None) -> keras.losses.Loss:
-    """Return the loss for the main output and for labels of a kind that `label_kind` tells: the cross-entropy of its
-    activation, or the mean squared error of numbers.
-    """
+    """Return the loss for the main output and such labels: its activation's cross-entropy, or numbers' mean squared error."""
     kind = outputs.output_kind(model)
     if kind is None:
         raise ModelError(

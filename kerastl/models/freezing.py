@@ -57,13 +57,12 @@ def unfreeze(
     layers, never the head's. The model must be recompiled afterwards; until then `fit` raises.
 
     Args:
-        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        model, backbone: as in `freeze`.
         last_blocks: number of blocks at the end (`list_blocks` shows them).
         last_layers: number of layers at the end, those without weights counted too.
         from_layer: name of the first layer (or block) to train; it is included.
         fraction: part of the backbone's layers, counted from the end, in (0, 1]; rounded up to whole layers.
         batch_norm: also train the BatchNorm layers after the boundary (their statistics move then).
-        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
 
     Returns:
         The same model.
@@ -91,12 +90,7 @@ def unfreeze(
 def list_blocks(model: keras.Model, *, backbone: str | None = None) -> list[Block]:
     """Return the backbone's blocks from first to last: `.name`, `.layer_names`, `.parameters`.
 
-    Args:
-        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
-        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
-
-    Raises:
-        ModelError: no backbone can be found.
+    The arguments are those of `freeze`; `ModelError` where no backbone can be found.
     """
     return graph.find_blocks(graph.find_backbone(model, backbone))
 
@@ -214,15 +208,7 @@ class TrainableSummary(Printed):
 def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> TrainableSummary:
     """Return what of the model is trainable: per block, layers, state, BatchNorm policy and parameters; and totals.
 
-    Args:
-        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
-        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
-
-    Returns:
-        A `TrainableSummary`; `print` it, or let a notebook render it.
-
-    Raises:
-        ModelError: no backbone can be found.
+    `print` it, or let a notebook render it. The arguments are those of `freeze`; `ModelError` where no backbone can be found.
     """
     found = graph.find_backbone(model, backbone)
     blocks = graph.find_blocks(found)

@@ -122,10 +122,7 @@ def nodes_in_order(model, outputs=None) -> list:
 
 
 def live_tensors(model, outputs=None):
-    """Yield, for each node in topological order, `(node, the tensors still needed after it)`.
-
-    A tensor is still needed when a later node takes it, or when it is one of the outputs (default: the model's).
-    """
+    """Yield each node in topological order with the tensors that later nodes or the outputs (default: the model's) need."""
     outputs = functional_of(model).outputs if outputs is None else outputs
     nodes = nodes_in_order(model, outputs)
     uses = collections.Counter(map(id, itertools.chain(outputs, *(node.input_tensors for node in nodes))))
@@ -140,10 +137,7 @@ def live_tensors(model, outputs=None):
 
 
 def dominators(model, outputs=None) -> list:
-    """Return the nodes that everything on the way to the output (default: the first one) passes, in order.
-
-    Each has one output tensor, which alone decides the result: `keras.Model(that tensor, output)` is a valid model.
-    """
+    """Return the nodes, in order, whose one output tensor alone decides the outputs (default: the model's first one)."""
     outputs = [functional_of(model).outputs[0]] if outputs is None else outputs
     return [node for node, live in live_tensors(model, outputs) if len(live) == 1 and live[0] is node.outputs[0]]
 
@@ -170,19 +164,15 @@ def batch_norm_layers(layer) -> list:
 def is_random(layer) -> bool:
     """Tell whether a layer draws random numbers in training: augmentation, dropout, noise, or a model that holds one."""
     for one in keras_internals.flatten_layers(layer):
-        if isinstance(one, keras.layers.ActivityRegularization):  # shares its module with dropout and noise
-            continue
         told_by_class = "random" in type(one).__name__.lower() or ".regularization." in type(one).__module__
-        if told_by_class or getattr(one, "seed_generator", None) is not None:
+        draws = told_by_class or getattr(one, "seed_generator", None) is not None
+        if draws and not isinstance(one, keras.layers.ActivityRegularization):  # which is in dropout's module
             return True
     return False
 
 
 def call_in_inference(operation, arguments, options) -> list:
-    """Call a layer or operation as `model(x, training=False)` would; return its outputs as a list.
-
-    Called bare, a layer takes the default of its signature, and augmentation is active by default.
-    """
+    """Call a layer or operation as `model(x, training=False)` would, not by its own default; return its outputs as a list."""
     if "training" in inspect.signature(operation.call).parameters:
         options = {**options, "training": False}
     return keras.tree.flatten(operation(*arguments, **options))
@@ -262,10 +252,7 @@ def _nested_backbone(model):
 
 
 def last_spatial_node(model, outputs=None):
-    """Return the last dominator of the outputs (default: the first one) that has height and width.
-
-    It stands before global pooling or flattening; `None` where nothing with weights does.
-    """
+    """Return the last dominator before global pooling or flattening, `None` if nothing there has weights; see `dominators`."""
     last = None
     for node in dominators(model, outputs) if is_walkable(model) else []:
         pools = isinstance(node.operation, _GLOBAL_POOLING)
@@ -356,35 +343,23 @@ def _segments(backbone: Backbone) -> list[list]:
 
 
 def _blocks_by_name(segments) -> dict[str, list]:
-    groups, present = {}, "stem"
+    groups, present = collections.defaultdict(list), "stem"
     for segment in segments:
-        keys = list(dict.fromkeys(filter(None, (block_key(layer.name) for layer in segment))))
-        if len(keys) == 1:
-            present = keys[0]
-        if len(keys) <= 1:
-            groups.setdefault(present, []).extend(segment)
-            continue
-        # several units without a dominator between them (NASNet): the unnamed go with the next named one
-        waiting = []
+        waiting = []  # unnamed layers go with the next named one of their segment, those behind the last one with that
         for layer in segment:
             waiting.append(layer)
             if key := block_key(layer.name):
-                groups.setdefault(key, []).extend(waiting)
+                groups[key] += waiting
                 present, waiting = key, []
-        groups[present].extend(waiting)
+        groups[present] += waiting
     return groups
 
 
 def _blocks_by_weights(segments) -> dict[str, list]:
-    groups, waiting, present = {}, [], None
+    groups, present = {}, []
     for segment in segments:
         weighted = [layer for layer in segment if has_weights(layer)]
         if any(not isinstance(layer, NORMALIZATION_LAYERS) for layer in weighted):
-            present = weighted[0].name
-            groups[present] = [*waiting, *segment]
-            waiting = []
-        elif present is None:
-            waiting.extend(segment)
-        else:
-            groups[present].extend(segment)
-    return groups or {segments[0][0].name: waiting}
+            present = groups[weighted[0].name] = [] if groups else present  # the first takes what precedes it
+        present += segment
+    return groups or {segments[0][0].name: present}

@@ -29,13 +29,10 @@ def main_output(outputs):
 
 
 def main_tensor(model: keras.Model):
-    """Return the `KerasTensor` of the main output, or `None` for a subclassed model, which has no graph.
-
-    `Sequential` models that begin with a model have `outputs`, but raise on `output`.
-    """
+    """Return the `KerasTensor` of the main output, or `None` for a subclassed model, which has no graph."""
     try:
         return main_output(model.output)
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError):  # `Sequential` models that begin with a model have `outputs` alone
         return main_output(getattr(model, "outputs", None) or [None])
 
 

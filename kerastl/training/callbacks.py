@@ -58,10 +58,7 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
 
 
 def fresh_callbacks(callbacks: list) -> list:
-    """Return the callbacks for one more phase; early stopping forgets the phase before.
-
-    A checkpoint of the best model must remember across phases, and learning rates are reset by the recompile.
-    """
+    """Return the callbacks for one more phase: early stopping forgets the one before, a checkpoint of the best must not."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.EarlyStopping):
             callback.best, callback.best_weights, callback.best_epoch = None, None, 0
@@ -142,10 +139,7 @@ def changeable_weights(layer) -> list:
 
 
 class Watch(keras.callbacks.Callback):
-    """Measure the seconds of every epoch, its validation included, and stop as soon as the loss is no finite number.
-
-    `diverged` then says where, both counted from 1: "epoch 3, batch 17".
-    """
+    """Measure the seconds of every epoch, and stop where the loss is no finite number: `diverged` is "epoch 3, batch 17"."""
 
     def __init__(self):
         super().__init__()

@@ -21,8 +21,5 @@ def cosine_decay(start: float, batches: int | None, epochs: int) -> tuple:
 
 
 def lower(rate: float) -> float:
-    """Return the rate at which fine-tuning starts after a phase at `rate`: a tenth.
-
-    The Keras guide fine-tunes 10 to 100 times lower than it trains the head.
-    """
+    """Return the rate at which fine-tuning starts after `rate`: a tenth; the Keras guide's is 10 to 100 times lower."""
     return rate / 10

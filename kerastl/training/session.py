@@ -184,10 +184,7 @@ class FeatureBatches(keras.utils.PyDataset):
 
 
 class Session(contextlib.ExitStack):
-    """The features of training and validation images, and training on them; close it when done.
-
-    Its methods take the index of one of the plan's cuts.
-    """
+    """The features of training and validation images, and training on them, by the index of a cut of the plan; close it."""
 
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
         super().__init__()
@@ -231,10 +228,7 @@ class Session(contextlib.ExitStack):
             return self._model.evaluate(self._validation_data(cut), verbose=0, return_dict=True)
 
     def _taking_features(self, cut):
-        """Let the model take features where it is handed a dictionary of them, and images as ever.
-
-        So it is the model itself that Keras trains: its steps, its compile, its callbacks, with only the frozen part left out.
-        """
+        """Let the model take dictionaries of features besides images: Keras trains the model itself, less its trunk."""
         tail, names = self._tails[cut], self._names(cut)
 
         def call(original, inputs, training=None, **options):

@@ -39,10 +39,7 @@ class PinnedFile:
 
 
 def keras_home() -> Path:
-    """Return Keras's cache folder, by the rule that Keras has in a private function.
-
-    It is `KERAS_HOME`, else `.keras` in the home folder, or in the temporary folder where home is read-only.
-    """
+    """Return Keras's cache folder: `KERAS_HOME`, else `.keras` in the home folder, or a temporary one if that is read-only."""
     if "KERAS_HOME" in os.environ:
         return Path(os.environ["KERAS_HOME"]).expanduser()
     home = Path.home()

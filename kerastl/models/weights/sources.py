@@ -231,10 +231,7 @@ def keras_weights_address(family: str, model_name: str, image_size: tuple[int, i
 
 
 def server_answers(address: str, timeout: float = 3.0) -> bool:
-    """Ask for the head of `address` and say whether it is there, in `timeout` seconds at most.
-
-    A thread does the asking, because looking up the server's name knows no time-out of its own.
-    """
+    """Ask for the head of `address` and say whether it is there, in `timeout` seconds at most."""
     answers = []
 
     def ask():
@@ -243,7 +240,7 @@ def server_answers(address: str, timeout: float = 3.0) -> bool:
             with urllib.request.urlopen(request, timeout=timeout):  # raises for a status of 400 and more
                 answers.append(True)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)  # as looking up the server's name knows no time-out
     thread.start()
     thread.join(timeout)
     return bool(answers)
