@@ -42,9 +42,8 @@ def _glibc():
 def compiled_forward(model: keras.Model, step: int | None = None) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Return a compiled function from a batch of images to the model's outputs in inference mode, as NumPy arrays.
 
-    On TensorFlow a graph (XLA is never forced) that runs `step` images at once, on JAX a jitted function, on PyTorch a call
-    without gradients. The weights are read at every call. Batches should be of one size; each new size may compile again on
-    JAX. Raise `BackendError` on another backend.
+    On TensorFlow (where XLA is never forced) it runs `step` images at once. The weights are read at every call; on JAX each
+    new size of a batch may compile again. Raise `BackendError` on another backend.
     """
     name = keras.backend.backend()
     makers = {"tensorflow": _tensorflow_forward, "jax": _jax_forward, "torch": _torch_forward}

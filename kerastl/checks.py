@@ -8,30 +8,25 @@ from kerastl.errors import ArgumentError
 
 def received(**values) -> str:
     """Return `Received: name=value, …` for an error message, long values shortened."""
-    parts = []
-    for name, value in values.items():
-        text = repr(value)
-        parts.append(f"{name}={text if len(text) <= 200 else text[:197] + '...'}")
-    return "Received: " + ", ".join(parts)
+    texts = {name: repr(value) for name, value in values.items()}
+    short = {name: text if len(text) <= 200 else text[:197] + "..." for name, text in texts.items()}
+    return "Received: " + ", ".join(f"{name}={text}" for name, text in short.items())
 
 
-def nearest(name, options, count: int = 3) -> str:
+def nearest(name, options) -> str:
     """Return ` Did you mean 'a' or 'b'?`, or an empty string where nothing is near."""
-    matches = difflib.get_close_matches(str(name), [str(option) for option in options], n=count, cutoff=0.5)
-    if not matches:
-        return ""
-    return f" Did you mean {' or '.join(repr(match) for match in matches)}?"
+    matches = difflib.get_close_matches(str(name), map(str, options), cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
 def check_choice(argument: str, value, options) -> None:
     """Raise `ArgumentError` unless `value` is one of `options`."""
     options = list(options)
-    if value in options:
-        return
-    raise ArgumentError(
-        f"`{argument}` must be one of {', '.join(repr(option) for option in options)}."
-        f"{nearest(value, options)} {received(**{argument: value})}"
-    )
+    if value not in options:
+        raise ArgumentError(
+            f"`{argument}` must be one of {', '.join(map(repr, options))}.{nearest(value, options)} "
+            f"{received(**{argument: value})}"
+        )
 
 
 def check_count(argument: str, value, *, smallest: int = 1, largest: int | None = None, unit: str = "") -> int:

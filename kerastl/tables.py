@@ -27,12 +27,10 @@ class Table:
         widths = [max(columns_of(line[column]) for line in lines) for column in range(len(self.header))]
 
         def aligned(cells):
-            parts = [
-                " " * (width - columns_of(cell)) + cell
-                if index in self.right
-                else cell + " " * (width - columns_of(cell))
-                for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
+            parts = []
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+                fill = " " * (width - columns_of(cell))
+                parts.append(fill + cell if index in self.right else cell + fill)
             return "  ".join(parts).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))

@@ -89,7 +89,7 @@ def _positions(flat) -> list[tuple[list, list]]:
         nodes.append(node)
         if graph.has_weights(node.operation):
             weighted, pending_random = True, False
-        elif _is_random(node):
+        elif graph.is_random(node.operation):
             pending_random = weighted
         if weighted and not pending_random and len(live) <= 2:
             found.append((live, list(nodes)))
@@ -117,13 +117,9 @@ def _cut(flat, live, nodes, macs) -> Cut | None:
 def _start(flat, nodes):
     """Return where the trunk begins, behind the augmentation in front, and the random layers inside the trunk."""
     weighted = next((index for index, node in enumerate(nodes) if graph.has_weights(node.operation)), len(nodes))
-    front = [node for node in nodes[:weighted] if _is_random(node)]
-    inside = tuple(node.operation.name for node in nodes[weighted:] if _is_random(node))
+    front = [node for node in nodes[:weighted] if graph.is_random(node.operation)]
+    inside = tuple(node.operation.name for node in nodes[weighted:] if graph.is_random(node.operation))
     if not front:
         return flat.inputs[0], inside
     live = next(live for node, live in graph.live_tensors(flat, flat.outputs) if node is front[-1])
     return (live[0] if len(live) == 1 and live[0] is front[-1].outputs[0] else None), inside
-
-
-def _is_random(node) -> bool:
-    return isinstance(node.operation, keras.layers.Layer) and graph.is_random(node.operation)

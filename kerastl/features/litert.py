@@ -258,10 +258,7 @@ def converting(model: keras.Model, what: str):
 
 
 def saved_model_converter(model: keras.Model, folder: str, batch_size: int | None = None):
-    """Return TensorFlow's converter of a SavedModel that is written into a folder, for LiteRT's own operations alone.
-
-    `ai-edge-litert` runs none of TensorFlow's operations: the converter refuses a model that needs them.
-    """
+    """Return TensorFlow's converter of a SavedModel in a folder, for LiteRT's own operations: its interpreter has no others."""
     import tensorflow as tf
 
     pixels = model.inputs[0]

@@ -272,10 +272,7 @@ class FolderWriter(StoreWriter):
 
 
 def temporary_store(specs: Iterable[ArraySpec], count: int | None, *, budget_bytes: int | None = None) -> StoreWriter:
-    """Begin a store in the system's temporary folder, removed when it is closed, forgotten, or the interpreter ends.
-
-    What earlier processes left there because they were killed is removed first.
-    """
+    """Begin a temporary store, removed when it is closed or forgotten; those that killed processes left go first."""
     specs, parent = list(specs), Path(tempfile.gettempdir())
     for path in parent.glob(_TEMPORARY + "[0-9a-f]" * 16 + ".lock"):
         held = filelock.FileLock(path)
@@ -327,10 +324,7 @@ def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike, *, on_wait: Callable[[], None]):
-    """Hold a store's folder, by a file beside it; the system frees the lock when its process is gone, by `kill -9` even.
-
-    `on_wait` is called once, before waiting for another process or thread that holds it.
-    """
+    """Hold a store's folder by a file beside it, which even `kill -9` frees; `on_wait` is called once, before waiting."""
     folder = Path(folder).expanduser()
     held = filelock.FileLock(f"{folder}.lock")
     try:

@@ -43,8 +43,7 @@ class Views:
                 generator.state.assign(state)
 
     def _run(self, images, training):
-        random = (isinstance(one, keras.layers.Layer) and graph.is_random(one) for one in _operations(self._front))
-        if not training and all(random):
+        if not training and all(map(graph.is_random, _operations(self._front))):
             return images  # such layers do nothing in inference mode
         outputs = self._front(keras.ops.convert_to_tensor(images, "float32"), training=training)
         return np.asarray(keras.ops.convert_to_numpy(outputs))

@@ -15,10 +15,9 @@ _FLATTENED = weakref.WeakKeyDictionary()
 
 
 def flatten_model(model: keras.Model) -> keras.Model:
-    """Return a model with a single graph that shares the layers of `model`; training one trains the other.
+    """Return a model with a single graph that shares the layers of `model`: its own where nothing is nested, or a kept one.
 
-    Nested Functional and Sequential models are opened up, at any depth; subclassed ones stay closed. Where nothing is
-    nested it is the model's own `Functional`, else a new one, kept for the next call.
+    Nested Functional and Sequential models are opened up, at any depth; subclassed ones stay closed.
     """
     functional = graph.functional_of(model)
     if not any(opens(layer) for layer in functional.layers):
@@ -36,8 +35,7 @@ def flatten_model(model: keras.Model) -> keras.Model:
 def connect(inputs, outputs, name: str) -> keras.Model:
     """Return `keras.Model(inputs, outputs)`, single tensors for lists of one, layers with equal names allowed.
 
-    Keras refuses two layers of one name in a model, which may well happen when nested models are opened up; their names
-    are told apart while the model is made, and given back.
+    Keras refuses two layers of one name, as opened models may hold: they are told apart while the model is made.
     """
     inputs, outputs = list(inputs), list(outputs)
     with _unique_names(inputs, outputs):
@@ -55,10 +53,7 @@ def opens(layer) -> bool:
 
 
 def replay(functional, inputs, leave_out=lambda operation: False) -> list:
-    """Call every operation of a graph once more, on other inputs, nested models opened up; return the outputs.
-
-    Operations that `leave_out` tells hand their input on as it is.
-    """
+    """Call a graph's operations again on other inputs, nested models opened up, `leave_out` passed over; return outputs."""
     known = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
     for node in graph.nodes_in_order(functional):
         if all(id(tensor) in known for tensor in node.outputs):

@@ -161,9 +161,9 @@ def batch_norm_layers(layer) -> list:
     return [one for one in keras_internals.flatten_layers(layer) if isinstance(one, keras.layers.BatchNormalization)]
 
 
-def is_random(layer) -> bool:
+def is_random(operation) -> bool:
     """Tell whether a layer draws random numbers in training: augmentation, dropout, noise, or a model that holds one."""
-    for one in keras_internals.flatten_layers(layer):
+    for one in keras_internals.flatten_layers(operation) if isinstance(operation, keras.layers.Layer) else ():
         told_by_class = "random" in type(one).__name__.lower() or ".regularization." in type(one).__module__
         draws = told_by_class or getattr(one, "seed_generator", None) is not None
         if draws and not isinstance(one, keras.layers.ActivityRegularization):  # which is in dropout's module

@@ -86,10 +86,8 @@ class Settings:
 
     def rows(self) -> tuple:
         """Return the rows of the training and validation data; `None` for what can be read only once, or is not there."""
-        parts = [rows for rows in (self.train_rows, self.validation_rows) if rows is not None]
-        if any(rows.first is None for rows in parts):
-            return None, None
-        return self.train_rows, self.validation_rows
+        both = (self.train_rows, self.validation_rows)
+        return (None, None) if any(rows is not None and rows.first is None for rows in both) else both
 
     def session(self, epochs, cuts=None):
         """Run the frozen part once where that pays, for phases of so many epochs each, with one of `cuts` for each.
@@ -101,11 +99,7 @@ class Settings:
 
 
 class Phase:
-    """One phase of training.
-
-    Once it has run, `history` is its `History`, and `start` holds copies of the weights that it could change as they were
-    before, as `(variable, value)`.
-    """
+    """One phase of training; after `run`, `history` is its `History`, `start` the `copies` of what it could change."""
 
     def __init__(self, settings: Settings, epochs: int, callbacks):
         self.settings, self.model = settings, settings.model
@@ -130,16 +124,13 @@ class Phase:
         known = compiling.logged_names(self.model)
         if known is None or not all(type(one).__module__.startswith(("keras.", "kerastl.")) for one in self.callbacks):
             return  # somebody's own step or callback may log anything
-        known |= {"learning_rate"}
         watched = {"monitor": self.settings.monitor}
         watched |= {type(one).__name__: one.monitor for one in self.callbacks if getattr(one, "monitor", None)}
         for who, name in watched.items():
-            if name.removeprefix("val_") not in known:
-                valid = ", ".join(
-                    f"{prefix}{one}" for prefix in ("", "val_") for one in sorted(known - {"learning_rate"})
-                )
+            if name.removeprefix("val_") not in {*known, "learning_rate"}:
+                valid = [prefix + one for prefix in ("", "val_") for one in sorted(known)]
                 raise ArgumentError(
-                    f"`{who}` watches {name!r}, which is not logged.{nearest(name, valid.split(', '))} Logged are {valid}. "
+                    f"`{who}` watches {name!r}, which is not logged.{nearest(name, valid)} Logged are {', '.join(valid)}. "
                     f"{received(monitor=name)}"
                 )
 

@@ -142,10 +142,7 @@ def frozen_part_once(model, train, validation, options: CacheOptions | None, ver
 
 
 class FeatureBatches(keras.utils.PyDataset):
-    """Batches of the features that a store holds under `names`, with their labels.
-
-    An image has as many rows in the store as there are `views`; one is drawn per image and epoch.
-    """
+    """Batches of a store's features `names` with their labels; of the `views` rows of an image one is drawn in each epoch."""
 
     def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
         super().__init__()
@@ -189,19 +186,19 @@ class Session(contextlib.ExitStack):
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
         super().__init__()
         self._cuts, self._model, self._tails = plan.cuts, model, [cut.tail() for cut in plan.cuts]
-        self.stores, self._rows = {}, {"train": train, "validation": validation}
+        given = {"train": train, "validation": validation}
+        self.stores, self._rows = {}, {part: rows for part, rows in given.items() if rows is not None}
         self._views = {"train": plan.views, "validation": 1}
         backend.keep_freed_memory()
         self.callback(backend.give_memory_back)
         self.callback(self._forget_steps)
         trunk = Trunk(plan, options, verbose)
-        sizes = {part: _size(rows) * self._views[part] for part, rows in self._rows.items() if rows is not None}
-        total = sum(sizes.values()) or None
+        counts = {part: rows.count or (rows.batch_count or 0) * rows.batch_size for part, rows in self._rows.items()}
+        total = sum(count * self._views[part] for part, count in counts.items()) or None  # nearly, where nobody knows
         try:
             for part, rows in self._rows.items():
-                if rows is not None:
-                    store = extract(trunk, rows, views=self._views[part], part=part, count_all=total)
-                    self.stores[part] = self.enter_context(store)
+                store = extract(trunk, rows, views=self._views[part], part=part, count_all=total)
+                self.stores[part] = self.enter_context(store)
         except BaseException:
             self.close()
             raise
@@ -261,8 +258,3 @@ class Session(contextlib.ExitStack):
         """Return the arrays that hold a cut's tensors: the trunk hands over those of all cuts, each once."""
         places = {id(tensor): index for index, tensor in enumerate(tensors_of(self._cuts))}
         return [f"features_{places[id(tensor)]}" for tensor in self._cuts[cut].tensors]
-
-
-def _size(rows: Rows) -> int:
-    """Return the number of images, or nearly; 0 where nobody knows."""
-    return rows.count or (rows.batch_count or 0) * rows.batch_size
