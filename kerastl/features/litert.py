@@ -258,7 +258,7 @@ def converting(model: keras.Model, what: str):
 
 
 def saved_model_converter(model: keras.Model, folder: str, batch_size: int | None = None):
-    """Return TensorFlow's converter of a SavedModel in a folder, for LiteRT's own operations: its interpreter has no others."""
+    """Return TensorFlow's converter of a SavedModel in a folder, for LiteRT's own operations alone."""
     import tensorflow as tf
 
     pixels = model.inputs[0]
