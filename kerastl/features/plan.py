@@ -155,14 +155,10 @@ def choose_cuts(model, train, validation, views, options) -> tuple:
     The latest one, unless its features outgrow the memory and a slightly earlier tensor is much smaller (in MobileNetV2
     `block_15_add` holds a sixth of `block_16_expand_relu`).
     """
-    cuts = find_cuts(model)
-    if not cuts:
-        return ()
+    cuts, count = find_cuts(model), _count_rows(train, validation, views)
+    if not cuts or count is None or count * cuts[-1].values_per_image * 2 <= memory_budget(options):
+        return tuple(cuts[-1:])
     latest = cuts[-1]
-    room = memory_budget(options)
-    count = _count_rows(train, validation, views)
-    if count is None or count * latest.values_per_image * 2 <= room:
-        return (latest,)
     limit = latest.trunk_macs - _CHEAP_SHARE * latest.model_macs
     near = [cut for cut in cuts if cut.trunk_macs >= limit and cut.start is latest.start]
     smallest = min(near, key=lambda cut: (cut.values_per_image, -cut.trunk_macs))
@@ -303,15 +299,12 @@ def available_memory() -> int:
 
 
 def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: int = 1, cache="auto", views: int = 1):
-    """Say where a model would be cut and what running its frozen part once would cost and save, without doing it.
+    """Return the plan, to `print`: where a model would be cut, what running its frozen part once would cost and save.
 
     Args:
         model: a classifier in the state in which it will train.
         x, y, validation_data, cache, views: as in `kerastl.fit`.
         epochs: how often the data will be seen.
-
-    Returns:
-        A `CachePlan`; `print` it.
 
     Raises:
         ArgumentError: arguments that can't be used, or `cache=True` where it can't be done.

@@ -23,17 +23,8 @@ import numpy as np
 
 from kerastl.checks import received
 from kerastl.errors import ArgumentError, DataError, OutputError, StoreDamagedError, StoreError
-from kerastl.features.shards import (
-    HEADER_BYTES,
-    MANIFEST,
-    OURS,
-    ArraySpec,
-    Reader,
-    check_shard,
-    new_manifest,
-    read_manifest,
-    sealed,
-)
+from kerastl.features import shards
+from kerastl.features.shards import ArraySpec
 from kerastl.files import check_free_space, write_whole
 from kerastl.tables import readable_bytes
 
@@ -189,7 +180,7 @@ class FolderWriter(StoreWriter):
         super().__init__(specs, count, budget_bytes)
         self._release = lambda: None
         self.rows_done = sum(shard["rows"] for shard in manifest["shards"])
-        listed = [file["name"] for shard in manifest["shards"] for file in shard["files"]]
+        kept = {shards.MANIFEST, *(file["name"] for shard in manifest["shards"] for file in shard["files"])}
         with self._explained():
             if temporary:
                 held = filelock.FileLock(f"{folder}.lock", thread_local=False)  # nobody's orphan while it is held
@@ -198,9 +189,9 @@ class FolderWriter(StoreWriter):
             folder.mkdir(parents=True, exist_ok=True)
             self._save(manifest)
             for path in folder.iterdir():
-                if OURS.fullmatch(path.name) and path.name.removesuffix(".part") not in (MANIFEST, *listed):
+                if shards.OURS.fullmatch(path.name) and path.name.removesuffix(".part") not in kept:
                     path.unlink()
-            for file in manifest["shards"][-1]["files"] if listed else ():
+            for file in manifest["shards"][-1]["files"] if manifest["shards"] else ():
                 if (folder / file["name"]).exists():
                     os.replace(folder / file["name"], self._part(file))
 
@@ -218,27 +209,27 @@ class FolderWriter(StoreWriter):
             raise StoreError(str(error)) from error
 
     def _write(self, chunk, count):
-        shards = self._manifest["shards"]
-        closing = bool(shards) and sum(file["bytes"] for file in shards[-1]["files"]) >= SHARD_BYTES
+        written = self._manifest["shards"]
+        closing = bool(written) and sum(file["bytes"] for file in written[-1]["files"]) >= SHARD_BYTES
         if closing:
             self._close_shard()
-        if closing or not shards:
-            names = [f"{name}-{len(shards):05d}.npy" for name in self.specs]
-            files = [{"name": name, "bytes": HEADER_BYTES, "checksum": 0} for name in names]
-            shards = [*shards, {"rows": 0, "files": files}]
-        rows, files = shards[-1]["rows"], []
-        for file, array in zip(shards[-1]["files"], chunk.values(), strict=True):
+        if closing or not written:
+            names = [f"{name}-{len(written):05d}.npy" for name in self.specs]
+            files = [{"name": name, "bytes": shards.HEADER_BYTES, "checksum": 0} for name in names]
+            written = [*written, {"rows": 0, "files": files}]
+        rows, files = written[-1]["rows"], []
+        for file, array in zip(written[-1]["files"], chunk.values(), strict=True):
             with open(self._part(file), "r+b" if rows else "wb") as stream:
                 stream.seek(file["bytes"])
                 stream.write(array)
             size, checksum = file["bytes"] + array.nbytes, zlib.crc32(array, file["checksum"])
             files.append({"name": file["name"], "bytes": size, "checksum": checksum})
-        self._save({**self._manifest, "shards": [*shards[:-1], {"rows": rows + count, "files": files}]}, closing)
+        self._save({**self._manifest, "shards": [*written[:-1], {"rows": rows + count, "files": files}]}, closing)
 
     def _complete(self, details):
         self._close_shard()
         self._save({**self._manifest, "count": self.rows_done, "complete": True, "details": details}, durable=True)
-        reader = Reader(self._folder, self._manifest)
+        reader = shards.Reader(self._folder, self._manifest)
 
         def close():
             reader.close()
@@ -264,7 +255,7 @@ class FolderWriter(StoreWriter):
             os.close(descriptor)
 
     def _save(self, manifest: dict, durable: bool = False) -> None:
-        write_whole(self._folder / MANIFEST, sealed(manifest), durable=durable and self._durable)
+        write_whole(self._folder / shards.MANIFEST, shards.sealed(manifest), durable=durable and self._durable)
         self._manifest = manifest
 
     def _part(self, file: dict) -> Path:
@@ -280,7 +271,8 @@ def temporary_store(specs: Iterable[ArraySpec], count: int | None, *, budget_byt
             held.acquire(timeout=0)
             _remove_temporary(path.with_suffix(""), held, os.getpid())
     folder = parent / (_TEMPORARY + os.urandom(8).hex())
-    return FolderWriter(folder, new_manifest(_TEMPORARY, specs, count), specs, count, budget_bytes, temporary=True)
+    manifest = shards.new_manifest(_TEMPORARY, specs, count)
+    return FolderWriter(folder, manifest, specs, count, budget_bytes, temporary=True)
 
 
 def begin(
@@ -295,12 +287,12 @@ def begin(
     are checked before anything is written: `StoreError`, as for a folder that holds something else.
     """
     folder, specs = Path(folder).expanduser(), list(specs)
-    manifest = new_manifest(key, specs, count)
+    manifest = shards.new_manifest(key, specs, count)
     with contextlib.suppress(StoreDamagedError):
-        earlier = read_manifest(folder, key)
+        earlier = shards.read_manifest(folder, key)
         if resume and earlier is not None and {**earlier, "shards": []} == manifest:
             for shard in earlier["shards"]:
-                check_shard(folder, shard, specs, being_written=shard is earlier["shards"][-1])
+                shards.check_shard(folder, shard, specs, being_written=shard is earlier["shards"][-1])
                 manifest["shards"].append(shard)
     return FolderWriter(folder, manifest, specs, count, budget_bytes)
 
@@ -312,13 +304,13 @@ def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
     or removed, or has another release's format, `StoreError` where the folder holds something else, or can't be read.
     """
     folder = Path(folder).expanduser()
-    manifest = read_manifest(folder, key)
+    manifest = shards.read_manifest(folder, key)
     if manifest is None or not manifest["complete"]:
         return None
     specs = {one["name"]: ArraySpec(one["name"], tuple(one["row_shape"]), one["dtype"]) for one in manifest["arrays"]}
     for shard in manifest["shards"]:
-        check_shard(folder, shard, specs.values())
-    reader = Reader(folder, manifest)
+        shards.check_shard(folder, shard, specs.values())
+    reader = shards.Reader(folder, manifest)
     return Store(specs, manifest["count"], manifest["details"], reader.read, reader.close)
 
 

@@ -16,7 +16,7 @@ _SETTINGS = ("loss", "loss_weights", "metrics", "weighted_metrics", "run_eagerly
 
 
 def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None = None) -> keras.Model:
-    """Compile the model again, in place: same loss, metrics and optimizer settings, a fresh optimizer, another rate.
+    """Compile the model again, in place, and return it: same loss, metrics and optimizer settings, another learning rate.
 
     The optimizer must be a fresh one: the old one knows the old trainable variables only. For fine-tuning take a rate
     10 to 100 times lower than the last one, as the Keras guide on transfer learning and the notes say; outside that
@@ -26,9 +26,6 @@ def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None
         model: a model that was compiled before (and, usually, un-compiled by `freeze` or `unfreeze`).
         learning_rate: a float, or a `LearningRateSchedule`, which is taken as it is.
         divide_by: divide the last learning rate by this. Exactly one of the two is given.
-
-    Returns:
-        The same model.
 
     Raises:
         ArgumentError: none or both given, or not a positive number.

@@ -19,16 +19,13 @@ from kerastl.tables import Printed, Table
 
 
 def freeze(model: keras.Model, *, backbone: str | None = None) -> keras.Model:
-    """Freeze the whole backbone, in place; the head stays as it is.
+    """Freeze the whole backbone, in place, and return the model; the head stays as it is.
 
-    The model must be recompiled afterwards (`kerastl.recompile` or `compile`); until then `fit` raises.
+    It must be recompiled afterwards (`kerastl.recompile` or `compile`); until then `fit` raises.
 
     Args:
         model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
-
-    Returns:
-        The same model.
 
     Raises:
         ModelError: no backbone can be found.
@@ -47,7 +44,7 @@ def unfreeze(
     batch_norm: bool = False,
     backbone: str | None = None,
 ) -> keras.Model:
-    """Make the end of the backbone trainable and freeze everything before it, in place; the head stays as it is.
+    """Make the end of the backbone trainable, freeze everything before it, in place, and return the model; the head stays.
 
     BatchNorm layers stay frozen, and so run in inference mode, unless `batch_norm=True`: on small batches their moving
     statistics drift away from the pretrained ones and accuracy collapses (the Keras guide on transfer learning says
@@ -63,9 +60,6 @@ def unfreeze(
         from_layer: name of the first layer (or block) to train; it is included.
         fraction: part of the backbone's layers, counted from the end, in (0, 1]; rounded up to whole layers.
         batch_norm: also train the BatchNorm layers after the boundary (their statistics move then).
-
-    Returns:
-        The same model.
 
     Raises:
         ArgumentError: none or several of the four, a count or name that the backbone doesn't have, or a choice that

@@ -94,23 +94,16 @@ def _constructor(body):
 
 @_constructor
 def resnet18(x):
-    """Build ResNet-18: 11.7 million parameters, 1.8 G MACs at 224×224.
+    """Build ResNet-18: 11.7 million parameters (torchvision's 11,689,512), 1.8 G MACs at 224×224.
 
-    Blocks are called `conv2_block1` … `conv5_block2`. It follows torchvision's `resnet18`, with the same 11,689,512
-    trainable parameters.
-
-    Source: He et al., "Deep residual learning for image recognition", 2015.
+    Blocks are called `conv2_block1` … `conv5_block2`. Source: He et al., "Deep residual learning for image recognition", 2015.
     """
     return _resnet(x, (2, 2, 2, 2))
 
 
 @_constructor
 def resnet34(x):
-    """Build ResNet-34: 21.8 million parameters, 3.7 G MACs at 224×224.
-
-    Blocks are called `conv2_block1` … `conv5_block3`. It follows torchvision's `resnet34`, with the same 21,797,672
-    trainable parameters. The source is that of `resnet18`.
-    """
+    """Build ResNet-34: 21.8 million parameters (torchvision's 21,797,672), 3.7 G MACs at 224×224; else as `resnet18`."""
     return _resnet(x, (3, 4, 6, 3))
 
 

@@ -144,7 +144,7 @@ def fine_tune(
 ) -> keras.callbacks.History:
     """Unfreeze the end of the backbone, train at a low rate, and keep the best weights, in place; never a worse model.
 
-    BatchNorm layers stay frozen unless `batch_norm=True`; see `unfreeze`.
+    Returns the `History`, as `train_head` does. BatchNorm layers stay frozen unless `batch_norm=True`; see `unfreeze`.
 
     Args:
         model: a classifier whose head is trained already.
@@ -154,9 +154,6 @@ def fine_tune(
             Keras schedule is taken as it is.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; at most one of the first four. With
             none of them, what is unfrozen already is trained.
-
-    Returns:
-        The `History`, as `train_head` returns it.
 
     Raises:
         ArgumentError: nothing but the head is trainable; and what `unfreeze` raises.

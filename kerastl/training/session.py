@@ -22,7 +22,7 @@ _DATA_ARGUMENTS |= {"validation_batch_size", "steps_per_epoch", "validation_step
 def fit(
     model: keras.Model, x=None, y=None, *positional, cache="auto", views: int = 1, **fit_arguments
 ) -> keras.callbacks.History:
-    """Train as `model.fit` does, with the frozen part of the model run once instead of in every epoch.
+    """Train as `model.fit` does, with the frozen part run once instead of in every epoch; return its `History`.
 
     On any compiled Functional or Sequential model. What is frozen before the first layer that trains runs over the images
     once; its outputs are kept, and `model.fit` runs over them through the rest of the model: with its own losses, metrics,
@@ -38,9 +38,6 @@ def fit(
         views: augmented versions kept of each training image, the first one plain; one is drawn per image and epoch. They
             are made by the random layers in front of the backbone.
         fit_arguments: all other arguments of `model.fit`.
-
-    Returns:
-        The `History` of `model.fit`.
 
     Raises:
         CompileError: the model is not compiled, or its optimizer doesn't hold exactly the trainable variables.

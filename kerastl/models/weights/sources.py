@@ -198,13 +198,9 @@ def build_pretrained(request: WeightsRequest, weights="imagenet", *, verbose: in
 
 
 def describe_weights(model: keras.Model) -> WeightsRecord | None:
-    """Return which weights the backbone in `model` started from.
+    """Return which weights a backbone, or the one in a flat or nested classifier, started from.
 
-    Args:
-        model: a backbone, or a flat or nested classifier around one, made in this process.
-
-    Returns:
-        The record; `None` for a model loaded from disk, or whose backbone was not made by `load_backbone`.
+    `None` for a model loaded from disk, or whose backbone was not made by `load_backbone` in this process.
     """
     return next((_records[layer] for layer in keras_internals.flatten_layers(model) if layer in _records), None)
 
