@@ -48,10 +48,9 @@ def check_fraction(argument: str, value, *, zero: bool = False, one: bool = True
     raise ArgumentError(f"`{argument}` must be a number in {bounds}. {received(**{argument: value})}")
 
 
-def check_exactly_one(**arguments) -> str:
-    """Return the name of the one argument that is not `None`; raise `ArgumentError` for none or several."""
+def check_exactly_one(**arguments) -> None:
+    """Raise `ArgumentError` where none or several of the arguments are given, so not `None`."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    if len(given) == 1:
-        return next(iter(given))
-    names = ", ".join(f"`{name}`" for name in arguments)
-    raise ArgumentError(f"Exactly one of {names} must be given. {received(**given) if given else 'Received: none'}")
+    if len(given) != 1:
+        names = ", ".join(f"`{name}`" for name in arguments)
+        raise ArgumentError(f"Exactly one of {names} must be given. {received(**given) if given else 'Received: none'}")

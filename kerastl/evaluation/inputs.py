@@ -157,12 +157,9 @@ def _as_array(images) -> np.ndarray | None:
 def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = False) -> None:
     """Raise `ArgumentError` where a model would be given pixels of another range than its own, as far as anyone can tell.
 
-    Pixels of files are 0–255; a model that shows no range takes arrays as they are. Warn of arrays that look scaled already.
-
-    Args:
-        takes: what `outputs.pixel_range` says of the model.
-        preprocessing: `"auto"`: the model scales pixels itself; a callable over 0–255; `None`: as they are.
-        arrays, files: images that are arrays; whether others are files.
+    `takes` is what `outputs.pixel_range` says of the model; one that shows no range takes `arrays` as they are. `files` says
+    whether there are files as well, of pixels 0–255. `preprocessing` is "auto" where the model scales them itself, a callable
+    over 0–255, or `None`: as they are. Warn of arrays that look scaled already.
     """
     if not (preprocessing is None or preprocessing == "auto" or callable(preprocessing)):
         raise ArgumentError(

@@ -69,7 +69,7 @@ def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", v
         return LiteRTEngine(trunk)
     # LiteRT would not follow a mixed policy, and plans for one size of images
     fits = all(layer.compute_dtype == "float32" for layer in trunk.layers) and None not in trunk.inputs[0].shape[1:]
-    if engine == "keras" or not litert_available() or not fits or not _pays(trunk, count):
+    if engine == "keras" or count is None or not litert_available() or not fits or not _pays(trunk, count):
         return KerasEngine(trunk)
     try:
         return LiteRTEngine(trunk)
@@ -79,10 +79,8 @@ def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", v
         return KerasEngine(trunk)
 
 
-def _pays(trunk, count: int | None) -> bool:
+def _pays(trunk, count: int) -> bool:
     """Tell whether LiteRT spares more time over so many images than its conversion takes."""
-    if count is None:
-        return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a layer of unknown cost was named by the plan already
         activations = sum(row.activation_bytes for row in costs.layer_costs(trunk))

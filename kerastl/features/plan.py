@@ -299,7 +299,7 @@ def available_memory() -> int:
 
 
 def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: int = 1, cache="auto", views: int = 1):
-    """Return the plan, to `print`: where a model would be cut, what running its frozen part once would cost and save.
+    """Return a `CachePlan`, to print: where a model would be cut, what running its frozen part once would cost and save.
 
     Args:
         model: a classifier in the state in which it will train.

@@ -23,9 +23,7 @@ def bottleneck_block(x, filters: int, *, stride: int = 1, projection: bool | Non
     The stride is in the first 1×1 convolution, as in the paper and in `keras.applications.ResNet50` (torchvision has it
     in the 3×3). The narrow layers have `filters` channels; four times as many come out, none negative. `projection` says
     whether the shortcut is a 1×1 convolution, as in ResNet50's first block of every stage; `None`: only where the identity
-    doesn't fit, which `False` raises for.
-
-    Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
+    doesn't fit, which `False` raises for. Source: He et al., "Deep residual learning for image recognition", 2015, figure 5.
     """
     narrow, wide = check_count("filters", filters), 4 * filters
     shortcut = _shortcut(x, wide, stride, projection, name)
@@ -61,9 +59,8 @@ def depthwise_separable_block(x, filters: int, *, stride: int = 1, alpha: float 
     """Apply the block of MobileNet: a depthwise 3×3 convolution, then a pointwise one, each with BatchNorm and ReLU6.
 
     `alpha` is the width multiplier: `int(alpha × filters)` channels come out, as in `keras.applications.MobileNet`. The
-    depthwise convolution has the stride.
-
-    Source: Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017.
+    depthwise convolution has the stride. Source: Howard et al., "MobileNets: efficient convolutional neural networks for
+    mobile vision applications", 2017.
     """
     outside = check_count("alpha × filters", int(check_count("filters", filters) * alpha))
     x = _depthwise_relu6(x, 3, stride, f"{name}_depthwise", epsilon=1e-3)
@@ -88,7 +85,6 @@ def inverted_residual_block(
 
     The inner layers are `expansion` times wider than the input. `alpha × filters` channels come out, rounded to multiples
     of 8. Stride and kernel size are the depthwise convolution's. EfficientNet has a `momentum` of 0.99 in BatchNorm.
-
     Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018.
     """
     inside = x.shape[channel_axis()]
@@ -108,9 +104,8 @@ def inverted_residual_block(
 def fire_module(x, squeeze_filters: int, expand_filters: int, *, name: str = "fire"):
     """Apply the module of SqueezeNet: 1×1 to few channels, then 1×1 and 3×3 side by side, concatenated.
 
-    Each of the two expand layers has `expand_filters` channels; twice as many come out.
-
-    Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016, section 3.
+    Each of the two expand layers has `expand_filters` channels; twice as many come out. Source: Iandola et al.,
+    "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016, section 3.
     """
     check_count("squeeze_filters", squeeze_filters)
     check_count("expand_filters", expand_filters)
@@ -129,9 +124,8 @@ def shuffle_unit(x, filters: int, *, groups: int = 3, stride: int = 1, group_fir
 
     With stride 1 the shortcut is the identity, added; with stride 2 it is an average pooling, concatenated. `filters`
     channels come out, none negative; a quarter of them are inside. In the network's first unit, whose input has
-    few channels, the first convolution is not grouped: `group_first=False`.
-
-    Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
+    few channels, the first convolution is not grouped: `group_first=False`. Source: Zhang et al., "ShuffleNet: an extremely
+    efficient convolutional neural network for mobile devices", 2017.
     """
     inside = x.shape[channel_axis()]
     check_count("groups", groups)
@@ -173,10 +167,7 @@ def channel_shuffle(x, groups: int):
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """Round channels to the nearest multiple of `divisor`, up where rounding would lose more than a tenth of them.
-
-    Source: the MobileNetV2 authors' code (tensorflow/models, `slim/nets/mobilenet`).
-    """
+    """Round to the nearest multiple of `divisor`, up where a tenth would be lost, as in tensorflow/models (`slim/nets`)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 

@@ -319,8 +319,7 @@ def find_blocks(backbone: Backbone) -> list[Block]:
     segments = _segments(backbone)
     named = any(block_key(layer.name) for layer in backbone.layers)
     groups = _blocks_by_name(segments) if named else _blocks_by_weights(segments)
-    order = {id(layer): index for index, layer in enumerate(backbone.layers)}
-    return [Block(name, tuple(sorted(layers, key=lambda layer: order[id(layer)]))) for name, layers in groups.items()]
+    return [Block(name, tuple(sorted(layers, key=backbone.layers.index))) for name, layers in groups.items()]
 
 
 def _segments(backbone: Backbone) -> list[list]:

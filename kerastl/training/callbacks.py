@@ -66,12 +66,10 @@ def fresh_callbacks(callbacks: list) -> list:
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Keep the weights of the best epoch, the state before training included, and put them back at the end.
+    """Keep the weights of the best epoch, the state before training included, which `restore` puts back.
 
     `starting_value` is the monitored value of that state, if it was measured. Without `judged` there is nothing to judge
     by, and the last weights with a finite loss count as the best. `best_epoch` counts from 1; 0 is the starting state.
-
-    Only what training can change is copied: weights of layers that are trainable (BatchNorm statistics of those included).
     While one of the `others`, the callbacks beside this one, says by `settled = False` that it is still making another
     model of this one (gradual pruning), nothing can be compared, and the last weights count as the best; those of the
     start never do then.

