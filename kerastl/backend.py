@@ -79,16 +79,15 @@ def quiet_output():
 
     Of several threads the first one in silences the process, and the last one out gives its voice back.
     """
-    me = object()
     with _quiet_lock:
         if not _quiet_users:
             _silence(_quiet)
-        _quiet_users.append(me)
+        _quiet_users.append(threading.get_ident())
     try:
         yield
     finally:
         with _quiet_lock:
-            _quiet_users.remove(me)
+            _quiet_users.pop()
             if not _quiet_users:
                 _quiet.close()
 

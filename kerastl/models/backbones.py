@@ -123,14 +123,10 @@ def load_backbone(
 ) -> keras.Model:
     """Build a backbone: a network of the table without its top, frozen, and without added preprocessing.
 
-    Traps of Keras 3.15 that this keeps away from you:
-
-    - `MobileNet` and its relatives warn that an image size other than 128–224 is "undefined"; nothing is wrong with it.
-    - An `alpha=1` instead of `1.0` makes the download of MobileNetV3 fail with a `KeyError`.
-    - A misspelled `pooling` is silently no pooling.
-    - A `name` of the user's own changes which file is downloaded, and in EfficientNetV2 which preprocessing is built
-      in: there is no such argument here.
-    - EfficientNet (version 1) built for a weights file sees other pixels than the one built for `"imagenet"`.
+    Traps of Keras 3.15 are kept away from you: MobileNets that warn of "undefined" image sizes, with which nothing is wrong;
+    an `alpha=1` instead of `1.0`, which makes the download of MobileNetV3 fail; a misspelled `pooling`, which is silently no
+    pooling; a `name`, which changes the file that is downloaded and EfficientNetV2's preprocessing; and an EfficientNet
+    (version 1) for a weights file, which sees other pixels than the one for "imagenet".
 
     Args:
         name: one of `list_backbones()`.
@@ -167,10 +163,9 @@ def load_backbone(
 def preprocess(backbone: str | Backbone, pixels):
     """Turn RGB pixels 0–255 into what the backbone (a name or a row) expects, with plain Keras operations.
 
-    `pixels` is a symbolic or real tensor or array of any type, `(batch, height, width, 3)` or `(height, width, 3)`. On a
-    symbolic one the operations become part of the model, are saved with it and load where this package is not installed.
-    The formulas are those of `keras.applications.imagenet_utils.preprocess_input`, which this does not call: on integer
-    pixels and on NumPy arrays that one computes in place, or in the integer type.
+    `pixels` is a symbolic or real tensor or array of any type, `(batch, height, width, 3)` or `(height, width, 3)`. The
+    formulas are those of Keras's `preprocess_input`, which this does not call: integers and NumPy arrays it computes in
+    place, or in the integer type.
     """
     row = backbone if isinstance(backbone, Backbone) else backbone_row(backbone)
     if row.preprocessing == IN_MODEL:
@@ -196,25 +191,22 @@ def find_backbone_row(model: keras.Model) -> Backbone | None:
     """Tell from a model itself which backbone it is and what preprocessing it still needs.
 
     The names that the constructors give their models ("efficientnetv2-b0", "mobilenetv2_1.00_224") survive saving and
-    give the row. The operations in front of the first convolution say whether the preprocessing is part of the graph:
-    a model made with `input_tensor=preprocess_input(inputs)` has it already, one made with `include_preprocessing=False`
-    has not. Layers that only augment, resize or convert don't count. The row's `preprocessing` is set to what is still to
-    be done. `None` for a model with a name of another kind; whether the name tells the truth is not checked.
+    give the row; `None` for names of another kind. The operations in front of the first convolution, those aside that only
+    augment, resize or convert, say whether the preprocessing is part of the graph (`input_tensor=preprocess_input(inputs)`)
+    or not (`include_preprocessing=False`): the row's `preprocessing` is set to what is still to be done.
     """
     plain_name = re.sub(r"_\d\.\d\d_(\d+|none)$|[^a-z0-9]", "", model.name.lower())
     row = next((row for row in BACKBONES.values() if row.name.replace("_", "") == plain_name), None)
     if row is None:
         return None
-    if _has_preprocessing(model):
-        return dataclasses.replace(row, preprocessing=IN_MODEL)
-    return dataclasses.replace(row, preprocessing=row.built_in) if row.built_in else row
+    to_do = IN_MODEL if _has_preprocessing(model) else row.built_in or row.preprocessing
+    return dataclasses.replace(row, preprocessing=to_do)
 
 
 def check_input_shape(row: Backbone, input_shape=None) -> tuple[int, int, int]:
     """Return `(height, width, 3)` for a row from a shape, one number or `None` (the native size)."""
-    if input_shape is None:
-        return (row.native_size, row.native_size, 3)
-    shape = (input_shape, input_shape, 3) if isinstance(input_shape, numbers.Integral) else input_shape
+    shape = row.native_size if input_shape is None else input_shape
+    shape = (shape, shape, 3) if isinstance(shape, numbers.Integral) else shape
     is_shape = isinstance(shape, (tuple, list)) and all(isinstance(size, numbers.Integral) for size in shape)
     if not is_shape or len(shape) != 3 or shape[2] != 3:
         raise ArgumentError(

@@ -43,9 +43,8 @@ def early_stopping(
 def direction(monitor: str) -> str:
     """Return "max" for a monitored name such as `val_accuracy`, where larger is better, else "min"."""
     name = monitor.removeprefix("val_").lower()
-    if "loss" in name or "error" in name:
-        return "min"
-    return "max" if any(word in name for word in _LARGER_IS_BETTER) else "min"
+    is_loss = "loss" in name or "error" in name
+    return "max" if not is_loss and any(word in name for word in _LARGER_IS_BETTER) else "min"
 
 
 def is_better(value: float, best: float | None, mode: str) -> bool:

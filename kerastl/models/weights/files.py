@@ -81,9 +81,8 @@ def assign_weights(model: keras.Model, saved: SavedLayers) -> list[str]:
 def _fill(model: keras.Model, file: h5py.File, source: Path | io.BytesIO) -> list[str]:
     """Fill `model` by name, or as Keras does; return what does not fit.
 
-    Keras fills the old layout by order and only when it holds exactly this network. Then that is the better way: its
-    own ImageNet files have names from before some layers were renamed. In the new layout names are the better way:
-    Keras goes by class and position there, which a second branch in the model throws off.
+    Keras fills the old layout by order, which is better where it holds exactly this network: its own ImageNet files have
+    outdated names. In the new layout it goes by class and position, which a second branch in the model throws off.
     """
     is_keras_2 = "model_weights" in file or any(name.startswith("layer_names") for name in file.attrs)
     whole = not _leads_out(file)
@@ -112,9 +111,8 @@ def _leads_out(file: h5py.File) -> bool:
 def _find_foreign_layers(model: keras.Model, saved: SavedLayers) -> list[str]:
     """Return the layers in the file that are named as the model's are, but are not among them.
 
-    ResNet50's layers are all found in a file of ResNet101, with the same names and shapes, as are EfficientNetB0's in
-    EfficientNetB1's and VGG16's in VGG19's: a network of the first halves of another's stages would be wrong silently.
-    A top or a head has names of another kind.
+    ResNet50's layers are all found in a file of ResNet101, with the same names and shapes: a network of the first halves of
+    another's stages would be wrong silently. A top or a head has names of another kind.
     """
     counts = {layer.name: len(layer.weights) for layer in _weighted_layers(model) if not _is_automatic(layer)}
     kinds = {(re.sub(r"\d+", "#", name), count) for name, count in counts.items()}
@@ -197,9 +195,8 @@ def _split_number(name: str) -> tuple[str, int]:
 def _fold_imagenet_scaling(model: keras.Model) -> None:
     """Make an EfficientNet (version 1) filled from a file see pixels as the one did that the file was saved from.
 
-    Its ImageNet weights carry standard deviations where Keras's `Normalization` wants variances. For
-    `weights="imagenet"` alone the constructor makes up for it with one more `Rescaling` layer (tensorflow/tensorflow
-    #49930); a model built for a file would see other pixels. Squared deviations give the same function without it.
+    ImageNet's have standard deviations where `Normalization` wants variances; only with `weights="imagenet"` does Keras make
+    up for it, by another `Rescaling` layer (tensorflow/tensorflow #49930). Squared deviations give the same function.
     """
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
