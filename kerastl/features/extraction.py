@@ -1,6 +1,5 @@
 """One pass over the images: the trunk's outputs into a store, with labels and sample weights beside them."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,17 +24,12 @@ _BATCH = 32
 _LOOKED_AT_TWICE = 8
 
 
-@dataclasses.dataclass
 class Trunk:
     """The frozen part, ready to run: made once for training and validation images."""
 
-    plan: CachePlan
-    options: CacheOptions
-    verbose: int = 0
-
-    def __post_init__(self):
-        self.model = self.plan.cuts[0].trunk(*self.plan.cuts[1:])
-        self.front = self.plan.cuts[0].front()
+    def __init__(self, plan: CachePlan, options: CacheOptions, verbose: int = 0):
+        self.plan, self.options, self.verbose = plan, options, verbose
+        self.model, self.front = plan.cuts[0].trunk(*plan.cuts[1:]), plan.cuts[0].front()
         self._engine = None
 
     def engine(self, count: int | None):

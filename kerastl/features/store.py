@@ -281,10 +281,9 @@ def begin(
     """Begin a store in a folder, or go on with one that was not finished; hold its `lock` meanwhile.
 
     What an earlier process appended is compared with its checksums first; from the first shard on that is not as it was
-    written, it is written again. A store that is complete or damaged, or has other arrays or rows, is rebuilt.
-
-    The `key` says what the features are of; a store of another key raises `StoreMismatchError`. `budget_bytes` and the disk
-    are checked before anything is written: `StoreError`, as for a folder that holds something else.
+    written, it is written again. A store that is complete or damaged, or has other arrays or rows, is rebuilt; one of another
+    `key`, which says what the features are of, raises `StoreMismatchError`, a folder that holds something else `StoreError`,
+    as does a lack of room, before anything is written.
     """
     folder, specs = Path(folder).expanduser(), list(specs)
     manifest = shards.new_manifest(key, specs, count)

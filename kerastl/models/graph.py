@@ -70,9 +70,9 @@ class Backbone:
     """Where the backbone of a model is.
 
     `path` leads from the given model down to the one that owns the backbone's layers; one model when it is flat. `layers`,
-    in the order of `model.layers`, leave out the input and the augmentation in front of the first weighted layer
-    (operations, such as preprocessing, are no layers in Keras). `before` are the weighted layers in front of a nested
-    backbone, `output` is its last `KerasTensor`, `name` the nested model's, or that of a flat backbone's last layer.
+    in the order of `model.layers`, leave out the input and the augmentation in front of the first weighted layer. `before`
+    are the weighted layers in front of a nested backbone, `output` is its last `KerasTensor`, `name` the nested model's, or
+    that of a flat backbone's last layer.
     """
 
     path: tuple

@@ -7,13 +7,9 @@ import keras
 from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError
-from kerastl.models import backbones, freezing, graph
+from kerastl.models import backbones, freezing, graph, networks
 
-POOLINGS = {
-    "avg": (keras.layers.GlobalAveragePooling2D, "avg_pool"),
-    "max": (keras.layers.GlobalMaxPooling2D, "max_pool"),
-    "flatten": (keras.layers.Flatten, "flatten"),
-}
+POOLINGS = {**networks.POOLINGS, "flatten": keras.layers.Flatten}
 
 # Of each task: the last activation, how many units at least, and why
 _HEADS = {
@@ -84,8 +80,7 @@ def build_classifier(
 
 
 def _head(x, pooling, hidden_units, dropout, units, activation):
-    pool, name = POOLINGS[pooling]
-    x = pool(name=name)(x)
+    x = POOLINGS[pooling](name="flatten" if pooling == "flatten" else f"{pooling}_pool")(x)
     if hidden_units is not None:
         x = keras.layers.Dense(hidden_units, activation="relu", name="hidden")(x)
     if dropout:

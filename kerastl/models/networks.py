@@ -29,7 +29,7 @@ layers = keras.layers
 
 SMALLEST_SIZE = 32
 
-_POOLINGS = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
+POOLINGS = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
 
 # Channels of (squeeze, each expand) of fire2 … fire9, and the modules that a max pooling follows
 _FIRE_CHANNELS = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
@@ -70,7 +70,7 @@ def _constructor(body):
         name=body.__name__,
         **options,
     ) -> keras.Model:
-        check_choice("pooling", pooling, (None, *_POOLINGS))
+        check_choice("pooling", pooling, (None, *POOLINGS))
         check_count("classes", classes)
         inputs, x = _image_input(input_tensor, input_shape, include_top)
         _check_weights(body.__name__, weights, classes if include_top else 1000, x.shape[blocks.channel_axis()])
@@ -79,7 +79,7 @@ def _constructor(body):
         if include_top:
             x = top(x, classes, classifier_activation)
         elif pooling:
-            x = _POOLINGS[pooling](name=f"{pooling}_pool")(x)
+            x = POOLINGS[pooling](name=f"{pooling}_pool")(x)
         model = keras.Model(inputs, x, name=name)
         if weights == "imagenet":
             fill_efficientnet_lite0(model, read_pinned(EFFICIENTNET_LITE0))
