@@ -234,9 +234,7 @@ def _row(name: str, layers, effective: set[int]) -> SummaryRow:
 
 
 def _batch_norm_policy(batch_norms) -> str:
-    if not batch_norms:
-        return "none"
     running = sum(one.trainable for one in batch_norms)
     if not running:
-        return "frozen"
+        return "frozen" if batch_norms else "none"
     return "trainable" if running == len(batch_norms) else f"{running} of {len(batch_norms)} trainable"

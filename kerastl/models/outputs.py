@@ -104,8 +104,9 @@ def check_size(model, images: np.ndarray) -> None:
         return
     given = images.shape[1:]
     if len(given) != 3 or any(side not in (None, own) for side, own in zip(wanted, given, strict=True)):
+        takes, holds = (" × ".join("any" if side is None else str(side) for side in sizes) for sizes in (wanted, given))
         raise DataError(
-            f"The model {model.name!r} takes images of {_size(wanted)}, the data holds images of {_size(given)}. Load them "
+            f"The model {model.name!r} takes images of {takes}, the data holds images of {holds}. Load them "
             f"with `image_size={wanted[0]}`, or build the model with `input_shape={tuple(given)}`."
         )
 
@@ -172,7 +173,3 @@ def scaled_range(images: np.ndarray) -> tuple[float, float] | None:
         return None
     # Infinity and NaN are another fault; features or the loss will tell
     return (low, high) if np.isfinite([low, high]).all() else None
-
-
-def _size(shape) -> str:
-    return " × ".join("any" if side is None else str(side) for side in shape)
