@@ -5,6 +5,7 @@ import errno
 import glob
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -95,9 +96,7 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, files, wha
         raise
     except Exception as error:
         # HDF5 hides a full disk in errors of its own
-        full = getattr(error, "errno", None) == errno.ENOSPC or any(
-            words in str(error) for words in ("No space left", "errno = 28")
-        )
+        full = getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|errno = 28", str(error))
         if not full and not isinstance(error, OSError):
             raise
         reason = "no space left on the disk" if full else error.strerror or error

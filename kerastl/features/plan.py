@@ -196,10 +196,7 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
 
 
 def _effect_of_training(cut: Cut) -> str | None:
-    """Return what somebody's own frozen layers do in training alone, which would be done once, or `None`.
-
-    Keras's layers are known. Where there are others, or a `Lambda`, one image is run through the trunk as in training.
-    """
+    """Return what frozen layers that aren't Keras's, or a `Lambda`, do in training alone, tried on one image, or `None`."""
     trunk, read = cut.trunk(), keras.ops.convert_to_numpy
     layers = keras_internals.flatten_layers(trunk)
     own = [

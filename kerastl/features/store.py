@@ -170,10 +170,7 @@ class MemoryWriter(StoreWriter):
 
 
 class FolderWriter(StoreWriter):
-    """A store in a folder; `manifest` lists the shards that are there already, the last of which is still being written.
-
-    Files are opened anew for every chunk, so that a writer holds nothing that would have to be given back.
-    """
+    """A store in a folder; `manifest` lists the shards that are there already, the last of which is still being written."""
 
     def __init__(self, folder: Path, manifest: dict, specs, count, budget_bytes=None, temporary: bool = False):
         self._folder, self._manifest, self._durable = folder, manifest, not temporary
@@ -219,7 +216,7 @@ class FolderWriter(StoreWriter):
             written = [*written, {"rows": 0, "files": files}]
         rows, files = written[-1]["rows"], []
         for file, array in zip(written[-1]["files"], chunk.values(), strict=True):
-            with open(self._part(file), "r+b" if rows else "wb") as stream:
+            with open(self._part(file), "r+b" if rows else "wb") as stream:  # anew: a writer holds nothing to give back
                 stream.seek(file["bytes"])
                 stream.write(array)
             size, checksum = file["bytes"] + array.nbytes, zlib.crc32(array, file["checksum"])
