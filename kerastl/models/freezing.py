@@ -44,7 +44,7 @@ def unfreeze(
     batch_norm: bool = False,
     backbone: str | None = None,
 ) -> keras.Model:
-    """Make the end of the backbone trainable, freeze everything before it, in place, and return the model; the head stays.
+    """Make the end of the backbone trainable, and freeze what precedes it, in place; return the model. The head stays as is.
 
     BatchNorm layers stay frozen, and so run in inference mode, unless `batch_norm=True`: on small batches their moving
     statistics drift away from the pretrained ones and accuracy collapses (the Keras guide on transfer learning says

@@ -344,7 +344,7 @@ def _segments(backbone: Backbone) -> list[list]:
 def _blocks_by_name(segments) -> dict[str, list]:
     groups, present = collections.defaultdict(list), "stem"
     for segment in segments:
-        waiting = []  # unnamed layers go with the next named one of their segment, those behind the last one with that
+        waiting = []  # layers without a name go with the next that has one, else with the last before them
         for layer in segment:
             waiting.append(layer)
             if key := block_key(layer.name):

@@ -178,7 +178,7 @@ class FeatureBatches(keras.utils.PyDataset):
 
 
 class Session(contextlib.ExitStack):
-    """The features of training and validation images, and training on them, by the index of a cut of the plan; close it."""
+    """Features of training and validation images, and training on those of a cut, told by its index in the plan."""
 
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
         super().__init__()
