@@ -18,10 +18,8 @@ def label_kind(labels: np.ndarray, num_classes: int, task: str = CLASSIFICATION)
 
     Of classes, labels are `(count,)` or `(count, 1)` integers in 0…num_classes − 1, or `(count, num_classes)` one-hot (or
     smoothed: rows of non-negative numbers that add up to 1). Of several labels they are `(count, num_classes)`, each from
-    0 to 1, and of numbers `(count, num_classes)`, or `(count,)` for one.
-
-    Raises:
-        DataError: no labels, labels of another form, out of range, or no finite numbers; it says which head they need.
+    0 to 1, and of numbers `(count, num_classes)`, or `(count,)` for one. Raises `DataError` for all else; it says which
+    head such labels need.
     """
     if labels is None:
         raise DataError("Expected batches of (images, labels), or a pair of arrays. Received: no labels")
@@ -34,42 +32,32 @@ def label_kind(labels: np.ndarray, num_classes: int, task: str = CLASSIFICATION)
         return _check_rows(labels, num_classes, task)
     if labels.ndim == 2 and labels.shape[1] == num_classes and num_classes > 1:
         if (labels < 0).any() or not np.allclose(labels.sum(axis=1), 1, atol=1e-3):
-            raise DataError(
-                f"One-hot labels must be rows that add up to 1.{_head_for(labels)} {received(first_row=labels[0].tolist())}"
-            )
+            raise _misfit(labels, "One-hot labels must be rows that add up to 1.", first_row=labels[0].tolist())
         return "one-hot"
     if labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] != 1):
-        raise DataError(
-            f"Labels must be integers `(count,)`, or one-hot `(count, {num_classes})`, as the model has {num_classes} "
-            f"classes.{_head_for(labels)} {received(shape=labels.shape)}"
-        )
+        expected = f"Labels must be integers `(count,)`, or one-hot `(count, {num_classes})`"
+        raise _misfit(labels, f"{expected}, as the model has {num_classes} classes.", shape=labels.shape)
     if (labels != np.floor(labels)).any() or labels.min(initial=0) < 0 or labels.max(initial=0) >= num_classes:
-        raise DataError(
-            f"Labels must be whole numbers from 0 to {num_classes - 1}, as the model has {num_classes} classes."
-            f"{_head_for(labels)} {received(smallest=labels.min().item(), largest=labels.max().item())}"
-        )
+        expected = f"Labels must be whole numbers from 0 to {num_classes - 1}, as the model has {num_classes} classes."
+        raise _misfit(labels, expected, smallest=labels.min().item(), largest=labels.max().item())
     return "integer"
 
 
 def _check_rows(labels: np.ndarray, units: int, task: str) -> str:
     """Return what `label_kind` does of labels for a head of several labels or of numbers."""
     if labels.shape[1:] != (units,) and not (task == REGRESSION and units == 1 and labels.ndim == 1):
-        raise DataError(
-            f"A {task} head of {units} units takes labels `(count, {units})`."
-            f"{_head_for(labels)} {received(shape=labels.shape)}"
-        )
+        expected = f"A {task} head of {units} units takes labels `(count, {units})`."
+        raise _misfit(labels, expected, shape=labels.shape)
     if task == MULTI_LABEL and ((labels < 0) | (labels > 1)).any():
-        raise DataError(
-            "Labels of a multi-label head must be 1 where the image has the label, and 0 where not."
-            f"{_head_for(labels)} {received(largest=labels.max().item())}"
-        )
+        expected = "Labels of a multi-label head must be 1 where the image has the label, and 0 where not."
+        raise _misfit(labels, expected, largest=labels.max().item())
     return "multi-hot" if task == MULTI_LABEL else "number"
 
 
-def _head_for(labels: np.ndarray) -> str:
-    """Return a sentence that names the call for a head that takes these labels."""
+def _misfit(labels: np.ndarray, expected: str, **what) -> DataError:
+    """Return the error for labels that don't fit the head; it names the call for a head that they fit."""
     if labels.ndim > 2 or not labels.size:
-        return ""
+        return DataError(f"{expected} {received(**what)}")
     count, largest = labels.shape[1] if labels.ndim == 2 else 1, labels.max().item()
     if labels.min() < 0 or (labels != np.floor(labels)).any() or (count > 1 and largest > 1):
         task = REGRESSION
@@ -77,7 +65,8 @@ def _head_for(labels: np.ndarray) -> str:
         task = CLASSIFICATION if (labels.sum(axis=1) == 1).all() else MULTI_LABEL
     else:
         task, count = CLASSIFICATION, max(int(largest) + 1, 2)
-    return f' For these build the head with `build_classifier(backbone, {count}, task="{task}")`.'
+    call = f'`build_classifier(backbone, {count}, task="{task}")`'
+    return DataError(f"{expected} For these build the head with {call}. {received(**what)}")
 
 
 def label_array(labels, count: int, task: str) -> np.ndarray:
