@@ -21,10 +21,9 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "holdout"), TEST),
     **dict.fromkeys(("unlabeled", "unlabelled"), ""),  # a part that can't be used
 }
-_SPLIT_WORDS |= {
-    word + more: split for word, split in _SPLIT_WORDS.items() for more in ("set", "split", "data", "images", "imgs")
-}
-_NO_NAMES = {"set", "split", "data", "dataset", "images", "imgs", "folder"}  # what may stand beside such a word
+_MORE = ("set", "split", "data", "images", "imgs")  # what may follow such a word, or stand beside it
+_SPLIT_WORDS |= {word + more: split for word, split in _SPLIT_WORDS.items() for more in _MORE}
+_NO_NAMES = {*_MORE, "dataset", "folder"}
 
 _ROUNDING = 1e-9  # 0.7 * 10 is 6.999…: what is a whole number must count as one
 
@@ -80,18 +79,16 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     return {name: split for name, split in splits.items() if others[name] <= shared}
 
 
-def check_shares(**shares: float | None) -> dict[str, float | None]:
-    """Return the shares of validation and test, `None` where nothing is said; raise for what can't be a share."""
-    checked = {
-        name: None if share is None else check_fraction(name, share, zero=True, one=False)
-        for name, share in shares.items()
-    }
-    if sum(share or 0 for share in checked.values()) >= 1:
+def check_shares(**shares: float | None) -> dict[str, float]:
+    """Return those of the shares of validation and test that are said; raise for what can't be a share."""
+    said = {name: share for name, share in shares.items() if share is not None}
+    said = {name: check_fraction(name, share, zero=True, one=False) for name, share in said.items()}
+    if sum(said.values()) >= 1:
         raise ArgumentError(
             "`validation` and `test` together must leave something to train on, so add up to less than 1."
             f" {received(**shares)}"
         )
-    return checked
+    return said
 
 
 def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, list[Image]]:
@@ -100,25 +97,21 @@ def divide(catalogue: Catalogue, fractions: dict, seed: int) -> dict[str, list[I
     `fractions` holds for validation and test the share asked for, or `None` for the usual one. Raises `ArgumentError` for
     the share of a part that the source brings along.
     """
+    fractions = check_shares(**fractions)
     divided = {part: [image for image in catalogue.images if image.part == part] for part in (TRAIN, VALIDATION, TEST)}
     brought = [split for split in (VALIDATION, TEST) if divided[split]]
     for split in brought:
-        if fractions[split] is not None:
+        if split in fractions:
             raise ArgumentError(
                 f"{catalogue.name} comes with its own {split} images: leave the argument `{split}` out."
                 f" {received(**{split: fractions[split]})}"
             )
     # Who keeps a part of the data apart has decided what to test on, if at all; unsplit sources get all three parts.
     usual = {VALIDATION: catalogue.validation_share, TEST: 0.0 if brought else catalogue.test_share}
-    shares = {split: share if fractions[split] is None else fractions[split] for split, share in usual.items()}
-    shares = check_shares(**{split: share for split, share in shares.items() if split not in brought})
+    shares = check_shares(**{split: share for split, share in (usual | fractions).items() if split not in brought})
     pool = divided[TRAIN]
-    indices = split_indices(
-        _strata(catalogue, pool),
-        [image.digest for image in pool],
-        {TRAIN: 1 - sum(shares.values()), **shares},
-        seed=seed,
-    )
+    shares = {TRAIN: 1 - sum(shares.values()), **shares}
+    indices = split_indices(_strata(catalogue, pool), [image.digest for image in pool], shares, seed=seed)
     # In the order of files, batches of a loop that doesn't shuffle would hold one class only.
     indices[TRAIN] = np.random.default_rng(seed).permutation(indices[TRAIN])
     divided |= {split: [pool[index] for index in chosen] for split, chosen in indices.items()}
@@ -154,7 +147,12 @@ def split_indices(
     of one group always stay together, where the first of them goes, which can cost exactness.
     """
     wanted = {name: share for name, share in fractions.items() if share > 0}
-    members = _groups_by_stratum(strata, groups)
+    by_group = collections.defaultdict(list)
+    for index, group in enumerate(groups):
+        by_group[group].append(index)
+    members = {stratum: [] for stratum in sorted(set(strata))}
+    for indices in by_group.values():
+        members[strata[indices[0]]].append(indices)
     few = {name: len(found) for (_, name), found in members.items() if len(found) < len(wanted)}
     if few:
         raise DataError(
@@ -172,17 +170,6 @@ def split_indices(
         for indices, column in zip(ordered, _places(list(map(len, ordered)), quota), strict=True):
             chosen[names[column]].extend(indices)
     return {name: np.sort(np.array(indices, dtype=np.int64)) for name, indices in chosen.items()}
-
-
-def _groups_by_stratum(strata, groups) -> dict[tuple[int, str], list[list[int]]]:
-    """Return each stratum's groups, in the order of strata."""
-    by_group = collections.defaultdict(list)
-    for index, group in enumerate(groups):
-        by_group[group].append(index)
-    members = {stratum: [] for stratum in sorted(set(strata))}
-    for indices in by_group.values():
-        members[strata[indices[0]]].append(indices)
-    return members
 
 
 def _quotas(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
