@@ -274,51 +274,41 @@ def _dataset(catalogue, images: list[Image], image_size, resize: str, batch_size
 
 def catalogue_folder(folder: str | os.PathLike, labels=None, *, skip_unreadable: bool, verbose: int) -> Catalogue:
     """Return the catalogue of a folder of class folders, of one with `train`, `validation` and `test` folders, or of one
-    with a labels file.
-
-    Raises:
-        DataError: no such folder, no class folders, fewer than two classes, a class without images, unreadable files, or a
-            labels file that doesn't fit the folder.
+    with a labels file. Raise `DataError` for a folder that doesn't hold what it should, and for unreadable files.
     """
     folder = Path(folder).expanduser()
-    _check_folder(folder)
-    task, roots, ignored = CLASSIFICATION, {}, {}
-    if labels is None:
-        roots, notices = _split_roots(folder, verbose)
-        class_names = _class_names(roots)
-        found, ignored, more = _find_images(folder, roots, class_names)
-        notices += more
-        _check_every_class(roots, class_names, found, ignored)
-    else:
-        task, class_names, found, notices = labelled_images(folder, labels, verbose)
-        listed = {image.file for image in found}
-        others = [path for path in image_files.find_files(folder)[1] if str(path) not in listed]
-        ignored, photographs = image_files.count_left_out(others)
-        notices += photographs
-    looks = list(zip(found, image_files.look_at_all(_look_at, found, verbose=verbose), strict=True))
-    images = [dataclasses.replace(image, digest=look[0]) for image, look in looks if isinstance(look, tuple)]
-    images, told = image_files.scale_alike(images, [look[1] for _, look in looks if isinstance(look, tuple)])
-    notices += told
-    bad = {image.file: str(error) for image, error in looks if isinstance(error, DataError)}
-    if bad:
-        listing = _listing(list(bad.values()), 20, "\n  ")
-        unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
-        if not skip_unreadable:
-            raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
-        notices.append(f"{unreadable}\nSkipped, as skip_unreadable=True says.")
-        if labels is None:
-            _check_every_class(roots, class_names, images, ignored)
-    name, skipped = folder.resolve().name, tuple(bad)
-    return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices), task=task)
-
-
-def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         raise DataError(
             f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
             f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
         )
+    if labels is None:
+        task, (roots, notices) = CLASSIFICATION, _split_roots(folder, verbose)
+        class_names = _class_names(roots)
+        folders = {(TRAIN, label): roots[TRAIN] / name for label, name in enumerate(class_names)} | roots
+        found, others, more = _find_images(folder, roots, class_names)
+        notices += more
+    else:
+        folders = {}
+        task, class_names, found, others, notices = labelled_images(folder, labels, verbose)
+    ignored, photographs = image_files.count_left_out(others)
+    _refuse_empty(folders, found, ignored)
+    notices += photographs
+    looks = image_files.look_at_all(_look_at, found, verbose=verbose)
+    bad = {image.file: str(look) for image, look in zip(found, looks, strict=True) if isinstance(look, DataError)}
+    readable = [look for look in looks if not isinstance(look, DataError)]
+    images, told = image_files.scale_alike([image for image, _ in readable], [largest for _, largest in readable])
+    notices += told
+    if bad:
+        listing = _listing(list(bad.values()), 20, "\n  ")
+        unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
+        if not skip_unreadable:
+            raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
+        notices.append(f"{unreadable}\nSkipped, as skip_unreadable=True says.")
+        _refuse_empty(folders, images, ignored)
+    name, skipped = folder.resolve().name, tuple(bad)
+    return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices), task=task)
 
 
 def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]]:
@@ -387,28 +377,27 @@ def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
     return names
 
 
-def _find_images(folder: Path, roots: dict[str, Path], class_names) -> tuple[list[Image], dict[str, int], list[str]]:
-    """Return the images, not read yet; how many other files there are, of each kind; what to say of them."""
-    found, left_out, notices = [], [path for path in folder.iterdir() if image_files.is_hidden(path.name)], []
+def _find_images(folder: Path, roots: dict[str, Path], class_names) -> tuple[list[Image], list[Path], list[str]]:
+    """Return the images, not read yet; what else is there; and what to warn of."""
+    places = dict.fromkeys([folder, *roots.values()])
+    left_out = [path for place in places for path in place.iterdir() if image_files.is_hidden(path.name)]
+    found, notices = [], []
     for split, root in roots.items():
         for label, class_name in enumerate(class_names):
             images, others = image_files.find_files(root / class_name)
             found += [Image(label, split, str(path), b"", path.read_bytes) for path in images]
             left_out += others
-        left_out += [path for path in root.iterdir() if image_files.is_hidden(path.name) and root != folder]
         loose = [str(path) for path in root.iterdir() if path.is_file() and image_files.is_image_file(path)]
         if loose:
             listing = _listing(loose, 20)
             notices.append(f"Images directly in {root}, in no class folder, are left out ({len(loose)}): {listing}")
-    ignored, photographs = image_files.count_left_out(left_out)
-    return found, ignored, notices + photographs
+    return found, left_out, notices
 
 
-def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> None:
-    """Raise unless every class has images to train on, and every split that has a folder has some."""
-    present = {(image.part, image.label) for image in images}
-    empty = [str(roots[TRAIN] / name) for label, name in enumerate(class_names) if (TRAIN, label) not in present]
-    empty += [str(root) for split, root in roots.items() if not any(part == split for part, _ in present)]
+def _refuse_empty(folders: dict, images: list[Image], ignored: dict[str, int]) -> None:
+    """Raise where no image lies in one of the folders: of a split, or of a `(split, class)`."""
+    used = {key for image in images for key in (image.part, (image.part, image.label))}
+    empty = [str(path) for key, path in folders.items() if key not in used]
     if empty:
         left_out = f" Other files that are there: {_counts(ignored)}." if ignored else ""
         raise DataError(
@@ -416,8 +405,8 @@ def _check_every_class(roots: dict[str, Path], class_names, images, ignored) -> 
         )
 
 
-def _look_at(image: Image) -> tuple[bytes, int | float | None] | DataError:
-    """Return the digest of an image's content, and its `largest_value`."""
+def _look_at(image: Image) -> tuple[Image, int | float | None] | DataError:
+    """Return the image with the digest of its content, and its `largest_value`."""
     try:
         with image_files.naming_the_image(image.file):
             data = image.read()
@@ -427,4 +416,4 @@ def _look_at(image: Image) -> tuple[bytes, int | float | None] | DataError:
             image_files.read_image(data, (8, 8), name=image.file)
     except DataError as error:
         return error
-    return hashlib.sha256(data).digest(), largest
+    return dataclasses.replace(image, digest=hashlib.sha256(data).digest()), largest

@@ -29,13 +29,8 @@ _TOLD = {
 }
 
 
-def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple[str, ...], list[Image], list[str]]:
-    """Return the task, the names of classes or labels, the listed images, not read yet, and what to warn of.
-
-    Raises:
-        ArgumentError: `labels` is no path.
-        DataError: a file that can't be read, or whose rows don't fit the folder or each other.
-    """
+def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple, list[Image], list[Path], list[str]]:
+    """Return the task, the names of classes or labels, the listed images, not read yet, files of no image, and warnings."""
     table = _Table(_find_labels_file(folder, labels))
     columns = dict(table.columns)
     file_column = _take(columns, _FILES) or next(iter(columns), "")
@@ -47,22 +42,24 @@ def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple[str,
             f"{table.name} needs a column of file names and one of labels, named in its first row, and rows below it. "
             f"{received(first_row=table.header, rows=len(files))}"
         )
-    paths, unlisted = _paths(table, folder, file_column)
-    parts = _parts(table, split_column)
+    images, others = find_files(folder)
+    paths = _paths(table, folder, file_column, images, others)
+    parts = _parts(table, table.columns[split_column] if split_column else [TRAIN] * len(files))
     task, names, values = _labels(table, columns)
     check_names(names, f"Correct them in {table.name}.")
     rows = {}
     for path, row in zip(paths, zip(values, parts, strict=True), strict=True):
         rows.setdefault(path, []).append(row)
-    twice = [file if len({*rows[path]}) > 1 else None for file, path in zip(files, paths, strict=True)]
-    table.refuse(twice, "Files listed with different labels or splits", "Keep one row of each.")
+    twice = [len({*rows[path]}) > 1 for path in paths]
+    table.refuse(files, twice, "Files listed with different labels or splits", "Keep one row of each.")
     if verbose:
         splits = f", splits in {split_column!r}" if split_column else ""
         what = f"{len(columns)} columns" if len(columns) > 1 else repr(*columns)
         print(f"{table.name}: file names in {file_column!r}{splits}, {what} taken as {_TOLD[task]}.", flush=True)
+    unlisted = len({*images} - {*paths})
     notices = [f"{unlisted} images in {folder} are not listed in {table.name}, and left out."] if unlisted else []
     found = [Image(label, part, str(path), b"", path.read_bytes) for path, ((label, part), *_) in rows.items()]
-    return task, names, found, notices
+    return task, names, found, [path for path in others if path not in rows], notices
 
 
 def _find_labels_file(folder: Path, labels) -> Path:
@@ -83,25 +80,27 @@ class _Table:
         self.name = path.name
         try:
             rows = _parquet_rows(path) if path.suffix.lower() in (".parquet", ".pq") else _text_rows(path)
-        except (csv.Error, UnicodeError, OSError) as error:
-            raise DataError(
-                f"Can't read the labels file {path}: {error}. Save it as CSV (UTF-8) or Parquet."
-            ) from error
+        except Exception as error:  # every reader has its own kinds
+            advice = "Save it as CSV (UTF-8) or Parquet."
+            if isinstance(error, ImportError):
+                advice = "`pip install pyarrow`, or save it as CSV."
+            raise DataError(f"Can't read the labels file {path}: {error}. {advice}") from error
         rows = {number: [_normal(cell).strip() for cell in row] for number, row in enumerate(rows, start=1)}
         rows = {number: row for number, row in rows.items() if any(row)}
         self.header = rows.pop(min(rows, default=1), [])
         self._numbers = list(rows)
-        uneven = [",".join(row) if len(row) != len(self.header) else None for row in rows.values()]
-        self.refuse(uneven, f"Not {len(self.header)} cells, as in the first row", "Quote text that holds a separator.")
+        uneven = [len(row) != len(self.header) for row in rows.values()]
+        what = f"Not {len(self.header)} cells, as in the first row"
+        self.refuse(map(",".join, rows.values()), uneven, what, "Quote text that holds a separator.")
         columns = zip(self.header, zip(*rows.values(), strict=True), strict=False)  # no columns where there are no rows
         columns = [(name, list(cells)) for name, cells in columns if not _UNNAMED.fullmatch(name)]
         self.columns = dict(columns)
         if len(self.columns) < len(columns):
             raise DataError(f"Two columns of {path} have one name. Rename one. {received(first_row=self.header)}")
 
-    def refuse(self, bad: list, what: str, advice: str) -> None:
-        """Raise `DataError` where `bad` says of a row, instead of `None`, what is wrong there."""
-        rows = [f"row {number} ({one!r})" for number, one in zip(self._numbers, bad, strict=True) if one is not None]
+    def refuse(self, cells, bad: list[bool], what: str, advice: str) -> None:
+        """Raise `DataError` where `bad` says so of rows, and show their `cells`."""
+        rows = [f"row {row} ({cell!r})" for row, cell, wrong in zip(self._numbers, cells, bad, strict=True) if wrong]
         if rows:
             listing = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
             raise DataError(f"{what} ({len(rows)} of the {len(bad)} rows of {self.name}): {listing}. {advice}")
@@ -117,14 +116,9 @@ def _text_rows(path: Path) -> list[list[str]]:
 
 
 def _parquet_rows(path: Path) -> list[list[str]]:
-    try:
-        from pyarrow import ArrowException, parquet  # which pandas reads Parquet with, too
-    except ImportError:
-        raise DataError(f"{path} can't be read without pyarrow: `pip install pyarrow`, or save it as CSV.") from None
-    try:
-        columns = parquet.ParquetFile(path).read().to_pydict()
-    except ArrowException as error:
-        raise OSError(error) from error
+    from pyarrow import parquet  # which pandas reads Parquet with, too
+
+    columns = parquet.ParquetFile(path).read().to_pydict()
     return [list(columns), *([_text(value) for value in row] for row in zip(*columns.values(), strict=True))]
 
 
@@ -138,23 +132,22 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _letters(name: str) -> str:
-    return re.sub("[^a-z]", "", name.lower())
+def _is_called(name: str, pattern: re.Pattern) -> bool:
+    return bool(pattern.fullmatch(re.sub("[^a-z]", "", name.lower())))
 
 
 def _take(columns: dict[str, list[str]], pattern: re.Pattern) -> str | None:
     """Remove the first column of such a name, and return its name."""
-    found = next((name for name in columns if pattern.fullmatch(_letters(name))), None)
+    found = next((name for name in columns if _is_called(name, pattern)), None)
     columns.pop(found, None)
     return found
 
 
-def _paths(table: _Table, folder: Path, column: str) -> tuple[list[Path], int]:
-    """Return the file of each row, and how many images no row names.
+def _paths(table: _Table, folder: Path, column: str, images: list[Path], others: list[Path]) -> list[Path]:
+    """Return the file of each row.
 
     A name is that of a file in the folder, or the end of its path, where that is the end of one; the ending can be missing.
     """
-    images, others = find_files(folder)
     places = [collections.defaultdict(list), collections.defaultdict(list)]  # with their endings, and without
     pairs = [(places[0], path, path) for path in (*images, *others)]
     pairs += [(places[1], path, path.with_suffix("")) for path in images]
@@ -176,27 +169,22 @@ def _paths(table: _Table, folder: Path, column: str) -> tuple[list[Path], int]:
     found = [candidates(name) for name in names]
     if candidates(column) and not column.isalpha():
         raise DataError(f"The first row of {table.name} must name the columns. {received(first_row=table.header)}")
-    bad = [None if paths else name for name, paths in zip(names, found, strict=True)]
     advice = f"Correct or remove these rows; if {column!r} isn't the column of file names, call that one 'filename'."
-    table.refuse(bad, f"Files that are not in {folder}", advice)
-    bad = [name if len(paths) > 1 else None for name, paths in zip(names, found, strict=True)]
-    table.refuse(bad, f"Names of several files in {folder}", "Write their folders and endings.")
-    paths = [path for (path,) in found]
-    return paths, len({*images} - {*paths})
+    table.refuse(names, [not paths for paths in found], f"Files that are not in {folder}", advice)
+    several = [len(paths) > 1 for paths in found]
+    table.refuse(names, several, f"Names of several files in {folder}", "Write their folders and endings.")
+    return [path for (path,) in found]
 
 
 def _slashed(path: Path) -> str:
     return _normal(os.path.abspath(path).replace(os.sep, "/"))
 
 
-def _parts(table: _Table, column: str | None) -> list[str]:
+def _parts(table: _Table, cells: list[str]) -> list[str]:
     """Return the split of each row."""
-    if column is None:
-        return [TRAIN] * len(next(iter(table.columns.values())))
-    cells = table.columns[column]
     splits = splits_of({*cells})
-    bad = [None if splits.get(cell) else cell for cell in cells]
-    table.refuse(bad, "Not the name of a split", "Write train, validation or test, or remove the rows.")
+    bad = [not splits.get(cell) for cell in cells]
+    table.refuse(cells, bad, "Not the name of a split", "Write train, validation or test, or remove the rows.")
     if TRAIN not in splits.values():
         raise DataError(f"{table.name} lists no images of the split train. {received(splits=sorted(splits))}")
     return [splits[cell] for cell in cells]
@@ -211,23 +199,22 @@ def _labels(table: _Table, columns: dict[str, list[str]]) -> tuple[str, tuple[st
         several = [{part.strip() for part in cell.split("|")} - {""} for cell in cells]
         places = {name: place for place, name in enumerate(sorted(set().union(*several)))}
         return MULTI_LABEL, tuple(places), [tuple(sorted(map(places.get, one))) for one in several]
-    empty = [None if cell else cell for cell in cells]
-    table.refuse(empty, f"No label in the column {column!r}", "Fill them in, or remove the rows.")
+    empty = [not cell for cell in cells]
+    table.refuse(cells, empty, f"No label in the column {column!r}", "Fill them in, or remove the rows.")
     numbers = [float(cell) if _NUMBER.fullmatch(cell) else None for cell in cells]
     finite = [number is not None and math.isfinite(number) for number in numbers]
     are_whole = all(number is None or number.is_integer() for number in numbers)
-    are_classes = are_whole and _CLASSES.fullmatch(_letters(column))
+    are_classes = are_whole and _is_called(column, _CLASSES)
     if not are_classes and sum(finite) > numbers.count(None):
-        bad = [None if fine else cell for cell, fine in zip(cells, finite, strict=True)]
+        bad = [not fine for fine in finite]
         advice = "Correct them, or remove the rows. For classes call the column 'label'."
-        table.refuse(bad, f"No finite number in the column {column!r} of numbers", advice)
+        table.refuse(cells, bad, f"No finite number in the column {column!r} of numbers", advice)
         return REGRESSION, (column,), numbers
+    ranks = [0] * len(cells)
     if are_classes:  # 3.0 is the class 3, and 10 comes after it
         cells = [cell if number is None else f"{number:.0f}" for cell, number in zip(cells, numbers, strict=True)]
-        numbers = [math.inf if number is None else number for number in numbers]
-    else:
-        numbers = [0] * len(cells)
-    places = {name: place for place, (_, name) in enumerate(sorted({*zip(numbers, cells, strict=True)}))}
+        ranks = [math.inf if number is None else number for number in numbers]
+    places = {name: place for place, (_, name) in enumerate(sorted({*zip(ranks, cells, strict=True)}))}
     if len(places) < 2:
         raise DataError(f"A classifier needs two classes or more. {column!r} in {table.name} holds {[*places]}.")
     return CLASSIFICATION, tuple(places), [places[cell] for cell in cells]
@@ -236,9 +223,9 @@ def _labels(table: _Table, columns: dict[str, list[str]]) -> tuple[str, tuple[st
 def _labels_of_flags(table: _Table, columns: dict[str, list[str]]):
     """Return what `_labels` does, of columns of 0 and 1."""
     for name, cells in columns.items():
-        bad = [None if cell.lower() in _FLAGS else cell for cell in cells]
+        bad = [cell.lower() not in _FLAGS for cell in cells]
         advice = "Keep one column of labels, or several that all hold 0 and 1; remove the others."
-        table.refuse(bad, f"Neither 0 nor 1 in the column {name!r}", advice)
+        table.refuse(cells, bad, f"Neither 0 nor 1 in the column {name!r}", advice)
     rows = zip(*columns.values(), strict=True)
     values = [tuple(place for place, cell in enumerate(row) if _FLAGS[cell.lower()]) for row in rows]
     return MULTI_LABEL, tuple(columns), values
