@@ -26,10 +26,6 @@ def catalogue_elpv(*, verbose: int = 1) -> Catalogue:
 
     Splits are balanced by label × cell type: polycrystalline cells look different, and are defective less often. The test
     share is that of Deitsch et al. 2019, so that accuracies can be set beside the published ones.
-
-    Raises:
-        BackendError: the package `elpv-dataset` isn't installed.
-        DataError: it holds other labels than those of its release 1.0.0.post1.
     """
     try:
         folder = importlib.resources.files(_PACKAGE).joinpath("data")

@@ -4,6 +4,7 @@ Each split carries an `ImageSource` (see `batches.py`): its images by index, and
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -197,20 +198,16 @@ def _open_source(source, labels, *, skip_unreadable: bool, data_dir, verbose: in
         with quiet_output():  # of a failed import TensorFlow Datasets logs the traceback
             from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
     except Exception as error:  # protobuf raises a VersionError of its own
-        versions = {name: _version_of(name) for name in ("tensorflow-datasets", "tensorflow-metadata", "protobuf")}
+        versions = []
+        for package in ("tensorflow-datasets", "tensorflow-metadata", "protobuf"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions.append(f"{package} {importlib.metadata.version(package)}")
         raise BackendError(
             f"TensorFlow Datasets can't be imported here: {type(error).__name__}: {error}. Its packages must fit each other: "
-            f"{', '.join(f'{name} {version}' for name, version in versions.items())}. Where protobuf is older than 6, as on "
-            'Colab, `pip install "tensorflow-metadata<1.18"` mends it; else `pip install --upgrade tensorflow-datasets`.'
+            f"{', '.join(versions)}. Where protobuf is older than 6, as on Colab, "
+            '`pip install "tensorflow-metadata<1.18"` mends it; else `pip install --upgrade tensorflow-datasets`.'
         ) from error
     return catalogue_tfds(name, data_dir, verbose=verbose)
-
-
-def _version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:

@@ -38,12 +38,7 @@ def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
 
 
 def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
-    """Return the catalogue of the data set `name` (`"beans"`, `"name/config:1.0.0"`), downloaded and prepared if need be.
-
-    Raises:
-        DataError: no data set of that name, one that can't be downloaded or prepared here, or no image classification.
-        OutputError: it can't be written to `data_dir`.
-    """
+    """Return the catalogue of the data set `name` (`"beans"`, `"name/config:1.0.0"`), downloaded and prepared if need be."""
     try:
         builder = tfds.builder(name, data_dir=find_data_dir(data_dir), try_gcs=False)
     except tfds.core.DatasetNotFoundError:
@@ -58,19 +53,13 @@ def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verb
     return catalogue_builder(prepare(builder, verbose=verbose), verbose=verbose)
 
 
-def _is_prepared(builder) -> bool:
-    """Return whether the data set lies in its folder. TFDS's own question logs a warning where it doesn't."""
-    return Path(builder.data_dir, "dataset_info.json").is_file()
-
-
 def prepare(builder, *, verbose: int = 1):
     """Return the builder, its data downloaded and prepared; whole or not at all, as TFDS does it.
 
-    Raises:
-        DataError: a download or the preparation failed; the message says what failed.
-        OutputError: the disk is full, or the folder can't be written.
+    What fails is an `OutputError` where the folder can't be written, else a `DataError`.
     """
-    if _is_prepared(builder):
+    prepared = Path(builder.data_dir, "dataset_info.json")  # TFDS's own question logs a warning where it isn't there
+    if prepared.is_file():
         return builder
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
@@ -84,7 +73,7 @@ def prepare(builder, *, verbose: int = 1):
             builder.download_and_prepare(download_config=config, file_format="tfrecord")
     # Requests, checksums, missing extra packages, manual downloads, …: every data set fails in its own way.
     except Exception as error:
-        if _is_prepared(builder):  # another process was faster
+        if prepared.is_file():  # another process was faster
             return tfds.builder_from_directory(builder.data_dir)
         if getattr(error, "errno", None) in _NOT_WRITABLE:
             raise OutputError(f"Can't write the data set to {builder.data_dir}: {_first_lines(error)}") from error
@@ -104,9 +93,6 @@ def catalogue_builder(builder, *, verbose: int = 1) -> Catalogue:
     """Return the catalogue of a prepared TFDS builder.
 
     Every image's bytes are read once, for the digests; only images of more than 8 bits a channel are decoded.
-
-    Raises:
-        DataError: no image feature, no class label, no split to train on, or images of floats.
     """
     image_key, label_key = _image_and_label(builder)
     name, features = f"tfds:{builder.info.full_name}", dict(builder.info.features)
@@ -118,11 +104,11 @@ def catalogue_builder(builder, *, verbose: int = 1) -> Catalogue:
     file_key = next((key for key in _FILE_KEYS if isinstance(features.get(key), tfds.features.Text)), None)
     keys = [key for key in (label_key, file_key) if key]
 
-    def read(record: Callable[[], bytes]) -> bytes:
-        return _parse(record(), image_key, ())[0]
+    def read(record: Callable) -> bytes:
+        return _parse(record, image_key)[0]
 
-    def look_at(record: Callable[[], bytes]) -> tuple[bytes, int | float | None, dict]:
-        data, values = _parse(record(), image_key, keys)
+    def look_at(record: Callable) -> tuple[bytes, int | float | None, dict]:
+        data, values = _parse(record, image_key, keys)
         return hashlib.sha256(data).digest(), largest_value(data, f"in {name}"), values
 
     images, largest, notices = [], [], []
@@ -167,8 +153,8 @@ def _splits(builder) -> dict[str, str]:
     return found if TRAIN in found else {TRAIN: names[0]}
 
 
-def _records(builder, split: str) -> list[Callable[[], bytes]]:
-    """Return a function for each record of the split that reads it."""
+def _records(builder, split: str) -> list[Callable]:
+    """Return a function for each record of the split that reads its bytes."""
     file_format, info = builder.info.file_format, builder.info.splits[split]
     if file_format is tfds.core.FileFormat.ARRAY_RECORD:
         records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -184,7 +170,7 @@ def _records(builder, split: str) -> list[Callable[[], bytes]]:
     return records
 
 
-def _records_in(path: Path) -> Iterator[Callable[[], bytes]]:
+def _records_in(path: Path) -> Iterator[Callable]:
     """Yield a function for each record of a TFRecord file, which TensorFlow reads in sequence only.
 
     Each record is its length (8 bytes, little-endian), a checksum of the length (4 bytes), the data, and a checksum of
@@ -195,22 +181,17 @@ def _records_in(path: Path) -> Iterator[Callable[[], bytes]]:
     with path.open("rb") as file:
         while (start := file.tell()) < size:
             length = int.from_bytes(file.read(8), "little")
-            yield functools.partial(_read_part, path, start + 12, length)
+            # Opened anew for each record, as threads would move one another's position in a shared file.
+            yield functools.partial(np.fromfile, path, np.uint8, length, offset=start + 12)
             file.seek(start + 12 + length + 4)
         if file.tell() != size:
             raise DataError(f"{path} is cut short. Delete its folder: it is prepared again.")
 
 
-def _read_part(path: Path, start: int, length: int) -> bytes:
-    # Opened anew for each record, as threads would move one another's position in a shared file.
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(length)
-
-
-def _parse(record: bytes, image_key: str, keys) -> tuple[bytes, dict]:
+def _parse(record: Callable, image_key: str, keys=()) -> tuple[bytes, dict]:
+    """Return the image of a record, encoded, and the values of other features."""
     try:
-        features = tf.train.Example.FromString(record).features.feature
+        features = tf.train.Example.FromString(bytes(record())).features.feature
         values = {key: (features[key].bytes_list.value or features[key].int64_list.value)[0] for key in keys}
         return features[image_key].bytes_list.value[0], values
     except (DecodeError, IndexError) as error:
