@@ -96,8 +96,7 @@ def read_image(
     `DataError` for what can't be read.
     """
     with naming_the_image(name or source):
-        content = _content_of(source)
-        image, low = _open_both(content)
+        image, low = _open_both(source)
         reduction = _reduction(image, image_size)
         with _turn(image, reduction):
             image, numbers = _decode(image, low, reduction)
@@ -115,7 +114,7 @@ def largest_value(source: bytes | Path, name: str | None = None) -> int | float 
     if isinstance(source, Path) and _format_in(source) not in ("PNG", "TIFF"):
         return None
     with naming_the_image(name or source):
-        image, low = _open_both(_content_of(source))
+        image, low = _open_both(source)
         if low is None and not is_wide(image):
             return None
         with _turn(image):
@@ -127,46 +126,30 @@ def decide_white(largest: list[tuple[int | float, str]]) -> tuple[int, str | Non
 
     A camera of 12 bits writes 0–4095 into files of 16. So white is the next of 255, 1023, 4095, 16383 and 65535 that no
     image of a data set goes beyond, or 1 for floats. By each image alone, brightness would depend on what it shows.
-
-    Args:
-        largest: the largest value and the name of each image.
+    `largest` holds the largest value and the name of each.
     """
     floats = {isinstance(value, float) for value, _ in largest}
     if len(floats) > 1:
         raise DataError("Images of floats and of 16-bit integers can't be scaled alike. Save all of them in one way.")
     top, name = max(largest)
-    whites = [(1, *_WHITES), 1.001] if floats == {True} else [_WHITES, 1]  # floats are rounded
-    white = next(white for white in whites[0] if top <= whites[1] * white)
+    whites, slack = ((1, *_WHITES), 1.001) if True in floats else (_WHITES, 1)  # floats are rounded
+    white = next(white for white in whites if top <= slack * white)
     few = " So few images may not show what is white." if len(largest) < _FEW_IMAGES else ""
     told = f"Images of more than 8 bits a channel ({len(largest)}) use 0–{white}: their largest value is {top:g}, in {name}."
     return white, None if white == 255 else f"{told} That range becomes 0–255.{few}"
 
 
 def scale_alike(images: list, largest: list) -> tuple[list, list[str]]:
-    """Return images of a catalogue, those of more than 8 bits bound to one white, and what to say of it.
-
-    `largest` holds the `largest_value` of each.
-    """
+    """Return images of a catalogue, by the `largest_value` of each bound to one white, and what to say of it."""
     wide = [(value, image.file) for image, value in zip(images, largest, strict=True) if value is not None]
-    if not wide:
-        return images, []
-    white, told = decide_white(wide)
-
-    def bound(image):
-        digest = hashlib.sha256(image.digest + f"white {white}".encode()).digest()  # other pixels are other data
-        return dataclasses.replace(image, read=WideFile(image.read, white), digest=digest)
-
-    images = [image if value is None else bound(image) for image, value in zip(images, largest, strict=True)]
-    return images, [told] if told else []
-
-
-def _content_of(source) -> bytes:
-    if isinstance(source, bytes) or callable(source):
-        return source() if callable(source) else source
-    path = Path(source)
-    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise DataError("it is a folder, a pipe or a device, not a file.")
-    return path.read_bytes()
+    white, told = decide_white(wide) if wide else (None, None)
+    scaled = []
+    for image, value in zip(images, largest, strict=True):
+        if value is not None:
+            digest = hashlib.sha256(image.digest + f"white {white}".encode()).digest()  # other pixels are other data
+            image = dataclasses.replace(image, read=WideFile(image.read, white), digest=digest)
+        scaled.append(image)
+    return scaled, [told] if told else []
 
 
 @contextlib.contextmanager
@@ -199,7 +182,24 @@ def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -
     """
     from PIL import Image
 
-    array = _rgb_array(image)
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3) or array.size == 0:
+        raise DataError(
+            "An image must be an array (height, width, 3), or grey as (height, width) or (height, width, 1)."
+            f" {received(shape=np.shape(image))}"
+        )
+    kind = array.dtype.kind
+    if kind not in "iuf":
+        raise DataError(f"An image must hold integers or floats. {received(dtype=str(array.dtype))}")
+    if kind != "f" and array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+        raise DataError(
+            "Integer pixels must lie in 0–255. Scale them so that 0 is black and 255 white."
+            f" {received(smallest=int(array.min()), largest=int(array.max()))}"
+        )
+    array = array.astype("float32" if kind == "f" else "uint8", copy=False)
+    array = np.broadcast_to(array, (*array.shape[:2], 3))
     if array.shape[:2] == image_size:
         return array.copy()
     if array.dtype == np.uint8:
@@ -210,23 +210,21 @@ def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -
 
 
 def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
-    """Return `(images, others)`: the files under `folder`, sorted, links to folders followed.
-
-    What is hidden is among the others, folders as one.
-    """
-    found, visited, top = ([], []), set(), os.path.join(os.path.realpath(folder), "")
+    """Return `(images, others)`: the files under `folder`, sorted, links followed. Hidden folders are others, as one."""
+    images, others = [], []
+    visited = {*map(str, Path(os.path.realpath(folder)).parents)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in visited or (parent != os.fspath(folder) and top.startswith(os.path.join(real, ""))):
-            folders.clear()  # a link back, to what was read already or to a folder above
+        if real in visited:  # a link back, to what was read already or to a folder above
+            folders.clear()
             continue
         visited.add(real)
-        found[1].extend(Path(parent, name) for name in folders if is_hidden(name))
+        others += [Path(parent, name) for name in folders if is_hidden(name)]
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for path in (Path(parent, name) for name in files):
             if path.is_file():  # no pipe and no device
-                found[not is_image_file(path)].append(path)
-    return sorted(found[0]), sorted(found[1])
+                (images if is_image_file(path) else others).append(path)
+    return sorted(images), sorted(others)
 
 
 def is_image_file(path: Path) -> bool:
@@ -246,12 +244,10 @@ def is_hidden(name: str) -> bool:
 
 def count_left_out(paths: Iterable[Path]) -> tuple[dict[str, int], list[str]]:
     """Return how many files there are of each ending, or of what left them behind; and what to say of photographs."""
-    counts = collections.Counter(
-        (path.suffix.lower() or "without ending")
-        if not is_hidden(path.name)
-        else (path.name if path.name.lower() in _LEFTOVERS else "dot files")
-        for path in paths
-    )
+    counts = collections.Counter()
+    for path in paths:
+        left_behind = path.name if path.name.lower() in _LEFTOVERS else "dot files"
+        counts[left_behind if is_hidden(path.name) else path.suffix.lower() or "without ending"] += 1
     photographs = sorted(kind for kind in counts if kind in (*_RAW_SUFFIXES, *_OPTIONAL_SUFFIXES))
     if not photographs:
         return dict(counts), []
@@ -326,11 +322,16 @@ def _open(content: bytes):
     raise DataError("it is not a JPEG, PNG, BMP, GIF, WEBP, TIFF, AVIF or HEIC image.")
 
 
-def _open_both(content: bytes) -> tuple:
+def _open_both(source) -> tuple:
     """Return a Pillow image, and one of the low bytes of 16-bit colors (else `None`), neither decoded.
 
     Of 16-bit colors Pillow keeps the high bytes. Told the other byte order, it takes the low ones for these.
     """
+    content = source() if callable(source) else source
+    if not isinstance(content, bytes):
+        if os.path.exists(content) and not os.path.isfile(content):  # reading a pipe or a device may never end
+            raise DataError("it is a folder, a pipe or a device, not a file.")
+        content = Path(content).read_bytes()
     image, tiles = _open(content), []
     if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2[258][0] == 16:
         raise DataError(
@@ -403,8 +404,7 @@ def on_white(image):
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    mode = "L" if image.mode in ("L", "1") else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _decoded_bytes(image, reduction: int = 1) -> int:
@@ -442,42 +442,22 @@ def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1)
     """Resize a Pillow image of mode `L`, `RGB` or `F` that may have been decoded at a fraction of its size."""
     from PIL import Image
 
-    height, width = image_size
-    bilinear = Image.Resampling.BILINEAR
-    if resize == "squash" or image.size == (width, height):
-        return image.resize((width, height), bilinear)  # of its own size a copy
+    size, bilinear = image_size[::-1], Image.Resampling.BILINEAR
+    if resize == "squash" or image.size == size:
+        return image.resize(size, bilinear)  # of its own size a copy
     if resize == "crop":
         # The part is chosen in whole pixels of the file, so that decoding at a fraction doesn't move it.
-        full_width, full_height = image.width * reduction, image.height * reduction
-        scale = min(full_width / width, full_height / height)
-        part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = (full_width - part_width) // 2, (full_height - part_height) // 2
-        box = (left, top, left + part_width, top + part_height)
-        return image.resize((width, height), bilinear, box=tuple(edge / reduction for edge in box))
-    scale = min(width / image.width, height / image.height)
-    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = Image.new(image.mode, (width, height))
-    canvas.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        box = _in_the_middle((image.width * reduction, image.height * reduction), size)
+        return image.resize(size, bilinear, box=tuple(edge / reduction for edge in box))
+    left, top, right, bottom = _in_the_middle(size, image.size)
+    canvas = Image.new(image.mode, size)
+    canvas.paste(image.resize((right - left, bottom - top), bilinear), (left, top))
     return canvas
 
 
-def _rgb_array(image) -> np.ndarray:
-    """Return `(height, width, 3)`, uint8 or float32."""
-    array = np.asarray(image)
-    if array.ndim == 2:
-        array = array[..., np.newaxis]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3) or array.size == 0:
-        raise DataError(
-            "An image must be an array (height, width, 3), or grey as (height, width) or (height, width, 1)."
-            f" {received(shape=np.shape(image))}"
-        )
-    kind = array.dtype.kind
-    if kind not in "iuf":
-        raise DataError(f"An image must hold integers or floats. {received(dtype=str(array.dtype))}")
-    if kind != "f" and array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
-        raise DataError(
-            "Integer pixels must lie in 0–255. Scale them so that 0 is black and 255 white."
-            f" {received(smallest=int(array.min()), largest=int(array.max()))}"
-        )
-    array = array.astype("float32" if kind == "f" else "uint8", copy=False)
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+def _in_the_middle(whole: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest box of the proportions of `shape` in the middle of `whole`: left, top, right, bottom."""
+    scale = min(whole[0] / shape[0], whole[1] / shape[1])
+    width, height = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    return left, top, left + width, top + height
