@@ -211,17 +211,15 @@ class _DatasetRows(Rows):
         return np.concatenate(labels) if labels else None
 
     def batches(self, start=0, size=None):
-        batches = map(_three_of, self._passes())
-        if size is None:
-            yield from batches
-            return
         rest = None
-        for batch in batches:
+        for batch in map(_three_of, self._passes()):
+            if size is None:
+                yield batch
+                continue
             rest = batch if rest is None or not len(rest[0]) else tuple(map(_joined, rest, batch))
-            whole = len(rest[0]) // size * size
-            for begin in range(0, whole, size):
-                yield _part(rest, begin, begin + size)
-            rest = _part(rest, whole, None)
+            while len(rest[0]) >= size:
+                yield _part(rest, None, size)
+                rest = _part(rest, size, None)
         if rest is not None and len(rest[0]):
             yield rest
 
@@ -257,11 +255,7 @@ def _numpy(array) -> np.ndarray | None:
 
 
 def split_validation(arrays: tuple, fraction: float) -> tuple[tuple, tuple]:
-    """Split arrays as `fit(validation_split=…)` does: the last part, before anything is shuffled.
-
-    Raises:
-        ArgumentError: no fraction between 0 and 1, or nothing left on one side.
-    """
+    """Split arrays as `fit(validation_split=…)` does: the last part, before anything is shuffled."""
     fraction, count = check_fraction("validation_split", fraction, one=False), len(arrays[0])
     edge = math.floor(count * (1.0 - fraction))
     if not 0 < edge < count:

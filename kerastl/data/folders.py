@@ -159,27 +159,25 @@ def load_images(
     check_choice("resize", resize, image_files.RESIZES)
     shares = check_shares(validation=validation, test=test)
     catalogue = _open_source(source, labels, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
-    return _image_splits(catalogue, divide(catalogue, shares, seed), image_size, batch_size, resize, seed, shuffle)
+    splits, settings = divide(catalogue, shares, seed), {"image_size": image_size, "resize": resize, "seed": seed}
+    return _image_splits(catalogue, splits, batch_size, shuffle, **settings)
 
 
-def _image_splits(catalogue, splits, image_size, batch_size, resize, seed, shuffle) -> ImageSplits:
+def _image_splits(catalogue: Catalogue, splits: dict, batch_size: int, shuffle: bool, **settings) -> ImageSplits:
     counts = collections.Counter(index for image in catalogue.images for index in image.indices)
     class_counts = {name: counts[label] for label, name in enumerate(catalogue.class_names)}
     for notice in (*catalogue.notices, *_notices(catalogue, class_counts)):
         warn(notice)
-    datasets = {
-        split: _dataset(catalogue, images, image_size, resize, batch_size, seed, shuffle and split == TRAIN)
-        for split, images in splits.items()
-    }
+    datasets = dict.fromkeys((TRAIN, VALIDATION, TEST))
+    for split, images in splits.items():
+        datasets[split] = _dataset(catalogue, images, batch_size, shuffle and split == TRAIN, **settings)
     return ImageSplits(
-        **{split: datasets.get(split) for split in (TRAIN, VALIDATION, TEST)},
+        **datasets,
+        **settings,
         **{name: getattr(catalogue, name) for name in ("class_names", "name", "licence", "skipped", "ignored", "task")},
         class_counts=class_counts,
         split_sizes={split: len(images) for split, images in splits.items()},
         files={split: tuple(image.file for image in images) for split, images in splits.items()},
-        image_size=image_size,
-        resize=resize,
-        seed=seed,
         white=next((image.read.white for image in catalogue.images if hasattr(image.read, "white")), None),
     )
 
@@ -242,7 +240,7 @@ def _counts(by_suffix: dict[str, int]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))
 
 
-def _dataset(catalogue, images: list[Image], image_size, resize: str, batch_size: int, seed: int, shuffles: bool):
+def _dataset(catalogue, images: list[Image], batch_size: int, shuffles: bool, *, image_size, resize: str, seed: int):
     """Return a `tf.data.Dataset` with its source: decoded in parallel, static shapes, cardinality known."""
     import tensorflow as tf
 

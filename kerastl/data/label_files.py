@@ -7,6 +7,7 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from kerastl.checks import nearest, received
@@ -32,11 +33,10 @@ _TOLD = {
 def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple, list[Image], list[Path], list[str]]:
     """Return the task, the names of classes or labels, the listed images, not read yet, files of no image, and warnings."""
     table = _Table(_find_labels_file(folder, labels))
-    columns = dict(table.columns)
-    file_column = _take(columns, _FILES) or next(iter(columns), "")
-    split_column = _take(columns, _SPLITS)
+    file_column = _find_column(table.columns, _FILES) or next(iter(table.columns), "")
+    split_column = _find_column(table.columns, _SPLITS)
     files = table.columns.get(file_column, [])
-    columns.pop(file_column, None)
+    columns = {name: cells for name, cells in table.columns.items() if name not in (file_column, split_column)}
     if not files or not columns:
         raise DataError(
             f"{table.name} needs a column of file names and one of labels, named in its first row, and rows below it. "
@@ -85,8 +85,8 @@ class _Table:
             if isinstance(error, ImportError):
                 advice = "`pip install pyarrow`, or save it as CSV."
             raise DataError(f"Can't read the labels file {path}: {error}. {advice}") from error
-        rows = {number: [_normal(cell).strip() for cell in row] for number, row in enumerate(rows, start=1)}
-        rows = {number: row for number, row in rows.items() if any(row)}
+        rows = [[unicodedata.normalize("NFC", cell).strip() for cell in row] for row in rows]
+        rows = {number: row for number, row in enumerate(rows, start=1) if any(row)}
         self.header = rows.pop(min(rows, default=1), [])
         self._numbers = list(rows)
         uneven = [len(row) != len(self.header) for row in rows.values()]
@@ -128,19 +128,8 @@ def _text(value) -> str:
     return "" if value is None or value != value else str(value)
 
 
-def _normal(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _is_called(name: str, pattern: re.Pattern) -> bool:
-    return bool(pattern.fullmatch(re.sub("[^a-z]", "", name.lower())))
-
-
-def _take(columns: dict[str, list[str]], pattern: re.Pattern) -> str | None:
-    """Remove the first column of such a name, and return its name."""
-    found = next((name for name in columns if _is_called(name, pattern)), None)
-    columns.pop(found, None)
-    return found
+def _find_column(names: Iterable[str], pattern: re.Pattern) -> str | None:
+    return next((name for name in names if pattern.fullmatch(re.sub("[^a-z]", "", name.lower()))), None)
 
 
 def _paths(table: _Table, folder: Path, column: str, images: list[Path], others: list[Path]) -> list[Path]:
@@ -158,7 +147,7 @@ def _paths(table: _Table, folder: Path, column: str, images: list[Path], others:
 
     def candidates(name: str) -> list[Path]:
         name = name.replace("\\", "/")
-        whole, end = _slashed(folder / name), "/" + _normal(os.path.normpath(name)).lstrip("/")
+        whole, end = _slashed(folder / name), "/" + os.path.normpath(name).lstrip("/")
         for known in places:
             same = known.get(whole) or [one for one in known.get(whole.rpartition("/")[2], ()) if one[0].endswith(end)]
             if same:
@@ -177,7 +166,7 @@ def _paths(table: _Table, folder: Path, column: str, images: list[Path], others:
 
 
 def _slashed(path: Path) -> str:
-    return _normal(os.path.abspath(path).replace(os.sep, "/"))
+    return unicodedata.normalize("NFC", os.path.abspath(path).replace(os.sep, "/"))
 
 
 def _parts(table: _Table, cells: list[str]) -> list[str]:
@@ -204,7 +193,7 @@ def _labels(table: _Table, columns: dict[str, list[str]]) -> tuple[str, tuple[st
     numbers = [float(cell) if _NUMBER.fullmatch(cell) else None for cell in cells]
     finite = [number is not None and math.isfinite(number) for number in numbers]
     are_whole = all(number is None or number.is_integer() for number in numbers)
-    are_classes = are_whole and _is_called(column, _CLASSES)
+    are_classes = are_whole and _find_column([column], _CLASSES)
     if not are_classes and sum(finite) > numbers.count(None):
         bad = [not fine for fine in finite]
         advice = "Correct them, or remove the rows. For classes call the column 'label'."
