@@ -1,8 +1,4 @@
-"""The one adapter: whatever `fit` takes, as batches of `(images, labels, sample_weights)`.
-
-Arrays, tuples of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, `DataLoader`, results of `load_images` and generators
-are told apart here and nowhere else.
-"""
+"""The one adapter: whatever `fit` takes, told apart here alone, as batches of `(images, labels, sample_weights)`."""
 
 import contextlib
 import dataclasses

@@ -1,7 +1,4 @@
-"""`load_images`: labelled images from a folder, from TensorFlow Datasets or from ELPV, as `tf.data` pipelines.
-
-Each split carries an `ImageSource` (see `batches.py`): its images by index, and an identity made of their contents.
-"""
+"""`load_images`: labelled images from a folder, from TensorFlow Datasets or from ELPV, as `tf.data` pipelines."""
 
 import collections
 import contextlib
@@ -86,17 +83,15 @@ class ImageSplits(Printed):
         if len(rows) > _ROWS_SHOWN:
             rows = [*rows[: _ROWS_SHOWN - 1], [f"… {len(rows) - _ROWS_SHOWN + 1} more", *[""] * (len(labels) + 1)]]
         rows = [list(map(str, row)) for row in [*rows, ["total", *self.split_sizes.values(), images]]]
-        title = (
-            f"{self.name}: {images} images, {of_what};"
-            f" {height}×{width} pixels (height×width, {self.resize!r}), seed {self.seed}"
-        )
-        notes = [
-            *([f"Unreadable and skipped: {len(self.skipped)}"] if self.skipped else []),
-            *([f"Other files, ignored: {_counts(self.ignored)}"] if self.ignored else []),
-            *([f"Of more than 8 bits a channel, 0–{self.white} became 0–255"] if self.white else []),
-            *([f"Licence: {self.licence}"] if self.licence else []),
-        ]
-        header = [what, *self.split_sizes, "total"]
+        size = f"{height}×{width} pixels (height×width, {self.resize!r})"
+        title = f"{self.name}: {images} images, {of_what}; {size}, seed {self.seed}"
+        notes = {
+            f"Unreadable and skipped: {len(self.skipped)}": self.skipped,
+            f"Other files, ignored: {_counts(self.ignored)}": self.ignored,
+            f"Of more than 8 bits a channel, 0–{self.white} became 0–255": self.white,
+            f"Licence: {self.licence}": self.licence,
+        }
+        notes, header = [note for note, value in notes.items() if value], [what, *self.split_sizes, "total"]
         return [Table(header, rows, range(1, len(header)), title=title, total=True, notes=notes)]
 
 
@@ -224,10 +219,8 @@ def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
             notices.append(f"Identical images {what} ({len(mixed)}): {listing}. {advice}")
     few = [f"{name} ({count})" for name, count in class_counts.items() if count < _FEW_IMAGES]
     if few:
-        notices.append(
-            f"{classes.capitalize()} with fewer than {_FEW_IMAGES} images: {_listing(few)}. Accuracies on so few say little; "
-            "add images."
-        )
+        advice = "Accuracies on so few say little; add images."
+        notices.append(f"{classes.capitalize()} with fewer than {_FEW_IMAGES} images: {_listing(few)}. {advice}")
     return notices
 
 
@@ -241,7 +234,7 @@ def _counts(by_suffix: dict[str, int]) -> str:
 
 
 def _dataset(catalogue, images: list[Image], batch_size: int, shuffles: bool, *, image_size, resize: str, seed: int):
-    """Return a `tf.data.Dataset` with its source: decoded in parallel, static shapes, cardinality known."""
+    """Return a `tf.data.Dataset` with its `ImageSource`: decoded in parallel, static shapes, cardinality known."""
     import tensorflow as tf
 
     # Of everything that decides what `read` returns, index by index, and of the labels. Contents count, not names: a
@@ -325,7 +318,8 @@ def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]
             " beside them, in a folder `train`; if they are classes, rename them."
         )
     if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
-        _refuse_splits_in_classes(folder, names.values())
+        for path in names.values():
+            _refuse_splits(path)
         return {TRAIN: folder}, []
     if others:
         raise DataError(
@@ -339,15 +333,15 @@ def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]
     return roots, [f"{unlabelled} holds images without labels, and is left out."] if unlabelled else []
 
 
-def _refuse_splits_in_classes(folder: Path, classes) -> None:
-    for path in classes:
-        inside = splits_of([one.name for one in _subfolders(path)])
-        if len({TRAIN, TEST, VALIDATION} & {*inside.values()}) > 1:
-            name = min(inside, key=lambda one: inside[one] != TRAIN)
-            raise DataError(
-                f"{path} holds splits itself ({', '.join(inside)}). If {path.name!r} is a class, put the split above it:"
-                f" {folder / name / path.name}. If it is a data set of its own, load {str(path)!r}."
-            )
+def _refuse_splits(path: Path) -> None:
+    """Raise where the folder of a class holds splits."""
+    inside = splits_of(one.name for one in _subfolders(path))
+    if len({*inside.values()} - {""}) > 1:
+        name = min(inside, key=lambda one: inside[one] != TRAIN)
+        raise DataError(
+            f"{path} holds splits itself ({', '.join(inside)}). If {path.name!r} is a class, put the split above it:"
+            f" {path.parent / name / path.name}. If it is a data set of its own, load {str(path)!r}."
+        )
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -1,7 +1,4 @@
-"""Reading one image, upright and RGB, and resizing: the same for training and for prediction.
-
-Everything goes through Pillow. What comes out is `(height, width, 3)`, RGB, 0–255.
-"""
+"""Reading one image by Pillow, upright and RGB, and resizing: the same for training and for prediction."""
 
 import collections
 import concurrent.futures
@@ -102,7 +99,7 @@ def read_image(
             image, numbers = _decode(image, low, reduction)
             if numbers is not None:
                 white = getattr(source, "white", None) or decide_white([(numbers.max().item(), "")])[0]
-                image = _of_numbers(to_eight_bits(numbers, white), image)
+                image = _with_pixels(image, to_eight_bits(numbers, white))
             image = on_white(image)
             # Grey is resized before it becomes three equal channels: the same result at a third of the work.
             image = image if image_size is None else _resize(image, image_size, resize, reduction)
@@ -154,24 +151,21 @@ def scale_alike(images: list, largest: list) -> tuple[list, list[str]]:
 
 @contextlib.contextmanager
 def naming_the_image(name: object):
-    """Turn whatever goes wrong while an image is read into a `DataError` that names it.
-
-    Pillow's decoders raise a dozen kinds of exceptions on damaged files (OSError, SyntaxError, struct.error, …).
-    """
+    """Turn whatever goes wrong while an image is read into a `DataError` that names it."""
     from PIL import Image
 
     try:
         yield
-    except Exception as error:
-        reason = f"it is damaged, cut short, or of a kind that can't be read ({type(error).__name__}: {error})."
+    except Exception as error:  # on damaged files Pillow's decoders raise a dozen kinds
         if isinstance(error, DataError):
             reason = str(error)
         elif isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
             reason = f"it is too large for Pillow to decode. Make it smaller. {error}"
         elif isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror}."
-        called = "bytes" if isinstance(name, bytes) else name
-        raise DataError(f"Can't read the image {called}: {reason}") from error
+        else:
+            reason = f"it is damaged, cut short, or of a kind that can't be read ({type(error).__name__}: {error})."
+        raise DataError(f"Can't read the image {'bytes' if isinstance(name, bytes) else name}: {reason}") from error
 
 
 def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -> np.ndarray:
@@ -232,9 +226,9 @@ def is_image_file(path: Path) -> bool:
     suffix = path.suffix.lower()
     if is_hidden(path.name) or suffix in _RAW_SUFFIXES:
         return False
-    if suffix in IMAGE_SUFFIXES or suffix in _OPTIONAL_SUFFIXES:
-        return suffix in IMAGE_SUFFIXES or _OPTIONAL_SUFFIXES[suffix] in _openers()
-    return _format_in(path) is not None
+    if suffix in _OPTIONAL_SUFFIXES:
+        return _OPTIONAL_SUFFIXES[suffix] in _openers()
+    return suffix in IMAGE_SUFFIXES or _format_in(path) is not None
 
 
 def is_hidden(name: str) -> bool:
@@ -386,8 +380,8 @@ def to_eight_bits(numbers: np.ndarray, white: float) -> np.ndarray:
     return np.minimum(np.rint(numbers * (255 / white)), 255).astype(np.uint8)
 
 
-def _of_numbers(pixels: np.ndarray, image):
-    """Return a Pillow image of these pixels that stands for `image`, which has more bits."""
+def _with_pixels(image, pixels: np.ndarray):
+    """Return an image of 8 bits that stands for one of more."""
     from PIL import Image
 
     # Zero as white (PhotometricInterpretation 0) is known to Pillow in 8 bits only.

@@ -1,7 +1,4 @@
-"""What a source of images holds, and its division into training, validation and test.
-
-Splits are stratified and seeded, and equal images are kept together.
-"""
+"""What a source of images holds, and its division into training, validation and test."""
 
 import collections
 import dataclasses

@@ -1,7 +1,4 @@
-"""Data sets of TensorFlow Datasets as catalogues: prepared when needed, and read by index.
-
-`load_images` imports this file, and with it TensorFlow Datasets, only when asked for one of them.
-"""
+"""Data sets of TensorFlow Datasets, which `load_images` imports for these alone: prepared when needed, read by index."""
 
 import contextlib
 import errno
@@ -27,10 +24,7 @@ _NOT_WRITABLE.add(getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
-    """Return where prepared data sets are kept: as given, `data/` of a checkout, or `None` for TFDS's own default.
-
-    TFDS's default is `TFDS_DATA_DIR` in the environment, else `~/tensorflow_datasets`.
-    """
+    """Return where prepared data sets are kept: as given, `data/` of a checkout, or `None` for what TFDS takes itself."""
     checkout = Path(__file__).resolve().parents[2]
     if data_dir is None and (checkout / "setup.cfg").is_file() and not os.environ.get("TFDS_DATA_DIR"):
         data_dir = checkout / "data" if (checkout / "data").is_dir() else None
