@@ -154,8 +154,8 @@ def load_images(
     check_choice("resize", resize, image_files.RESIZES)
     shares = check_shares(validation=validation, test=test)
     catalogue = _open_source(source, labels, skip_unreadable=skip_unreadable, data_dir=data_dir, verbose=verbose)
-    splits, settings = divide(catalogue, shares, seed), {"image_size": image_size, "resize": resize, "seed": seed}
-    return _image_splits(catalogue, splits, batch_size, shuffle, **settings)
+    settings = {"image_size": image_size, "resize": resize, "seed": seed}
+    return _image_splits(catalogue, divide(catalogue, shares, seed), batch_size, shuffle, **settings)
 
 
 def _image_splits(catalogue: Catalogue, splits: dict, batch_size: int, shuffle: bool, **settings) -> ImageSplits:

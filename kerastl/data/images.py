@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps, features
 
 from kerastl.checks import check_count, received
 from kerastl.errors import ArgumentError, DataError
@@ -152,8 +153,6 @@ def scale_alike(images: list, largest: list) -> tuple[list, list[str]]:
 @contextlib.contextmanager
 def naming_the_image(name: object):
     """Turn whatever goes wrong while an image is read into a `DataError` that names it."""
-    from PIL import Image
-
     try:
         yield
     except Exception as error:  # on damaged files Pillow's decoders raise a dozen kinds
@@ -174,8 +173,6 @@ def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -
     From `(height, width, 3)`, or grey as `(height, width)` or `(height, width, 1)`, in 0–255, it becomes
     `(height, width, 3)`: uint8 where it holds integers, float32 for floats. Any other array is a `DataError`.
     """
-    from PIL import Image
-
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., np.newaxis]
@@ -199,8 +196,8 @@ def resize_image(image, image_size: tuple[int, int], resize: str = RESIZES[0]) -
     if array.dtype == np.uint8:
         return np.array(_resize(Image.fromarray(array), image_size, resize))
     # Pillow resizes floats one channel at a time.
-    channels = [Image.fromarray(np.ascontiguousarray(array[..., channel])) for channel in range(3)]
-    return np.stack([np.asarray(_resize(channel, image_size, resize)) for channel in channels], axis=-1)
+    channels = [_resize(Image.fromarray(channel), image_size, resize) for channel in np.moveaxis(array, -1, 0)]
+    return np.stack(channels, axis=-1)
 
 
 def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
@@ -295,8 +292,6 @@ def _format_in(path: Path) -> str | None:
 @functools.lru_cache(maxsize=1)
 def _openers() -> dict[str, Callable]:
     """Return what opens each format that can be read here."""
-    from PIL import Image, features
-
     Image.init()
     with contextlib.suppress(ImportError):
         import pillow_heif
@@ -348,8 +343,6 @@ def _open_both(source) -> tuple:
 
 def _decode(image, low, reduction: int = 1) -> tuple:
     """Return an image decoded and upright, and of more than 8 bits a channel its values, without alpha (else `None`)."""
-    from PIL import ImageOps
-
     if reduction > 1:
         image.draft(None, (image.width // reduction, image.height // reduction))
     for one in filter(None, (image, low)):
@@ -382,8 +375,6 @@ def to_eight_bits(numbers: np.ndarray, white: float) -> np.ndarray:
 
 def _with_pixels(image, pixels: np.ndarray):
     """Return an image of 8 bits that stands for one of more."""
-    from PIL import Image
-
     # Zero as white (PhotometricInterpretation 0) is known to Pillow in 8 bits only.
     found = Image.fromarray(255 - pixels if image.format == "TIFF" and image.tag_v2.get(262) == 0 else pixels)
     if image.mode == "RGBA":
@@ -393,8 +384,6 @@ def _with_pixels(image, pixels: np.ndarray):
 
 def on_white(image):
     """Return an image of 8 bits a channel as mode `L` (grey) or `RGB`, transparent parts laid on white."""
-    from PIL import Image
-
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
@@ -434,8 +423,6 @@ def _reduction(image, image_size: tuple[int, int] | None) -> int:
 
 def _resize(image, image_size: tuple[int, int], resize: str, reduction: int = 1):
     """Resize a Pillow image of mode `L`, `RGB` or `F` that may have been decoded at a fraction of its size."""
-    from PIL import Image
-
     size, bilinear = image_size[::-1], Image.Resampling.BILINEAR
     if resize == "squash" or image.size == size:
         return image.resize(size, bilinear)  # of its own size a copy

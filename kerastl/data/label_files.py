@@ -47,10 +47,10 @@ def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple, lis
     parts = _parts(table, table.columns[split_column] if split_column else [TRAIN] * len(files))
     task, names, values = _labels(table, columns)
     check_names(names, f"Correct them in {table.name}.")
-    rows = {}
-    for path, row in zip(paths, zip(values, parts, strict=True), strict=True):
-        rows.setdefault(path, []).append(row)
-    twice = [len({*rows[path]}) > 1 for path in paths]
+    rows = collections.defaultdict(set)
+    for path, label, part in zip(paths, values, parts, strict=True):
+        rows[path].add((label, part))
+    twice = [len(rows[path]) > 1 for path in paths]
     table.refuse(files, twice, "Files listed with different labels or splits", "Keep one row of each.")
     if verbose:
         splits = f", splits in {split_column!r}" if split_column else ""
@@ -58,7 +58,7 @@ def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple, lis
         print(f"{table.name}: file names in {file_column!r}{splits}, {what} taken as {_TOLD[task]}.", flush=True)
     unlisted = len({*images} - {*paths})
     notices = [f"{unlisted} images in {folder} are not listed in {table.name}, and left out."] if unlisted else []
-    found = [Image(label, part, str(path), b"", path.read_bytes) for path, ((label, part), *_) in rows.items()]
+    found = [Image(label, part, str(path), b"", path.read_bytes) for path, ((label, part),) in rows.items()]
     return task, names, found, [path for path in others if path not in rows], notices
 
 
