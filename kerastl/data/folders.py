@@ -143,8 +143,7 @@ def load_images(
 
     Raises:
         ArgumentError: a wrong argument, or a share for a part that the source brings along.
-        DataError: no such folder or data set, unreadable files, fewer than two classes, a class with too few images, rows
-            of a labels file that don't fit.
+        DataError: no such folder or data set, unreadable files, too few classes or images, a labels file that doesn't fit.
         BackendError: for ELPV, when the package `elpv-dataset` is missing.
         OutputError: a data set can't be written to `data_dir`.
     """
