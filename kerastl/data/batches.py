@@ -230,8 +230,7 @@ class _DatasetRows(Rows):
 
 def _three_of(batch) -> tuple:
     """Return images, labels and sample weights of a batch as arrays, what is missing as `None`."""
-    parts = tuple(batch[:3]) if isinstance(batch, (tuple, list)) else (batch,)
-    arrays = tuple(_numpy(part) for part in (*parts, None, None)[:3])
+    arrays = tuple(map(_numpy, keras.utils.unpack_x_y_sample_weight(batch)))
     lengths = [len(array) for array in arrays if array is not None]
     if len(set(lengths)) > 1:
         raise DataError(f"A batch must hold as many labels as images. {received(lengths=lengths)}")

@@ -265,7 +265,7 @@ def catalogue_folder(folder: str | os.PathLike, labels=None, *, skip_unreadable:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        beside = _subfolders(folder.parent) if folder.parent.is_dir() else ()
         raise DataError(
             f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
             f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
@@ -303,21 +303,21 @@ def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]
 
     A class may be called "train": only beside `validation` or `test`, or alone, is it taken for a split.
     """
-    names = {path.name: path for path in _subfolders(folder)}
-    splits, roots = splits_of(names), {}
+    folders = _subfolders(folder)
+    splits, roots = splits_of(folders), {}
     for name, split in splits.items():
         if split and split in roots:
-            raise DataError(f"Two folders are both the {split} split: {roots[split]} and {names[name]}. Keep one.")
-        roots[split] = names[name]
+            raise DataError(f"Two folders are both the {split} split: {roots[split]} and {folders[name]}. Keep one.")
+        roots[split] = folders[name]
     unlabelled = roots.pop("", None)
-    others = [name for name in names if name not in splits]
+    others = [name for name in folders if name not in splits]
     if TRAIN not in roots and len(roots) > 1 and not others and any(map(_subfolders, roots.values())):
         raise DataError(
             f"{folder} holds {' and '.join(splits)}, but no images to train on. If these are splits, put the training images"
             " beside them, in a folder `train`; if they are classes, rename them."
         )
     if TRAIN not in roots or not _subfolders(roots[TRAIN]) or (others and len(roots) == 1):
-        for path in names.values():
+        for path in folders.values():
             _refuse_splits(path)
         return {TRAIN: folder}, []
     if others:
@@ -334,7 +334,7 @@ def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]
 
 def _refuse_splits(path: Path) -> None:
     """Raise where the folder of a class holds splits."""
-    inside = splits_of(one.name for one in _subfolders(path))
+    inside = splits_of(_subfolders(path))
     if len({*inside.values()} - {""}) > 1:
         name = min(inside, key=lambda one: inside[one] != TRAIN)
         raise DataError(
@@ -343,12 +343,13 @@ def _refuse_splits(path: Path) -> None:
         )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not image_files.is_hidden(path.name))
+def _subfolders(folder: Path) -> dict[str, Path]:
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return {path.name: path for path in inside if not image_files.is_hidden(path.name)}
 
 
 def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
-    names = tuple(path.name for path in _subfolders(roots[TRAIN]))
+    names = tuple(_subfolders(roots[TRAIN]))
     check_names(names, "Rename the folder.")
     if len(names) < 2:
         raise DataError(
@@ -356,12 +357,10 @@ def _class_names(roots: dict[str, Path]) -> tuple[str, ...]:
             " Put the images of each class into a folder named after the class, or pass `labels=` with a file of labels."
         )
     for root in roots.values():
-        unknown = [path.name for path in _subfolders(root) if path.name not in names]
+        unknown = ", ".join(repr(name) for name in _subfolders(root) if name not in names)
         if unknown:
-            raise DataError(
-                f"{root} holds classes that the training images lack: {', '.join(map(repr, unknown))}."
-                " Class folders must have the same names in every split."
-            )
+            advice = "Class folders must have the same names in every split."
+            raise DataError(f"{root} holds classes that the training images lack: {unknown}. {advice}")
     return names
 
 
