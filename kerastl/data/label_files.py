@@ -7,7 +7,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kerastl.checks import nearest, received
@@ -48,15 +48,15 @@ def labelled_images(folder: Path, labels, verbose: int) -> tuple[str, tuple, lis
     task, names, values = _labels(table, columns)
     check_names(names, f"Correct them in {table.name}.")
     rows = collections.defaultdict(set)
-    for path, label, part in zip(paths, values, parts, strict=True):
-        rows[path].add((label, part))
-    twice = [len(rows[path]) > 1 for path in paths]
-    table.refuse(files, twice, "Files listed with different labels or splits", "Keep one row of each.")
+    for file, label, part in zip(files, values, parts, strict=True):
+        rows[paths[file]].add((label, part))
+    what = "Files listed with different labels or splits"
+    table.check(files, lambda file: len(rows[paths[file]]) == 1, what, "Keep one row of each.")
     if verbose:
         splits = f", splits in {split_column!r}" if split_column else ""
         what = f"{len(columns)} columns" if len(columns) > 1 else repr(*columns)
         print(f"{table.name}: file names in {file_column!r}{splits}, {what} taken as {_TOLD[task]}.", flush=True)
-    unlisted = len({*images} - {*paths})
+    unlisted = len({*images} - {*rows})
     notices = [f"{unlisted} images in {folder} are not listed in {table.name}, and left out."] if unlisted else []
     found = [Image(label, part, str(path), b"", path.read_bytes) for path, ((label, part),) in rows.items()]
     return task, names, found, [path for path in others if path not in rows], notices
@@ -74,7 +74,7 @@ def _find_labels_file(folder: Path, labels) -> Path:
 
 
 class _Table:
-    """A table as text, `columns` by name; `refuse` numbers rows as a spreadsheet does, the header being row 1."""
+    """A table as text, `columns` by name; `check` numbers rows as a spreadsheet does, the header being row 1."""
 
     def __init__(self, path: Path):
         self.name = path.name
@@ -89,21 +89,21 @@ class _Table:
         rows = {number: row for number, row in enumerate(rows, start=1) if any(row)}
         self.header = rows.pop(min(rows, default=1), [])
         self._numbers = list(rows)
-        uneven = [len(row) != len(self.header) for row in rows.values()]
-        what = f"Not {len(self.header)} cells, as in the first row"
-        self.refuse(map(",".join, rows.values()), uneven, what, "Quote text that holds a separator.")
+        uneven = {",".join(row) for row in rows.values() if len(row) != len(self.header)}
+        what, advice = f"Not {len(self.header)} cells, as in the first row", "Quote text that holds a separator."
+        self.check(map(",".join, rows.values()), lambda row: row not in uneven, what, advice)
         columns = zip(self.header, zip(*rows.values(), strict=True), strict=False)  # no columns where there are no rows
         columns = [(name, list(cells)) for name, cells in columns if not _UNNAMED.fullmatch(name)]
         self.columns = dict(columns)
         if len(self.columns) < len(columns):
             raise DataError(f"Two columns of {path} have one name. Rename one. {received(first_row=self.header)}")
 
-    def refuse(self, cells, bad: list[bool], what: str, advice: str) -> None:
-        """Raise `DataError` where `bad` says so of rows, and show their `cells`."""
-        rows = [f"row {row} ({cell!r})" for row, cell, wrong in zip(self._numbers, cells, bad, strict=True) if wrong]
-        if rows:
-            listing = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
-            raise DataError(f"{what} ({len(rows)} of the {len(bad)} rows of {self.name}): {listing}. {advice}")
+    def check(self, cells: Iterable[str], is_good: Callable, what: str, advice: str) -> None:
+        """Raise `DataError` unless the cell of every row is good."""
+        bad = [f"row {row} ({cell!r})" for row, cell in zip(self._numbers, cells, strict=True) if not is_good(cell)]
+        if bad:
+            listing = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            raise DataError(f"{what} ({len(bad)} of the {len(self._numbers)} rows of {self.name}): {listing}. {advice}")
 
 
 def _text_rows(path: Path) -> list[list[str]]:
@@ -132,8 +132,8 @@ def _find_column(names: Iterable[str], pattern: re.Pattern) -> str | None:
     return next((name for name in names if pattern.fullmatch(re.sub("[^a-z]", "", name.lower()))), None)
 
 
-def _paths(table: _Table, folder: Path, column: str, images: list[Path], others: list[Path]) -> list[Path]:
-    """Return the file of each row.
+def _paths(table: _Table, folder: Path, column: str, images: list[Path], others: list[Path]) -> dict[str, Path]:
+    """Return the file of each name.
 
     A name is that of a file in the folder, or the end of its path, where that is the end of one; the ending can be missing.
     """
@@ -155,14 +155,14 @@ def _paths(table: _Table, folder: Path, column: str, images: list[Path], others:
         return []
 
     names = table.columns[column]
-    found = [candidates(name) for name in names]
+    found = {name: candidates(name) for name in names}
     if candidates(column) and not column.isalpha():
         raise DataError(f"The first row of {table.name} must name the columns. {received(first_row=table.header)}")
     advice = f"Correct or remove these rows; if {column!r} isn't the column of file names, call that one 'filename'."
-    table.refuse(names, [not paths for paths in found], f"Files that are not in {folder}", advice)
-    several = [len(paths) > 1 for paths in found]
-    table.refuse(names, several, f"Names of several files in {folder}", "Write their folders and endings.")
-    return [path for (path,) in found]
+    table.check(names, found.get, f"Files that are not in {folder}", advice)
+    advice = "Write their folders and endings."
+    table.check(names, lambda name: len(found[name]) == 1, f"Names of several files in {folder}", advice)
+    return {name: path for name, (path,) in found.items()}
 
 
 def _slashed(path: Path) -> str:
@@ -172,8 +172,7 @@ def _slashed(path: Path) -> str:
 def _parts(table: _Table, cells: list[str]) -> list[str]:
     """Return the split of each row."""
     splits = splits_of({*cells})
-    bad = [not splits.get(cell) for cell in cells]
-    table.refuse(cells, bad, "Not the name of a split", "Write train, validation or test, or remove the rows.")
+    table.check(cells, splits.get, "Not the name of a split", "Write train, validation or test, or remove the rows.")
     if TRAIN not in splits.values():
         raise DataError(f"{table.name} lists no images of the split train. {received(splits=sorted(splits))}")
     return [splits[cell] for cell in cells]
@@ -188,22 +187,19 @@ def _labels(table: _Table, columns: dict[str, list[str]]) -> tuple[str, tuple[st
         several = [{part.strip() for part in cell.split("|")} - {""} for cell in cells]
         places = {name: place for place, name in enumerate(sorted(set().union(*several)))}
         return MULTI_LABEL, tuple(places), [tuple(sorted(map(places.get, one))) for one in several]
-    empty = [not cell for cell in cells]
-    table.refuse(cells, empty, f"No label in the column {column!r}", "Fill them in, or remove the rows.")
-    numbers = [float(cell) if _NUMBER.fullmatch(cell) else None for cell in cells]
-    finite = [number is not None and math.isfinite(number) for number in numbers]
-    are_whole = all(number is None or number.is_integer() for number in numbers)
-    are_classes = are_whole and _find_column([column], _CLASSES)
-    if not are_classes and sum(finite) > numbers.count(None):
-        bad = [not fine for fine in finite]
+    table.check(cells, bool, f"No label in the column {column!r}", "Fill them in, or remove the rows.")
+    numbers = {cell: float(cell) for cell in cells if _NUMBER.fullmatch(cell)}
+    finite = {cell for cell, number in numbers.items() if math.isfinite(number)}
+    are_classes = all(map(float.is_integer, numbers.values())) and _find_column([column], _CLASSES)
+    if not are_classes and sum(cell in finite for cell in cells) > sum(cell not in numbers for cell in cells):
         advice = "Correct them, or remove the rows. For classes call the column 'label'."
-        table.refuse(cells, bad, f"No finite number in the column {column!r} of numbers", advice)
-        return REGRESSION, (column,), numbers
-    ranks = [0] * len(cells)
+        table.check(cells, finite.__contains__, f"No finite number in the column {column!r} of numbers", advice)
+        return REGRESSION, (column,), [numbers[cell] for cell in cells]
+    ranks = dict.fromkeys(cells, 0)
     if are_classes:  # 3.0 is the class 3, and 10 comes after it
-        cells = [cell if number is None else f"{number:.0f}" for cell, number in zip(cells, numbers, strict=True)]
-        ranks = [math.inf if number is None else number for number in numbers]
-    places = {name: place for place, (_, name) in enumerate(sorted({*zip(ranks, cells, strict=True)}))}
+        cells = [f"{numbers[cell]:.0f}" if cell in numbers else cell for cell in cells]
+        ranks = {cell: float(cell) if _NUMBER.fullmatch(cell) else math.inf for cell in cells}
+    places = {name: place for place, name in enumerate(sorted(ranks, key=lambda name: (ranks[name], name)))}
     if len(places) < 2:
         raise DataError(f"A classifier needs two classes or more. {column!r} in {table.name} holds {[*places]}.")
     return CLASSIFICATION, tuple(places), [places[cell] for cell in cells]
@@ -212,9 +208,8 @@ def _labels(table: _Table, columns: dict[str, list[str]]) -> tuple[str, tuple[st
 def _labels_of_flags(table: _Table, columns: dict[str, list[str]]):
     """Return what `_labels` does, of columns of 0 and 1."""
     for name, cells in columns.items():
-        bad = [cell.lower() not in _FLAGS for cell in cells]
         advice = "Keep one column of labels, or several that all hold 0 and 1; remove the others."
-        table.refuse(cells, bad, f"Neither 0 nor 1 in the column {name!r}", advice)
+        table.check(cells, lambda cell: cell.lower() in _FLAGS, f"Neither 0 nor 1 in the column {name!r}", advice)
     rows = zip(*columns.values(), strict=True)
     values = [tuple(place for place, cell in enumerate(row) if _FLAGS[cell.lower()]) for row in rows]
     return MULTI_LABEL, tuple(columns), values
