@@ -39,7 +39,7 @@ def main(argv=None) -> int:
         sys.stdout.flush()
         return status
     except KerastlError as error:
-        print(f"error: {in_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
+        print(f"error: {in_options(error, arguments)}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted; nothing was written.", file=sys.stderr)
@@ -50,8 +50,9 @@ def main(argv=None) -> int:
         return _BROKEN_PIPE
 
 
-def in_options(text: str, arguments) -> str:
-    """Return an error's text with options of the command line where it names arguments of Python."""
+def in_options(error, arguments) -> str:
+    """Return an error's text in one line, with options of the command line where it names arguments of Python."""
+    text = " ".join(str(error).split())
     for name in vars(arguments).keys() - _OPERANDS:
         option = f"--{name.replace('_', '-')}"
         text = re.sub(rf"`{name}`|(?<![\w`.-]){name}=True\b", option, text)

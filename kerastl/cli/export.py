@@ -5,15 +5,7 @@ import sys
 from pathlib import Path
 
 from kerastl.checks import received
-from kerastl.cli.models import (
-    find_model,
-    labels_beside,
-    load_model,
-    preprocessing_for,
-    read_labels,
-    report_beside,
-    resize_beside,
-)
+from kerastl.cli import models
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
 from kerastl.errors import ArgumentError, DataError, GateError, warn
@@ -26,7 +18,7 @@ def run(arguments) -> int:
     import_quietly("tensorflow", verbose=arguments.verbose)
     from kerastl.export.exporting import BUNDLE_FILES, export_model
 
-    file = find_model(arguments.model)
+    file = models.find_model(arguments.model)
     quantize = None if arguments.quantize == "none" else arguments.quantize
     if quantize == "int8" and arguments.data is None:
         raise ArgumentError(
@@ -39,11 +31,10 @@ def run(arguments) -> int:
             f"{received(data=arguments.data, data_labels=arguments.data_labels)}"
         )
     check_output_folder(arguments.out, overwrite=arguments.overwrite, files=BUNDLE_FILES, what="bundle")
-    names = read_labels(arguments.labels) if arguments.labels else labels_beside(file)
-    report = report_beside(file)
-    model = load_model(file)
-    preprocessing = preprocessing_for(model, arguments.preprocessing)
-    size, resize = arguments.image_size or _size_from(report, model), resize_beside(file)
+    names, report = models.labels_for(file, arguments.labels), models.report_beside(file)
+    model = models.load_model(file)
+    preprocessing = models.preprocessing_for(model, arguments.preprocessing)
+    size, resize = arguments.image_size or _size_from(report, model), models.resize_beside(file)
     splits = None if arguments.data is None else _load_splits(arguments, size, resize, model, report)
     if splits is not None:
         _check_data(splits, arguments.data, names, (report.get("data") or {}).get("name"))

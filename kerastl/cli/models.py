@@ -57,11 +57,8 @@ def load_model(file: Path) -> keras.Model:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     # Keras raises nearly everything on damaged files and unknown layers (TypeError, ValueError, KeyError, OSError, …).
     except Exception as error:
-        reason = (
-            _newer_keras(file)
-            or _foreign_layers(file)
-            or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        )
+        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = _newer_keras(file) or _foreign_layers(file) or said
         raise ModelError(f"Can't load the model {file}: {reason}") from error
 
 
@@ -109,20 +106,28 @@ def _foreign_layers(file: Path) -> str | None:
 
 
 def _part_of(file: Path, member: str) -> dict:
+    return _json_object(lambda: zipfile.ZipFile(file).read(member))
+
+
+def _json_object(read) -> dict:
+    """Return the JSON object that `read` reads, or an empty dictionary where there is none."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            content = json.loads(archive.read(member))
+        content = json.loads(read())
     except (KeyError, ValueError, OSError, zipfile.BadZipFile):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def read_labels(file: str | Path) -> list[str]:
-    """Return the lines of a text file, without empty ones.
+def labels_for(model: Path, file: str | None) -> list[str] | None:
+    """Return the lines of a text file, by default of `labels.txt` beside a model; `None` where that isn't there either.
 
     Raises:
         DataError: it can't be read.
     """
+    beside = model.with_name("labels.txt")
+    if not file and not beside.is_file():
+        return None
+    file = file or beside
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -132,22 +137,10 @@ def read_labels(file: str | Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def labels_beside(file: Path) -> list[str] | None:
-    """Return what `labels.txt` beside a model holds, or `None` without one."""
-    labels = file.with_name("labels.txt")
-    return read_labels(labels) if labels.is_file() else None
-
-
 def report_beside(file: Path) -> dict:
     """Return what `report.json` beside a model holds, or an empty dictionary."""
     beside = file.with_name("report.json")
-    if not beside.is_file():  # a pipe would be waited for
-        return {}
-    try:
-        report = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
+    return _json_object(beside.read_bytes) if beside.is_file() else {}  # a pipe would be waited for
 
 
 def resize_beside(file: Path) -> str:

@@ -69,8 +69,18 @@ Nothing is fetched: the weights are random, on which size and time don't depend.
 comparison.json and comparison.png, which plots ImageNet accuracy and multiply-accumulates against time.
 """
 
+
+def _image_size(text: str) -> int | tuple[int, int]:
+    """Return `224` as one number and `160x224` as `(height, width)`."""
+    found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text.strip().lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected pixels such as 224 or 160x224, not {text!r}")
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))
+
+
 # What a value is follows from what the help calls it
-_TYPES = {"N": int, "K": int, "SHARE": float, "RATE": float}
+_TYPES = {"N": int, "K": int, "SHARE": float, "RATE": float, "PIXELS": _image_size}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,16 +113,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(group, name: str, metavar: str, text: str, default=None, **more) -> None:
-    """Add an argument; its help ends in its default, and its type follows from what its value is called."""
+def _add(group, name: str, value: str | list, text: str, default=None, **more) -> None:
+    """Add an argument: its value is one of a list, or of the type that follows from its name; the help ends in its default."""
     text += "" if default is None or "default" in text else f" (default: {default})"
-    kind = _image_size if metavar == "PIXELS" else _TYPES.get(metavar)
-    group.add_argument(name, metavar=metavar, type=kind, default=default, help=text, **more)
-
-
-def _add_choice(group, name: str, choices, text: str, default=None) -> None:
-    text += "" if default is None or "default" in text else f" (default: {default})"
-    group.add_argument(name, choices=choices, type=type(choices[0]), default=default, help=text)
+    is_choice = isinstance(value, list)
+    kind = {"choices": value, "type": type(value[0])} if is_choice else {"metavar": value, "type": _TYPES.get(value)}
+    group.add_argument(name, default=default, help=text, **kind, **more)
 
 
 def _add_switch(group, name: str, text: str) -> None:
@@ -134,7 +140,7 @@ def _add_labels(parser) -> None:
 
 def _add_preprocessing(parser) -> None:
     text = "what training did to pixels 0-255 before the model: nothing, or /255, or /127.5-1 (default: what the model shows)"
-    _add_choice(parser, "--preprocessing", ["auto", "none", "/255", "/127.5-1"], text, "auto")
+    _add(parser, "--preprocessing", ["auto", "none", "/255", "/127.5-1"], text, "auto")
 
 
 def _add_batch_size(group) -> None:
@@ -162,12 +168,12 @@ def _train_images(group) -> None:
     size = "height and width images are resized to, such as 224 or 160x224; default: the network's own"
     _add(group, "--image-size", "PIXELS", size)
     how = "how: stretch (squash, the default), cut off what is too long, or pad with black"
-    _add_choice(group, "--resize", _RESIZES, how, "squash")
+    _add(group, "--resize", _RESIZES, how, "squash")
     _add(group, "--validation", "SHARE", "share of the images to validate on (0.15)")
     _add(group, "--test", "SHARE", "share of the images to test on at the end (0.15)")
     _add_switch(group, "--skip-unreadable", "leave damaged files out instead of stopping")
     altered = "show altered images: flipped both ways, or lightly turned, zoomed and shifted"
-    _add_choice(group, "--augmentation", ["none", "flips", "light"], altered, "none")
+    _add(group, "--augmentation", ["none", "flips", "light"], altered, "none")
     views = (
         "keep so many altered versions of each image and run the frozen part over them once (default: 4 with flips, "
         "else 1: then altered images go through the whole network in every epoch)"
@@ -181,7 +187,7 @@ def _train_images(group) -> None:
     flips = (
         "also average the outputs for so many flips of each test image, reported apart (default: 4 with flips, else 1)"
     )
-    _add_choice(group, "--test-views", _VIEWS, flips)
+    _add(group, "--test-views", _VIEWS, flips)
     _add_batch_size(group)
 
 
@@ -209,7 +215,7 @@ def _train_phases(group) -> None:
     _add(group, "--learning-rate", "RATE", rate)
     _add(group, "--patience", "N", "epochs without improvement before a phase stops", 3)
     weight = "balanced: rare classes count as much as common ones"
-    _add_choice(group, "--class-weight", ["none", "balanced"], weight, "none")
+    _add(group, "--class-weight", ["none", "balanced"], weight, "none")
     _add(group, "--seed", "N", "of the split and of the training", 0)
 
 
@@ -218,8 +224,8 @@ def _predict(parser) -> None:
     _add(parser, "images", "IMAGE", "image files, or folders of them", nargs="+")
     _add_labels(parser)
     _add(parser, "--top", "K", "how many classes to list for each image")
-    _add_choice(parser, "--views", _VIEWS, "average so many flips of each image", 1)
-    _add_choice(parser, "--resize", _RESIZES, "default: as in training, if report.json is beside the model")
+    _add(parser, "--views", _VIEWS, "average so many flips of each image", 1)
+    _add(parser, "--resize", _RESIZES, "default: as in training, if report.json is beside the model")
     _add_preprocessing(parser)
     _add_batch_size(parser)
     _add_switch(parser, "--json", "print JSON: a list with an object per image")
@@ -229,10 +235,9 @@ def _export(parser) -> None:
     _add_model(parser)
     _add_output(parser, "where the bundle is made", "bundle at --out, once this has passed")
     formats = ["litert", "saved_model", "onnx", "coreml"]
-    text = "one or several (default: litert)"
-    parser.add_argument("--format", nargs="+", choices=formats, default=["litert"], help=text)
+    _add(parser, "--format", formats, "one or several (default: litert)", ["litert"], nargs="+")
     bits = "of LiteRT: weights in half the bytes; in int8; weights and activations in int8"
-    _add_choice(parser, "--quantize", ["none", "float16", "dynamic", "int8"], bits, "none")
+    _add(parser, "--quantize", ["none", "float16", "dynamic", "int8"], bits, "none")
     data = (
         "the images it was trained on, as for `train`; without them nobody knows what the export does to the accuracy"
     )
@@ -240,7 +245,7 @@ def _export(parser) -> None:
     _add(parser, "--data", "SOURCE", data)
     _add(parser, "--data-labels", "FILE", table)
     _add_labels(parser)
-    _add_choice(parser, "--pixels", ["float32", "uint8"], "type of the input", "float32")
+    _add(parser, "--pixels", ["float32", "uint8"], "type of the input", "float32")
     _add_preprocessing(parser)
     _add(parser, "--image-size", "PIXELS", "for a model that takes any size")
     _add(parser, "--opset", "N", "of ONNX (default: the newest that tf2onnx writes)")
@@ -264,12 +269,3 @@ def _compare(parser) -> None:
 
 def _summary(parser) -> None:
     _add_model(parser)
-
-
-def _image_size(text: str) -> int | tuple[int, int]:
-    """Return `224` as one number and `160x224` as `(height, width)`."""
-    found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text.strip().lower())
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected pixels such as 224 or 160x224, not {text!r}")
-    height, width = found.groups()
-    return int(height) if width is None else (int(height), int(width))

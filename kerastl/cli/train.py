@@ -101,9 +101,7 @@ def run(arguments) -> int:
 def _say_what_is_missing(error, saved: Path, job: _Job) -> int:
     """Say in the last line where the model is and what of the run isn't there, and why; return the exit status."""
     is_known = isinstance(error, KerastlError)
-    reason = (
-        in_options(" ".join(str(error).split()), job.arguments) if is_known else f"{type(error).__name__}: {error}."
-    )
+    reason = in_options(error, job.arguments) if is_known else f"{type(error).__name__}: {error}."
     if not is_known:
         traceback.print_exception(error)
     missing = ", ".join(name for name in report.run_files(job.splits.task) if not (saved / name).exists())
