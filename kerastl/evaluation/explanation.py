@@ -175,10 +175,7 @@ def find_node(model: keras.Model, flat: keras.Model, name: str):
     """Return the node of the flat graph (of `flatten_model`) that a layer's output comes from; of a shared layer the last.
 
     `name` is of a layer, an operation or a nested model; with the names of the nested models in front
-    (`"backbone/conv1"`) where several layers are called the same.
-
-    Raises:
-        ModelError: no layer of that name, several, or one that the graph doesn't show.
+    (`"backbone/conv1"`) where several layers are called the same. `ModelError`: there is none, or the graph doesn't show it.
     """
     operation, shown = named(operations_of(model), name), {node.operation: node for node in graph.nodes_in_order(flat)}
     while operation not in shown and graph.is_walkable(operation):  # a nested model: what gives its output
@@ -203,31 +200,23 @@ def operations_of(model: keras.Model) -> dict:
 
 
 def named(operations: dict, name: str):
-    """Return what has this path, or else this name in any nested model.
-
-    Raises:
-        ModelError: nothing has, or several have.
-    """
+    """Return what has this path, or else this name in any nested model; raise `ModelError` where nothing has, or several."""
     if name in operations:
         return operations[name]
     paths = {path: one for path, one in operations.items() if path.rpartition("/")[2] == name}
-    if len({id(one) for one in paths.values()}) > 1:
-        raise ModelError(
-            f"Several layers are called so. Pass one of {', '.join(map(repr, paths))}. {received(layer=name)}"
-        )
     if not paths:
         names = dict.fromkeys([path.rpartition("/")[2] for path in operations] + list(operations))
         raise ModelError(f"No layer of that name.{nearest(name, names)} {received(layer=name)}")
+    if len(set(paths.values())) > 1:
+        choice = ", ".join(map(repr, paths))
+        raise ModelError(f"Several layers are called so. Pass one of {choice}. {received(layer=name)}")
     return next(iter(paths.values()))
 
 
 def image_batch(model: keras.Model, flat: keras.Model, images, preprocessing="auto") -> np.ndarray:
     """Return images, preprocessed, as an array `(batch, height, width, channels)` for the model; one image becomes a batch.
 
-    Raises:
-        ModelError: the model has several inputs.
-        ArgumentError: pixels of another range than the model's.
-        DataError: no images, or of another size than the model takes.
+    `ModelError`: it has several inputs; `DataError`: no images, or of another size; `ArgumentError`: pixels of another range.
     """
     if len(flat.inputs) != 1:
         raise ModelError(f"Expected a model with one input, of images. {received(inputs=len(flat.inputs))}")

@@ -124,11 +124,8 @@ class Evaluation(Printed):
         return [dataclasses.asdict(score) for score in self.per_class]
 
     def _tables(self) -> list[Table]:
-        headline = (
-            f"accuracy {self.accuracy:.3f} ± {self.standard_error:.3f} on {self.count} images"
-            f" (always {self.majority_class!r}: {self.majority_baseline:.3f})"
-        )
-        return [score_table(self.to_rows(), headline)]
+        own = f"accuracy {self.accuracy:.3f} ± {self.standard_error:.3f} on {self.count} images"
+        return [score_table(self.to_rows(), f"{own} (always {self.majority_class!r}: {self.majority_baseline:.3f})")]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -191,9 +188,11 @@ class OutputsEvaluation(Printed):
 
 def _label_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict:
     said = probabilities >= THRESHOLD
-    scores = _scores(int((labels & said).sum()), int(said.sum()), int(labels.sum()))
-    more = {"average_precision": average_precision(labels, probabilities), "accuracy": float((said == labels).mean())}
-    return {**{name: scores[name] for name in ("precision", "recall", "f1")}, **more, "support": scores["support"]}
+    scores = _scores((labels & said).sum(), said.sum(), labels.sum())
+    support = scores.pop("support")  # comes last
+    scores["average_precision"] = average_precision(labels, probabilities)
+    scores["accuracy"] = float((said == labels).mean())
+    return {**scores, "support": support}
 
 
 def _number_scores(labels: np.ndarray, numbers: np.ndarray) -> dict:
@@ -226,18 +225,13 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 _HEADINGS = {"f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "support": "images"}
+_FORMATS = {"support": "", "mae": ".4g", "rmse": ".4g"}
 
 
 def shown_scores(scores: dict) -> dict[str, str]:
     """Return heading → figure of scores as they are printed; what has no meaning is a dash."""
     return {
-        _HEADINGS.get(name, name.replace("_", " ")): "-"
-        if value is None
-        else str(value)
-        if name == "support"
-        else f"{value:.4g}"
-        if name in ("mae", "rmse")
-        else f"{value:.3f}"
+        _HEADINGS.get(name, name.replace("_", " ")): "-" if value is None else format(value, _FORMATS.get(name, ".3f"))
         for name, value in scores.items()
     }
 
@@ -328,23 +322,21 @@ def most_confident_mistakes(labels, probabilities, count: int, task: str = CLASS
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if not len(labels):
         return np.zeros(0, dtype=int)
-    if task == CLASSIFICATION:
-        confidence = np.where(probabilities.argmax(axis=1) == labels, -1.0, probabilities.max(axis=1))
-    else:
-        confidence = wrongness(labels, probabilities, task).max(axis=1)
+    confidence = wrongness(labels, probabilities, task).max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     return order[confidence[order] > 0][:count]
 
 
 def wrongness(labels: np.ndarray, outputs: np.ndarray, task: str) -> np.ndarray:
-    """Return the error of each number, or how sure the model is of each wrong label, 0 of right ones."""
+    """Return the error of each number, or how sure the model is of each wrong class or label, 0 of right ones."""
     if task == REGRESSION:
         return np.abs(outputs - labels)
+    if task == CLASSIFICATION:
+        return np.where((outputs.argmax(axis=1) == labels)[:, None], 0.0, outputs)
     return np.where((outputs >= THRESHOLD) == labels, 0.0, np.maximum(outputs, 1 - outputs))
 
 
 def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int, task: str) -> Mistakes:
-    """Return the `count` most confident of the mistakes kept so far and those of one more batch."""
     before = len(kept.images)
     positions = np.concatenate([kept.positions, start + np.arange(len(images))])
     if kept.labels is not None:

@@ -21,7 +21,7 @@ from kerastl.evaluation.probabilities import (
     class_names_for,
     class_probabilities,
     find_task,
-    input_size,
+    size_to_use,
 )
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
@@ -201,23 +201,22 @@ def predict(
         ModelError: the model is no classifier of RGB images.
     """
     if not isinstance(model, keras.Model) and hasattr(model, "card"):
-        own = {"class_names": class_names, "image_size": image_size, "preprocessing": preprocessing, "task": task}
-        _refuse_what_a_bundle_brings(own)
+        _refuse_for_bundle(class_names=class_names, image_size=image_size, preprocessing=preprocessing, task=task)
         return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top, white=white)
-    size = _size_to_use(model, image_size)
+    size = size_to_use(model, image_size)
     names = class_names_for(model, class_names, task := find_task(model, class_names, task=task))
 
     def run(batch, filled):
         batch = preprocess(batch, preprocessing)
         return class_probabilities(model, batch, views=views, batch_size=filled, task=task)
 
-    resize = image_files.RESIZES[0] if resize is None else resize
-    options = {"size": size, "views": views, "resize": resize, "batch_size": batch_size, "top": top, "task": task}
-    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing, "white": white}
+    options = {"views": views, "batch_size": batch_size, "top": top, "white": white, "task": task}
+    options |= {"size": None if None in size else size, "resize": image_files.RESIZES[0] if resize is None else resize}
+    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing}
     return predict_with(run, images, names, **options)
 
 
-def _refuse_what_a_bundle_brings(own: dict) -> None:
+def _refuse_for_bundle(**own) -> None:
     for name, value in own.items():
         if value is not None and value != "auto":
             raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
@@ -238,14 +237,11 @@ def predict_with(
     white=None,
     task=CLASSIFICATION,
 ) -> Predictions:
-    """Do what `predict` does with anything that gives probabilities.
+    """Do what `predict` does with anything that gives probabilities, `run`.
 
-    Args:
-        run: from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to probabilities,
-            `(batch, classes)`, views averaged.
-        images, class_names, views, resize, batch_size, top, white, task: as in `predict`.
-        size: `(height, width)` to resize to; `None` for no resizing.
-        takes, preprocessing: the pixels that fit, as `inputs.check_range` has it.
+    It goes from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to `(batch, classes)`, views
+    averaged. `size` is `(height, width)` to resize to, `None` for no resizing; `takes` and `preprocessing` say which pixels
+    fit, as in `check_range`.
     """
     check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
@@ -270,25 +266,14 @@ def predict_with(
     )
 
 
-def _size_to_use(model, image_size) -> tuple[int, int] | None:
-    """Return the size to resize to; `None` for a model that takes any and a user who didn't ask for one."""
-    wanted = None if image_size is None else image_files.check_image_size(image_size)
-    own = input_size(model)
-    if wanted is None:
-        return None if None in own else own
-    if any(side not in (None, asked) for side, asked in zip(own, wanted, strict=True)):
-        raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")
-    return wanted
-
-
 def _batches(items, names, size, resize, batch_size, skipped: dict):
     """Yield `(names, (batch, height, width, 3))`, read and resized by several threads; note unreadable files in `skipped`."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(items), batch_size):
             chosen, called = items[start : start + batch_size], names[start : start + batch_size]
-            loaded = list(pool.map(lambda item: _load_or_error(item, size, resize), chosen))
-            skipped |= {name: str(one) for name, one in zip(called, loaded, strict=True) if isinstance(one, DataError)}
-            read = [(name, one) for name, one in zip(called, loaded, strict=True) if not isinstance(one, DataError)]
+            loaded = list(zip(called, pool.map(lambda item: _load_or_error(item, size, resize), chosen), strict=True))
+            skipped |= {name: str(one) for name, one in loaded if isinstance(one, DataError)}
+            read = [(name, one) for name, one in loaded if not isinstance(one, DataError)]
             shapes = {image.shape for _, image in read}
             if len(shapes) > 1:
                 raise ArgumentError(
@@ -301,14 +286,10 @@ def _batches(items, names, size, resize, batch_size, skipped: dict):
 
 def _load_or_error(item, size, resize) -> np.ndarray | DataError:
     if isinstance(item, np.ndarray):
-        return _load(item, size, resize)
+        if item.dtype.kind == "f" and not np.isfinite(item).all():
+            raise DataError("Expected pixels 0-255. Received an image that holds NaN or infinity")
+        return image_files.resize_image(item, size or item.shape[:2], resize)
     try:
         return image_files.read_image(item, size, resize, name="bytes" if isinstance(item, bytes) else None)
     except DataError as error:
         return error
-
-
-def _load(item: np.ndarray, size, resize) -> np.ndarray:
-    if item.dtype.kind == "f" and not np.isfinite(item).all():
-        raise DataError("Expected pixels 0-255. Received an image that holds NaN or infinity")
-    return image_files.resize_image(item, size or item.shape[:2], resize)

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_choice, received
+from kerastl.data.images import check_image_size
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
-from kerastl.errors import DataError, ModelError
+from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models.compiling import task_of
 from kerastl.models.outputs import count_classes, main_output, main_tensor, output_kind
 
@@ -34,8 +35,7 @@ def find_task(model: keras.Model, class_names=None, *, labels=None, task: str | 
 def input_size(model: keras.Model) -> tuple[int | None, int | None]:
     """Return `(height, width)` that the model takes, in pixels; `None` where it takes any, or nobody knows.
 
-    Raises:
-        ModelError: the model has several inputs, or doesn't take RGB images.
+    `ModelError`: it has several inputs, or doesn't take RGB images.
     """
     shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
     if not shapes:
@@ -48,28 +48,24 @@ def input_size(model: keras.Model) -> tuple[int | None, int | None]:
     return shapes[0][1], shapes[0][2]
 
 
+def size_to_use(model: keras.Model, image_size) -> tuple[int | None, int | None]:
+    """Return the `(height, width)` that was asked for, else the model's own; raise where it takes no images of that size."""
+    own = input_size(model)
+    wanted = own if image_size is None else check_image_size(image_size)
+    if any(side not in (None, asked) for side, asked in zip(own, wanted, strict=True)):
+        raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")
+    return wanted
+
+
 def class_probabilities(
     model: keras.Model, images, *, views: int = 1, batch_size: int | None = None, task: str = CLASSIFICATION
 ) -> np.ndarray:
-    """Run the model on one batch and return the probability of every class or label, or its numbers.
+    """Run the model on one batch, `(batch, height, width, 3)`, and return what `to_probabilities` makes of its main output.
 
-    One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
-    sigmoid units are given as they are, and need not sum to 1.
-
-    Args:
-        model: a classifier, compiled or not; its state doesn't change.
-        images: pixels 0-255, `(batch, height, width, 3)`.
-        views: 1 runs the images as they are; 2 averages them with their mirror images; 4 with both flips and the two
-            together. Averaging flips at test time is as old as Krizhevsky et al., "ImageNet classification with deep
-            convolutional neural networks" (2012).
-        batch_size: fill the batch up to so many images, so that a last, smaller one doesn't trace the model again.
-        task: what the outputs are, of `TASKS`.
-
-    Returns:
-        float32, `(batch, classes)`.
-
-    Raises:
-        ModelError: the main output is not `(batch, units)`, or holds NaN.
+    `views`: 1 runs the images as they are; 2 averages them with their mirror images; 4 with both flips and the two
+    together. Averaging flips at test time is as old as Krizhevsky et al., "ImageNet classification with deep convolutional
+    neural networks" (2012). The batch is filled up to `batch_size` images, so that a last, smaller one doesn't trace the
+    model again.
     """
     check_choice("views", views, VIEWS)
     images = np.asarray(images).astype("float32", copy=False)
@@ -87,11 +83,7 @@ def average_views(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray
 
 
 def class_names_for(model: keras.Model, class_names, task: str = CLASSIFICATION) -> list[str]:
-    """Return the names as a list, or `"0"`, `"1"`, … where none are given.
-
-    Raises:
-        DataError: not one name for each class, or the same one twice.
-    """
+    """Return the names as a list, or `"0"`, `"1"`, …; raise where there is not one for each class, or the same one twice."""
     classes = count_classes(model)
     if task == REGRESSION:
         classes = main_tensor(model).shape[-1]
@@ -116,15 +108,11 @@ def _forward(model, images) -> np.ndarray:
 
 
 def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFICATION) -> np.ndarray:
-    """Turn what the main output holds, `(batch, units)`, into probabilities, `(batch, classes)`; numbers stay.
+    """Turn what the main output holds, `(batch, units)`, into float32 probabilities, `(batch, classes)`; numbers stay.
 
-    Args:
-        values: the output.
-        kind: what `output_kind` says of it; `None`: told by the values.
-        task: what the outputs are, of `TASKS`.
-
-    Raises:
-        ModelError: another shape, NaN, or a softmax over a single unit.
+    One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
+    sigmoid units are given as they are, and need not sum to 1. `kind` is what `output_kind` says; `None`: told by the values.
+    `ModelError`: another shape, NaN, or a softmax over a single unit.
     """
     if values.ndim != 2:
         raise ModelError(

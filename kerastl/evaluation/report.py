@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -87,7 +88,12 @@ def describe_run(
             "mistakes": _mistake_rows(evaluation, getattr(splits, "files", {}).get(evaluated_on)),
             "averaged": None if averaged is None else {"views": averaged.views, **averaged.scores},
             "phases": {
-                name: _describe_phase(history, result.seconds.get(name, 0.0)) for name, history in _phases(result)
+                name: {
+                    "epochs": len(history.history.get("loss", ())),
+                    "seconds": result.seconds.get(name, 0.0),
+                    "diverged": getattr(history, "diverged", None),
+                }
+                for name, history in _phases(result)
             },
             **{name: getattr(result, name) for name in ("best_phase", "best_epoch", "best_value", "monitor")},
             "seconds": {**result.seconds, **(seconds or {})},
@@ -125,12 +131,9 @@ def write_run(
     evaluation: Evaluation | OutputsEvaluation,
     overwrite: bool = False,
 ) -> Path:
-    """Write the run folder with all of `run_files`, whole or not at all, and return its absolute path.
+    """Write the run folder with all of `run_files`, as `new_folder` does it, and return its absolute path.
 
     `report` is what `describe_run` returned. With `overwrite` an earlier run there is lost when the new one is complete.
-
-    Raises:
-        OutputError: the folder exists, or holds something else than a run, or can't be written.
     """
     with new_folder(folder, overwrite=overwrite, files=RUN_FILES, what="run") as place:
         _write_model(place, model, evaluation.class_names)
@@ -147,9 +150,6 @@ def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, details:
     """Write `model.keras`, `labels.txt`, and a `report.json` that says that the run was cut short; return the absolute path.
 
     `details` is what `describe_input` returned. The folder must not exist, or be empty.
-
-    Raises:
-        OutputError: it can't be written.
     """
     with new_folder(folder, files=RUN_FILES, what="run") as place:
         _write_model(place, model, details["class_names"])
@@ -160,7 +160,8 @@ def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, details:
 def terminal_report(report: dict, folder=None) -> str:
     """Return what `describe_run` returned as tables for a terminal, and where the run folder is."""
     facts = "\n".join(f"{name}: {value}" for name, value in _facts(report))
-    parts = [_headline_table(report), _scores_by_name(report), _phase_table(report), facts]
+    scores = score_table(report["per_class"], task=report["task"])
+    parts = [_headline_table(report), scores, _phase_table(report), facts]
     if folder is not None:
         parts.append(f"Run folder: {folder} (start with report.md; the model is model.keras)")
     return "\n\n".join(map(str, parts))
@@ -181,7 +182,7 @@ def markdown_report(report: dict) -> str:
         "![The curves of both phases](curves.png)",
         _markdown(_phase_table(report)),
         f"## {what}, on the {report['evaluated_on']} images",
-        _markdown(_scores_by_name(report)),
+        _markdown(score_table(report["per_class"], task=report["task"])),
         f"![{picture}]({_PICTURES[report['task']]})",
         f"## {worst}",
         f"![{worst}, with the images](mistakes.png)",
@@ -240,23 +241,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _describe_phase(history, seconds: float) -> dict:
-    epochs = len(history.history.get("loss", ()))
-    return {"epochs": epochs, "seconds": seconds, "diverged": getattr(history, "diverged", None)}
-
-
 def _phases(result) -> list[tuple]:
     return [(name, one) for name in ("head", "fine_tune") if (one := getattr(result, name)) is not None]
 
 
 def _mistake_rows(evaluation, file_names) -> list[dict]:
     kept = evaluation.mistakes
+    called = [file_names[position] if file_names else f"image {position}" for position in kept.positions]
+    rows = zip(called, kept.labels, kept.probabilities, strict=True)
     return [
-        {
-            "name": file_names[position] if file_names else f"image {position}",
-            **_describe_mistake(label, said, evaluation.class_names, evaluation.task),
-        }
-        for label, said, position in zip(kept.labels, kept.probabilities, kept.positions, strict=True)
+        {"name": name, **_describe_mistake(label, said, evaluation.class_names, evaluation.task)}
+        for name, label, said in rows
     ]
 
 
@@ -268,9 +263,7 @@ def _describe_mistake(label, said, names, task: str) -> dict:
         true, predicted = (dict(zip(names, map(float, one), strict=True)) for one in (label, said))
         return {"true": true, "predicted": predicted}
     worst = int(wrongness(label, said, task).argmax())
-    true, predicted = (
-        [name for name, has in zip(names, one, strict=True) if has] for one in (label, said >= THRESHOLD)
-    )
+    true, predicted = (list(itertools.compress(names, one)) for one in (label, said >= THRESHOLD))
     return {"true": true, "predicted": predicted, "label": names[worst], "probability": float(said[worst])}
 
 
@@ -310,11 +303,10 @@ def _plot_mistakes(evaluation, rows):
 
 def _mistake_title(row: dict) -> str:
     said, true = (shorten(_in_words(row[key]), 24) for key in ("predicted", "true"))
-    if "label" in row:
-        verb = "predicted" if row["label"] in row["predicted"] else "missed"
-        said, true = f"{shorten(row['label'], 17)}, {percent(row['probability'])}", f"labels {true}"
-        return f"{verb} {said}\n{true}"
-    return f"predicted {said}\ntrue {true}"
+    if "label" not in row:
+        return f"predicted {said}\ntrue {true}"
+    verb = "predicted" if row["label"] in row["predicted"] else "missed"
+    return f"{verb} {shorten(row['label'], 17)}, {percent(row['probability'])}\nlabels {true}"
 
 
 def _write_model(place: Path, model: keras.Model, class_names) -> None:
@@ -351,10 +343,6 @@ def _headline_table(report: dict) -> Table:
     return Table(["result", *shown_scores(report["scores"])], cells, right=range(1, len(cells[0])))
 
 
-def _scores_by_name(report: dict) -> Table:
-    return score_table(report["per_class"], task=report["task"])
-
-
 def _phase_table(report: dict) -> Table:
     words = {"head": "head", "fine_tune": "fine-tuning"}
     rows = [
@@ -380,17 +368,17 @@ def _facts(report: dict) -> list[tuple[str, str]]:
     weights, data = report["weights"], report["data"]
     height, width = report["image_size"]
     sizes = ", ".join(f"{count} {split}" for split, count in report["split_sizes"].items())
-    origin = "unknown"
+    origin, licences = "unknown", [f"data: {data['licence']}"] if data.get("licence") else []
     if weights:
         named = weights["source"].lower() in weights["title"].lower()
         origin = weights["title"] if named else f"{weights['source']}: {weights['title']}"
-    licences = [f"data: {data['licence']}"] if data.get("licence") else []
-    licences += [f"weights: {weights['licence']}"] if weights and weights["source"] != "random" else []
-    return [
-        ("Data", f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}"),
-        ("Weights", origin),
-        *([("Licences", "; ".join(licences))] if licences else []),
-    ]
+        licences += [f"weights: {weights['licence']}"] if weights["source"] != "random" else []
+    facts = {
+        "Data": f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}",
+        "Weights": origin,
+        "Licences": "; ".join(licences),
+    }
+    return [(name, value) for name, value in facts.items() if value]
 
 
 def _markdown(table: Table) -> str:

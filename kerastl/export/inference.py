@@ -4,9 +4,8 @@ import keras
 
 from kerastl import keras_internals
 from kerastl.checks import check_choice, received
-from kerastl.data.images import check_image_size
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.evaluation.probabilities import input_size
+from kerastl.evaluation.probabilities import size_to_use
 from kerastl.models import graph, outputs
 from kerastl.models.flatten import connect, replay
 
@@ -20,12 +19,7 @@ def inference_model(
 
     They have to be left out: Keras 3.15's augmentation layers take `training=True` for granted where nobody says otherwise,
     and its SavedModel and ONNX exporters don't say. The exported model would flip and turn the images it is asked about.
-
-    Args:
-        model: a Functional or Sequential classifier, flat or nested, with one input of RGB images.
-        pixels: type of the input, `"float32"` or `"uint8"`; either holds 0–255.
-        image_size: pixels, one number or `(height, width)`, for a model that takes any size.
-        preprocessing: a callable over pixels 0–255, which becomes part of the graph; all else adds nothing.
+    Arguments are those of `export_model`.
 
     Raises:
         ArgumentError: an `image_size` that the model doesn't take, or none where it takes any; another type of pixels;
@@ -35,7 +29,12 @@ def inference_model(
     check_choice("pixels", pixels, PIXEL_TYPES)
     functional = graph.functional_of(model)
     outputs.count_classes(model)
-    size = _fixed_size(model, image_size)
+    size = size_to_use(model, image_size)
+    if None in size:
+        raise ArgumentError(
+            f"The model takes images of any size, and an exported one has a fixed size: pass `image_size=`. "
+            f"{received(image_size=image_size)}"
+        )
     mixed = {one.compute_dtype for one in graph.leaf_layers(functional)} - {"float32"}
     mixed -= {one.dtype for one in functional.inputs}  # an input layer of integers computes nothing
     if mixed:
@@ -65,19 +64,6 @@ def _preprocessed(images, preprocessing):
         "`lambda pixels: pixels / 255` or `keras.applications.….preprocess_input`, and keep the shape. "
         f"{received(preprocessing=preprocessing, gave=found)}"
     )
-
-
-def _fixed_size(model, image_size) -> tuple[int, int]:
-    own = input_size(model)
-    wanted = own if image_size is None else check_image_size(image_size)
-    if any(side not in (None, asked) for side, asked in zip(own, wanted, strict=True)):
-        raise ArgumentError(f"The model takes images of {own} pixels, no others. {received(image_size=image_size)}")
-    if None in wanted:
-        raise ArgumentError(
-            f"The model takes images of any size, and an exported one has a fixed size: pass `image_size=`. "
-            f"{received(image_size=image_size)}"
-        )
-    return wanted
 
 
 def _does_nothing_in_inference(operation) -> bool:

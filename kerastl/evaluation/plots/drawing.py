@@ -29,12 +29,9 @@ def as_png(figure) -> bytes:
 
 
 def panels_of(axes, count: int, what: str, *, columns: int | None = None, **figure_options) -> np.ndarray:
-    """Return `count` axes in a flat array: the first of those that a user passed, or those of a new figure.
+    """Return `count` axes in a flat array: the first of those that a user passed (raises where these are fewer), or new ones.
 
     Pyplot knows nothing of a new figure, in which they stand in rows of `columns`; a notebook shows it, and its axes as it.
-
-    Raises:
-        ArgumentError: the user passed fewer.
     """
     if axes is not None:
         panels = np.atleast_1d(np.asarray(axes, dtype=object)).ravel()
@@ -148,17 +145,11 @@ def hide_ticks(panel) -> None:
 def round_ticks(last: int) -> list[int]:
     """Return at most about eight whole numbers from 1 to `last`, the first included."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if last / step <= 8)
-    if step == 2:
-        return list(range(1, last + 1, 2))
-    return sorted({1, *range(step, last + 1, step)})
+    return sorted({1, *range(1 if step == 2 else step, last + 1, step)})
 
 
 def displayable(image) -> np.ndarray:
-    """Return an image as uint8 RGB, `(height, width, 3)`: 0–255 as it is; values that were scaled are stretched to that.
-
-    Raises:
-        DataError: not `(height, width, 3)` or `(height, width, 1)`.
-    """
+    """Return an image as uint8 RGB, `(height, width, 3)`: 0–255 as it is; values that were scaled are stretched to that."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
         raise DataError(f"Expected images of (height, width, 3) or (height, width, 1). {received(shape=image.shape)}")

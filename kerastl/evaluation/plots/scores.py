@@ -11,15 +11,8 @@ _BARS, _LINE = "#1565c0", "#d9480f"
 def plot_label_scores(rows: list[dict], count: int, *, axes=None):
     """Plot the average precision of each label as a bar, the highest at the top, beside what guessing would reach.
 
-    Of more than 60 labels the lowest are shown.
-
-    Args:
-        rows: what `evaluate(...).to_rows()` returned for several labels an image.
-        count: the number of images.
-        axes: matplotlib axes to draw on. Without them a figure is made.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
+    Of more than 60 labels the lowest are shown. `rows` are what `evaluate(...).to_rows()` returned for several labels an
+    image, `count` is the number of images. Returns the figure.
     """
     # In the picture they go upwards; what no image has stands at the bottom
     known = sorted(rows, key=lambda row: -1 if row["average_precision"] is None else row["average_precision"])
@@ -46,16 +39,7 @@ def plot_label_scores(rows: list[dict], count: int, *, axes=None):
 
 
 def plot_numbers(labels, outputs, names, *, axes=None):
-    """Plot predicted numbers against true ones, a panel for each number; on the diagonal they are equal.
-
-    Args:
-        labels, outputs: what is true, and what the model says, `(images, numbers)`.
-        names: what the numbers are called.
-        axes: matplotlib axes to draw on, one for each number. Without them a figure is made.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
-    """
+    """Plot predicted numbers against true ones, both `(images, numbers)`, a panel for each number; return the figure."""
     columns = min(3, len(names))
     size = (4.4 * columns, 4.3 * -(-len(names) // columns))
     panels = panels_of(axes, len(names), "one for each number", columns=columns, figsize=size)
