@@ -21,6 +21,7 @@ from kerastl.data.labels import CLASSIFICATION, TASKS
 from kerastl.errors import BundleError, ModelError
 from kerastl.evaluation.prediction import Predictions, predict_with
 from kerastl.evaluation.probabilities import NAMED, average_views, to_probabilities
+from kerastl.evaluation.report import write_json
 from kerastl.features import litert
 from kerastl.tables import Printed, Table, readable_bytes
 
@@ -70,12 +71,9 @@ class Bundle(Printed):
         """Predict with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
 
         Args:
-            images: what `kerastl.predict` takes.
-            views: 1, or 2 or 4 flips that are averaged.
+            images, views, top, white: as in `kerastl.predict`.
             resize: `"squash"`, `"crop"` or `"pad"`; default: what the card says.
             batch_size: images that are read at a time; the model runs on one after the other.
-            top: how many classes to list for each image; `None` for all.
-            white: as in `kerastl.predict`.
 
         Raises:
             BundleError: the bundle holds no LiteRT model. A SavedModel is a program that may read and write files, so
@@ -154,8 +152,7 @@ def write_card(folder: Path, card: dict) -> None:
     (folder / LABELS).write_text("\n".join(card["classes"]) + "\n", encoding="utf-8")
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): _describe(path.read_bytes()) for path in paths}
-    text = json.dumps({"format": FORMAT, **card, "files": files}, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / CARD, {"format": FORMAT, **card, "files": files})
 
 
 def _describe(content: bytes) -> dict:
@@ -183,8 +180,8 @@ def _problem_of(card: dict) -> str | None:
     """Say what is wrong with a card's structure, or `None`."""
     if card.get("format") != FORMAT:
         return f"its format is {card.get('format')!r}, and this version of kerastl reads {FORMAT}"
-    for key, is_fine in _CHECKS.items():
-        if not is_fine(card.get(key)):
+    for key, (kind, is_fine) in _PARTS.items():
+        if not isinstance(card.get(key), kind) or not is_fine(card[key]):
             return f"`{key}` is missing or not what it should be"
     for name in card["files"]:
         if not _stays_inside(name):
@@ -200,34 +197,26 @@ def _problem_of(card: dict) -> str | None:
     return None
 
 
-def _are_all(values, kind) -> bool:
-    return all(isinstance(one, kind) for one in values)
-
-
 def _is_file(entry) -> bool:
-    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or not isinstance(entry.get("sha256"), str):
-        return False
-    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
+    fields = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    return type(fields[0]) is int and isinstance(fields[1], str) and bool(re.fullmatch("[0-9a-f]{64}", fields[1]))
 
 
-def _is_input(value) -> bool:
-    if not isinstance(value, dict) or value.get("type") not in _PIXEL_TYPES or value.get("resize") not in RESIZES:
-        return False
+def _is_input(value: dict) -> bool:
     shape = value.get("shape")
     is_shape = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
-    return is_shape and shape[0] == 1 and shape[3] == 3
+    fits = is_shape and shape[0] == 1 and shape[3] == 3
+    return fits and value.get("type") in _PIXEL_TYPES and value.get("resize") in RESIZES
 
 
-_CHECKS = {
-    "files": lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
-    "classes": lambda value: isinstance(value, list) and bool(value) and _are_all(value, str),
-    "input": _is_input,
-    "output": lambda value: (
-        isinstance(value, dict)
-        and value.get("kind", "") in _OUTPUT_KINDS
-        and value.get("task", CLASSIFICATION) in TASKS  # earlier cards know no other
-    ),
-    "models": lambda value: isinstance(value, dict) and bool(value) and _are_all(value.values(), dict),
+# Of each part of a card its type, and what else must hold
+_PARTS = {
+    "files": (dict, lambda files: all(map(_is_file, files.values()))),
+    "classes": (list, lambda names: bool(names) and all(isinstance(one, str) for one in names)),
+    "input": (dict, _is_input),
+    # Earlier cards know no other task
+    "output": (dict, lambda one: one.get("kind", "") in _OUTPUT_KINDS and one.get("task", CLASSIFICATION) in TASKS),
+    "models": (dict, lambda models: bool(models) and all(isinstance(one, dict) for one in models.values())),
 }
 
 

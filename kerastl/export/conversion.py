@@ -45,21 +45,15 @@ def convert(
     """Return the content of a `.tflite` file; what the converter writes to the terminal is kept from it.
 
     Only LiteRT's own operations are allowed, none of TensorFlow's, which `ai-edge-litert` doesn't run: a model that needs
-    others is refused here. Inputs and outputs keep their type, in an int8 model as well.
+    others is refused here, by a `ModelError`. Inputs and outputs keep their type, in an int8 model as well.
 
     Args:
         model: a built model with one input, in inference mode; random layers do nothing in it.
         quantize: one of `QUANTIZATIONS`.
-        images: representative images for `"int8"`, as the model takes them, `(count, height, width, 3)`. TensorFlow's
-            guide to post-training quantization advises 100 to 500.
+        images: representative images for `"int8"`, as the model takes them, `(count, height, width, 3)`.
         batch_size: fixed, or `None` for any. `"int8"` needs a fixed one.
         float_start: of `"int8"`: leave the first operations in float32 where the outputs for the representative images come
             clearly nearer by that. All further ones inherit what the first ones lose; see docs/export.md.
-
-    Raises:
-        ArgumentError: another quantization, or `"int8"` without images.
-        BackendError: Keras doesn't run on TensorFlow.
-        ModelError: the converter can't do it.
     """
     check_choice("quantize", quantize, QUANTIZATIONS)
     check_tensorflow()
@@ -126,17 +120,12 @@ def measure_latency(
 ) -> list[np.ndarray]:
     """Time single images through several models in one run, so that their medians can be compared.
 
-    Each round runs one model after the other, each warm: whatever else the machine does meanwhile meets all of them. Take
-    medians and quartiles; means of latencies say more of the machine than of the model.
-
-    Args:
-        models: what to time; the number of threads is theirs.
-        repeats, rounds: timed runs of each model, and the turns they are spread over.
-        warm_up: runs before each turn that don't count.
-        seed: of the image, which is noise: how long a network takes doesn't depend on what is in the picture.
+    Each of `rounds` runs one model after the other, each warm (`warm_up` runs don't count): whatever else the machine does
+    meanwhile meets all of them. The image is noise: how long a network takes doesn't depend on what is in the picture.
 
     Returns:
-        Seconds, an array `(repeats,)` for each model.
+        Seconds, an array `(repeats,)` for each model. Take medians and quartiles; means of latencies say more of the machine
+        than of the model.
     """
     rounds = min(check_count("rounds", rounds), check_count("repeats", repeats))
     check_count("warm_up", warm_up, smallest=0)

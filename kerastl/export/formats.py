@@ -19,25 +19,15 @@ from kerastl.models import outputs
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One format.
+    """One format, and how it is made of a model and read again."""
 
-    Attributes:
-        path: of its file or folder in the bundle.
-        packages: that it needs, as they are imported.
-        write: makes it of a model: `(model, path, quantize, images, opset)`.
-        load: reads it: from a path to a function from pixels, `(batch, height, width, 3)`, to the output, `(batch, units)`.
-        quantizes: which quantizations change it.
-        output_name: of its output; `None`: by what it holds, see `onnx_output_name`.
-        system: the only one that can run it, as `sys.platform` calls it; `None`: all can.
-    """
-
-    path: str
-    packages: tuple[str, ...]
-    write: Callable
-    load: Callable
-    quantizes: tuple[str, ...] = ()
-    output_name: str | None = "output_0"
-    system: str | None = None
+    path: str  # of its file or folder in the bundle
+    packages: tuple[str, ...]  # that it needs, as they are imported
+    write: Callable  # of `(model, path, quantize, images, opset)`
+    load: Callable  # from a path to a function from pixels, `(batch, height, width, 3)`, to `(batch, units)`
+    quantizes: tuple[str, ...] = ()  # which quantizations change it
+    output_name: str | None = "output_0"  # `None`: by what it holds, see `onnx_output_name`
+    system: str | None = None  # the only one that can run it, as `sys.platform` calls it; `None`: all can
 
     def runs_here(self) -> bool:
         """Tell whether this system can run it at all."""
@@ -47,11 +37,7 @@ class Format:
 def write(
     name: str, model: keras.Model, path: Path, quantize: str | None, images: np.ndarray | None, opset: int | None = None
 ) -> None:
-    """Write a model of `inference_model` in a format, quantized as `convert` has it; exporters' chatter is kept away.
-
-    `images` are representative ones for `"int8"`, as the model takes them; `opset` is ONNX's. Raises `ModelError` where it
-    can't be done.
-    """
+    """Write a model of `inference_model` in a format, quantized as `convert` has it; `ModelError`: it can't be done."""
     with litert.converting(model, name):
         FORMATS[name].write(model, path, quantize, images, opset)
 
@@ -76,8 +62,7 @@ def load(name: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _write_litert(model, path, quantize, images, opset) -> None:
-    content = conversion.convert(model, quantize=quantize, images=images, batch_size=1, float_start=True)
-    path.write_bytes(content)
+    path.write_bytes(conversion.convert(model, quantize=quantize, images=images, batch_size=1, float_start=True))
 
 
 def _load_litert(path):

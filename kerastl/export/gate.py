@@ -18,15 +18,12 @@ _CLASSES_SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an export may lose.
+    """What an export may lose, see `export_model`.
 
-    Attributes:
-        accuracy_loss: of a quantized export, in parts of 1: 0.01 is one point. Without labels nobody knows the accuracy;
-            as it can't fall by more than the part of the classes that changed, no more than this part may change. Of
-            several labels an image it is the share of labels that are right; of numbers R², without labels that of the
-            export's numbers against Keras's.
-        agreement: the part of the images on which a float32 export must name the class that Keras names; of the labels,
-            there or not, that must be Keras's. No number may differ by more than 1 − `agreement` standard deviations.
+    Without labels nobody knows the accuracy; as it can't fall by more than the part of the classes that changed, no more than
+    `accuracy_loss` of them may change. Of several labels an image it is the share of labels that are right; of numbers R²,
+    without labels that of the export's numbers against Keras's. `agreement` is of the images or, there or not, of the labels;
+    no number may differ by more than 1 − `agreement` standard deviations.
     """
 
     accuracy_loss: float = 0.01
@@ -122,17 +119,12 @@ def compare(
     preprocessing="auto",
     task: str = CLASSIFICATION,
 ) -> Comparisons:
-    """Run a Keras model and what was exported of it on the same images.
+    """Run a Keras model, as it was before, and what was exported of it on the same images.
 
     Args:
-        model: the classifier that was exported, as it was before.
-        exported: format → function from pixels to the output, of those that run on this system.
+        exported: format → function from pixels, whose type is `pixels`, to the output, of those that run on this system.
         batches: `(images, labels)`; labels are as `prepare_labels` returns them, or `None`.
         quantizations: of all formats → what was quantized in it.
-        limits, class_names: what may be lost; one name for each class.
-        pixels: type that the exports take.
-        preprocessing: what the Keras model needs and the exports hold, see `inputs.preprocess`.
-        task: of the model.
 
     Returns:
         A judged `Comparison` for each format, in the order of those that run here, then the others.
@@ -150,7 +142,7 @@ def compare(
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
         reference = class_probabilities(model, preprocess(given, preprocessing), batch_size=largest, task=task)
         expected.append(decide(reference))
-        known.append(None if labels is None else labels)
+        known.append(labels)
         for name, run in exported.items():
             probabilities = _probabilities(run(given), kind, task)
             found[name].append(decide(probabilities))
@@ -159,16 +151,14 @@ def compare(
     labels = None if any(one is None for one in known) else np.concatenate(known)
     for name, decided in found.items():
         pair = np.concatenate(expected), np.concatenate(decided)
-        if task == REGRESSION:
-            figures = _figures_of_numbers(*pair, labels)
-        else:
-            figures = _figures(*pair, labels, differences[name], class_names)
+        numbers = task == REGRESSION
+        figures = (
+            _figures_of_numbers(*pair, labels) if numbers else _figures(*pair, labels, differences[name], class_names)
+        )
         one = Comparison(name, quantizations[name], task=task, **figures)
         compared.append(dataclasses.replace(one, failure=failure_of(one, limits)))
-    others = [
-        Comparison(name, quantize, 0, task=task) for name, quantize in quantizations.items() if name not in exported
-    ]
-    return Comparisons([*compared, *others])
+    others = [name for name in quantizations if name not in exported]
+    return Comparisons([*compared, *(Comparison(name, quantizations[name], 0, task=task) for name in others)])
 
 
 def _figures(expected, given, labels, difference, class_names) -> dict:
@@ -226,27 +216,22 @@ def failure_of(one: Comparison, limits: Limits) -> str | None:
     if one.largest_difference is None:
         return "its outputs hold NaN or infinity"
     if one.quantize is not None and one.accuracy is not None:
-        lost = one.keras_accuracy - one.accuracy
-        if lost > limits.accuracy_loss + 1e-9:
-            what = "R²" if one.task == REGRESSION else "accuracy"
-            return f"it loses {100 * lost:.2f} points of {what}, and may lose {100 * limits.accuracy_loss:.2f}"
-        return None
+        lost, allowed = one.keras_accuracy - one.accuracy, limits.accuracy_loss
+        what = "R²" if one.task == REGRESSION else "accuracy"
+        said = f"it loses {100 * lost:.2f} points of {what}, and may lose {100 * allowed:.2f}"
+        return said if lost > allowed + 1e-9 else None
     if one.task == REGRESSION and one.quantize is None:
-        allowed = 1 - limits.agreement
-        if one.largest_difference > allowed:
-            return (
-                f"a number is {one.largest_difference:.2g} standard deviations from Keras's, and may be {allowed:.2g}"
-            )
-        return None
+        far, allowed = one.largest_difference, 1 - limits.agreement
+        said = f"a number is {far:.2g} standard deviations from Keras's, and may be {allowed:.2g}"
+        return said if far > allowed else None
     needed = limits.agreement if one.quantize is None else 1 - limits.accuracy_loss
     why = "" if one.quantize is None else " (without labels, so that it can lose no more accuracy than is allowed)"
-    if one.agreement < needed and one.task == REGRESSION:
-        return f"R² of its numbers against Keras's is {one.agreement:.2%}, and must be {needed:.2%}{why}"
-    if one.agreement < needed and one.task == MULTI_LABEL:
-        return f"{one.agreement:.2%} of its labels are Keras's, and must be {needed:.2%}{why}"
-    if one.agreement < needed:
-        return f"it names Keras's class for {one.agreement:.2%} of the images, and must for {needed:.2%}{why}"
-    return None
+    said = {
+        REGRESSION: f"R² of its numbers against Keras's is {one.agreement:.2%}, and must be {needed:.2%}",
+        MULTI_LABEL: f"{one.agreement:.2%} of its labels are Keras's, and must be {needed:.2%}",
+        CLASSIFICATION: f"it names Keras's class for {one.agreement:.2%} of the images, and must for {needed:.2%}",
+    }[one.task]
+    return said + why if one.agreement < needed else None
 
 
 def check(comparisons: Comparisons, what: str) -> None:

@@ -23,10 +23,8 @@ _NOISE = 32
 class GateImages:
     """Batches for the gate: `(images, labels)`, labels as `prepare_labels` returns them or `None`; to be read once.
 
-    Attributes:
-        what: `"held-out"`, `"representative"` or `"noise"`.
-        total: number of batches, where that is known.
-        count: images that went through so far.
+    `what` is `"held-out"`, `"representative"` or `"noise"`, `total` the number of batches where that is known, and `count`
+    that of the images that went through so far.
     """
 
     def __init__(self, what: str, batches: Iterator, total: int | None = None, identity: str | None = None):
@@ -61,17 +59,8 @@ def export_images(
 ) -> tuple[np.ndarray | None, GateImages]:
     """Return the representative images, and those of the gate: held-out images, else the representative ones, else noise.
 
-    Args:
-        representative: images, with labels or without, as `fit` takes them; up to 200 are used, spread evenly over the
-            data where it can be read by index, else the first ones.
-        held_out: images that nothing was trained or set on; with labels the gate can compare accuracies.
-        model: what is exported, to compare sizes.
-        quantize: `"int8"` needs representative images.
-        num_classes, task: what the labels are checked against.
-
-    Raises:
-        ArgumentError: no representative images for int8.
-        DataError: images were given and there are none, or they or their labels don't fit the model.
+    Both are given as `fit` takes them, with labels or without; `num_classes` and `task` are what labels are checked against.
+    `ArgumentError`: int8 without representative images; `DataError`: there are no images, or they don't fit the model.
     """
     calibration = None if representative is None else _representative(representative, model)
     if quantize == "int8" and calibration is None:
@@ -95,7 +84,7 @@ def export_images(
 
 
 def _representative(data, model) -> np.ndarray:
-    """Return images, `(count, height, width, 3)`."""
+    """Return up to 200 images, `(count, height, width, 3)`, spread over data that can be read by index, else the first."""
     rows = adapt(data)
     if rows.skips:
         places = np.linspace(0, rows.count - 1, min(REPRESENTATIVE, rows.count)).round().astype(int)

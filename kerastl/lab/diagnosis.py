@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_count, received
-from kerastl.data.labels import label_kind
+from kerastl.data.labels import class_indices
 from kerastl.errors import DataError
 from kerastl.evaluation.explanation import as_maps, input_batches, operations_of, run
 from kerastl.evaluation.probabilities import to_probabilities
@@ -123,7 +123,7 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
         ModelError: no classifier, nothing trainable, or a subclassed model.
     """
     check_count("batch_size", batch_size)
-    labels = _class_indices(y, len(x), count_classes(model))[:_LARGEST_COUNT]
+    labels = _checked_labels(y, len(x), count_classes(model))[:_LARGEST_COUNT]
     norms = gradient_norms(model, x[:batch_size], y[:batch_size])
     features, outputs = _features_and_outputs(model, x[:_LARGEST_COUNT], batch_size)
     shares = np.bincount(labels) / len(labels)
@@ -181,11 +181,9 @@ def _trend(model, norms) -> dict[str, float]:
     logarithms = np.log(np.maximum(values, np.finfo("float32").smallest_subnormal))
     depths = np.arange(len(values))
     slope = np.polyfit(depths, logarithms, 1)[0]
-    return {
-        "change_per_layer": float(np.exp(-slope)),
-        "total_change": float(np.exp(-slope * (len(values) - 1))),
-        "straightness": float(np.corrcoef(depths, logarithms)[0, 1] ** 2) if np.ptp(logarithms) else 0.0,
-    }
+    straightness = float(np.corrcoef(depths, logarithms)[0, 1] ** 2) if np.ptp(logarithms) else 0.0
+    change, total = np.exp(-slope), np.exp(-slope * (len(values) - 1))
+    return {"change_per_layer": float(change), "total_change": float(total), "straightness": straightness}
 
 
 def _has_kernel(weights) -> bool:
@@ -194,11 +192,9 @@ def _has_kernel(weights) -> bool:
 
 
 def _features_and_outputs(model, x, batch_size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Run a classifier and keep its main output, and what goes into some of its layers with kernels.
+    """Return what goes into some of a classifier's layers with kernels, `(count, features)` by name, and its main output.
 
-    Returns:
-        By layer name `(count, features)` for the first, the last and up to four layers between, feature maps averaged
-        over a coarse grid; and the main output, `(count, units)`.
+    They are the first, the last and up to four layers between; feature maps are averaged over a coarse grid.
     """
     flat, first_runs = flatten_model(model), {}
     for node in nodes_in_order(flat):
@@ -217,20 +213,12 @@ def _features_and_outputs(model, x, batch_size: int) -> tuple[dict[str, np.ndarr
 
 
 def _label_signal(features: dict[str, np.ndarray], labels: np.ndarray, seed: int) -> tuple[float, str]:
-    """Test whether the features of any layer go with the labels.
+    """Return the p-value of features, by layer name, that go with the labels, and the layer whose input does so best.
 
     For each layer the Hilbert-Schmidt independence criterion (Gretton et al., "A kernel statistical test of
     independence", 2007) between its features and the classes, with a linear and with a Gaussian kernel (of the median
     distance), is compared with its values for shuffled labels, in their standard deviations. The largest of all counts;
     for every shuffling too, so that looking at several layers doesn't make noise look like signal.
-
-    Args:
-        features: `(count, features)` by layer name.
-        labels: class indices, `(count,)`.
-        seed: of the shufflings.
-
-    Returns:
-        The p-value, `1 / (_SHUFFLES + 1)` at least, and the name of the layer whose input goes with the labels best.
     """
     kernels = {(name, kind): kernel for name, values in features.items() for kind, kernel in _kernels(values).items()}
     if not kernels:
@@ -239,12 +227,8 @@ def _label_signal(features: dict[str, np.ndarray], labels: np.ndarray, seed: int
     generator = np.random.default_rng(seed)
     shuffled = np.stack([labels, *(labels[generator.permutation(len(labels))] for _ in range(_SHUFFLES))])
     # The kernels are centred, so the classes' kernel, which is 1 for two of the same class, need not be
-    strengths = np.concatenate(
-        [
-            (part[:, :, None] == part[:, None, :]).reshape(len(part), -1).astype("float32") @ flat
-            for part in np.array_split(shuffled, 50)
-        ]
-    )
+    same = ((part[:, :, None] == part[:, None, :]).reshape(len(part), -1) for part in np.array_split(shuffled, 50))
+    strengths = np.concatenate([part.astype("float32") @ flat for part in same])
     deviations = strengths.std(axis=0)
     standardized = (strengths - strengths.mean(axis=0)) / np.where(deviations > 0, deviations, 1)
     largest = standardized.max(axis=1)
@@ -289,11 +273,11 @@ def _cross_entropy(outputs, kind, labels) -> float:
     return float(-np.log(np.maximum(chosen, 1e-37)).mean())
 
 
-def _class_indices(y, count: int, classes: int) -> np.ndarray:
+def _checked_labels(y, count: int, classes: int) -> np.ndarray:
     labels = np.asarray(y)
     if not count or not labels.ndim or len(labels) != count:
         raise DataError(f"Expected one label for each of the {count} images. {received(labels=labels.shape)}")
-    labels = labels.argmax(axis=1) if label_kind(labels, classes) == "one-hot" else labels.reshape(-1)
+    labels = class_indices(labels, classes)
     if len(np.unique(labels[:_LARGEST_COUNT])) < 2:
         raise DataError(f"All labels are the same: there is nothing to tell apart. {received(y=np.unique(labels))}")
-    return labels.astype(int)
+    return labels

@@ -8,7 +8,7 @@ import numpy as np
 from kerastl.backend import gradients_of
 from kerastl.checks import check_count
 from kerastl.errors import ModelError
-from kerastl.evaluation.explanation import input_batches, operations_of, run
+from kerastl.evaluation.explanation import as_maps, input_batches, operations_of, run
 from kerastl.models.compiling import usual_loss
 from kerastl.models.flatten import flatten_model
 from kerastl.models.outputs import main_index
@@ -109,9 +109,9 @@ def gradient_norms(model: keras.Model, x, y) -> GradientNorms:
     layers = {path: one for path, one in _leaves(model).items() if getattr(one, "trainable_variables", None)}
     if not layers:
         raise ModelError("Nothing is trainable: every layer is frozen. `kerastl.unfreeze` some, then measure.")
-    variables = list({id(one): one for layer in layers.values() for one in layer.trainable_variables}.values())
-    loss, gradients = gradients_of(_loss_function(model, x, y), variables)
-    gradient_of = {id(variable): gradient for variable, gradient in zip(variables, gradients, strict=True)}
+    variables = {id(one): one for layer in layers.values() for one in layer.trainable_variables}
+    loss, gradients = gradients_of(_loss_function(model, x, y), list(variables.values()))
+    gradient_of = dict(zip(variables, gradients, strict=True))
     rows = []
     for depth, (path, layer) in enumerate(layers.items(), start=1):
         of_gradient = _norm([gradient_of[id(variable)] for variable in layer.trainable_variables])
@@ -144,9 +144,8 @@ def dead_relu_fraction(model: keras.Model, x, *, batch_size: int = 32) -> DeadRe
     def watch(node, outputs):
         if not _is_relu(node.operation):
             return
-        values = np.asarray(keras.ops.convert_to_numpy(outputs[0]))
-        axis = 1 if values.ndim == 4 and keras.config.image_data_format() == "channels_first" else -1
-        by_unit = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+        values = as_maps(outputs[0])
+        by_unit = values.reshape(-1, values.shape[-1])
         alive, zeros, count = seen.get(node.operation, (False, 0, 0))
         seen[node.operation] = alive | (by_unit > 0).any(axis=0), zeros + (values == 0).sum(), count + values.size
 
