@@ -21,21 +21,13 @@ from kerastl.models.graph import functional_of, is_walkable, nodes_in_order
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One run of a layer, or of an operation such as the `Add` behind `x + y`.
+    """One run of a layer, or of an operation such as the `Add` behind `x + y`; specs are `KerasTensor`s with batch 1."""
 
-    Attributes:
-        operation: the `keras.layers.Layer` or `keras.Operation` that runs.
-        path: its name, after the names of the nested models that hold it: `resnet50/conv1_conv`.
-        arguments: what it is called with, `(args, kwargs)`, tensors replaced by their specs.
-        inputs: specs (`KerasTensor`, batch 1) of the tensors among the arguments.
-        outputs: specs of what it returns. Each is an object of its own: two calls never share one.
-    """
-
-    operation: object
-    path: str
-    arguments: tuple
-    inputs: tuple
-    outputs: tuple
+    operation: object  # the `keras.layers.Layer` or `keras.Operation` that runs
+    path: str  # its name, after the names of the nested models that hold it: `resnet50/conv1_conv`
+    arguments: tuple  # what it is called with, `(args, kwargs)`, tensors replaced by their specs
+    inputs: tuple  # specs of the tensors among the arguments
+    outputs: tuple  # specs of what it returns, each an object of its own: two calls never share one
 
 
 class Graph(NamedTuple):
@@ -101,9 +93,11 @@ def symbolic_graph(layer, arguments) -> Graph | None:
     that uses anything else (TensorFlow functions, NumPy, Python conditions on values) can't be looked into. `arguments`
     are `(args, kwargs)`, tensors as `KerasTensor`.
     """
-    args, kwargs = keras.tree.map_structure(
-        lambda value: keras.KerasTensor(value.shape, value.dtype) if _is_spec(value) else value, arguments
-    )
+
+    def fresh(value):
+        return keras.KerasTensor(value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else value
+
+    args, kwargs = keras.tree.map_structure(fresh, arguments)
     inputs = specs_in((args, kwargs))
     with contextlib.ExitStack() as stack:
         # Else `part.output` of the layer's parts would no longer be what it was
@@ -116,11 +110,7 @@ def symbolic_graph(layer, arguments) -> Graph | None:
 
 def specs_in(arguments) -> list:
     """Return the tensors among a call's arguments, in order."""
-    return [value for value in keras.tree.flatten(arguments) if _is_spec(value)]
-
-
-def _is_spec(value) -> bool:
-    return isinstance(value, keras.KerasTensor)
+    return [value for value in keras.tree.flatten(arguments) if isinstance(value, keras.KerasTensor)]
 
 
 def _subclassed(model, input_shape) -> Graph:
@@ -190,10 +180,8 @@ def _run_node(node, known, prefix, calls) -> list:
     args, kwargs = node.arguments.fill_in(known)
     inputs = specs_in((args, kwargs))
     operation, path = node.operation, prefix + node.operation.name
-    inner = None
-    if is_walkable(operation):
-        inner = _walked(operation)
-    elif isinstance(operation, keras.Model):
+    inner = _walked(operation) if is_walkable(operation) else None
+    if inner is None and isinstance(operation, keras.Model):
         inner = symbolic_graph(operation, (args, kwargs))
     if inner is not None and len(inner.inputs) == len(inputs):
         return run_graph(inner, inputs, path + "/", calls)

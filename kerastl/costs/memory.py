@@ -111,9 +111,7 @@ def _kind(operation) -> str:
 def _kept(call, trainable, flowing) -> tuple:
     """Return the specs among a call's inputs and outputs that the backward pass reads."""
     operation, kind = call.operation, _kind(call.operation)
-    if isinstance(
-        operation, WEIGHTED_SUMS
-    ):  # the gradient of the weights reads the input, that of the input the weights
+    if isinstance(operation, WEIGHTED_SUMS):  # the weights' gradient reads the input, that of the input the weights
         kernels = [weight for weight in operation.weights if len(weight.shape) > 1]
         inputs = call.inputs if any(id(kernel) in trainable for kernel in kernels) else ()
         fused = getattr(operation.activation, "__name__", "")

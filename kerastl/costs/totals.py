@@ -23,53 +23,33 @@ CONV_KINDS = ("standard", "pointwise", "depthwise", "separable")
 class LayerCost:
     """What one layer costs for one image.
 
-    Attributes:
-        name: the layer's name, after the names of the nested models that hold it: `resnet50/conv1_conv`.
-        kind: its class.
-        output_shape: of its first run, without the batch axis; a list of shapes where it returns several tensors.
-        parameters: all its weights, BatchNorm's moving statistics included, as Keras's `count_params` counts. Weights
-            that an earlier row shares are in that row alone.
-        trainable_parameters: those of them that training changes now.
-        macs: multiply-accumulates, summed over its runs.
-        size_bytes: of its parameters, by their dtype.
-        activation_bytes: of its outputs, by their dtype, summed over its runs.
-        dtype: of its outputs.
-        runs: how often it runs; more than once where it is shared.
+    Weights are counted as Keras's `count_params` does, BatchNorm's moving statistics included; those that an earlier row
+    shares are in that row alone.
     """
 
-    name: str
-    kind: str
-    output_shape: tuple | list
+    name: str  # after the names of the nested models that hold it: `resnet50/conv1_conv`
+    kind: str  # its class
+    output_shape: tuple | list  # of its first run, without the batch axis; a list where it returns several tensors
     parameters: int
-    trainable_parameters: int
-    macs: int
-    size_bytes: int
-    activation_bytes: int
-    dtype: str
-    runs: int = 1
+    trainable_parameters: int  # those of them that training changes now
+    macs: int  # multiply-accumulates, summed over its runs
+    size_bytes: int  # of its parameters, by their dtype
+    activation_bytes: int  # of its outputs, by their dtype, summed over its runs
+    dtype: str  # of its outputs
+    runs: int = 1  # how often it runs; more than once where it is shared
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ModelCost(Printed):
-    """What a model costs: totals over its layers; activations of one image.
-
-    Attributes:
-        name: the model's name.
-        parameters: all weights, BatchNorm's moving statistics included.
-        trainable_parameters: those that training changes, given what is frozen now.
-        macs: multiply-accumulates for one image.
-        size_bytes: of all weights, by their dtype.
-        peak_activation_bytes: the most bytes of feature maps alive at once while it predicts one image.
-        training_activation_bytes: bytes of feature maps that training keeps for each image, given what is frozen now.
-    """
+    """What a model costs: totals over its layers; activations of one image."""
 
     name: str
-    parameters: int
-    trainable_parameters: int
-    macs: int
-    size_bytes: int
-    peak_activation_bytes: int
-    training_activation_bytes: int
+    parameters: int  # all weights, BatchNorm's moving statistics included
+    trainable_parameters: int  # those that training changes, given what is frozen now
+    macs: int  # multiply-accumulates for one image
+    size_bytes: int  # of all weights, by their dtype
+    peak_activation_bytes: int  # the most bytes of feature maps alive at once while it predicts one image
+    training_activation_bytes: int  # of feature maps that training keeps for each image, given what is frozen now
 
     def to_rows(self) -> list[dict]:
         """Return the totals as a list of one dictionary, for `pandas.DataFrame`."""
@@ -193,19 +173,18 @@ def _rows(model, run, trainable) -> LayerCosts:
     calls, counted = {}, set()
     for call in run.calls:
         calls.setdefault(id(call.operation), []).append(call)
-    rows, problems = [], {}
+    rows, problems = [], []
     for own_calls in calls.values():
         counts = [call_macs(call) for call in own_calls]
         row = _row(own_calls, sum(macs for macs, _ in counts), trainable, counted)
-        if counts[0][1]:
-            problems[f"{row.name!r} ({row.kind})"] = counts[0][1], row.kind
         rows.append(row)
+        if problem := counts[0][1]:
+            problems.append((row.kind, f"{row.name!r} ({row.kind}): {problem}"))
     outside = _weight_counts(model.weights, trainable, counted)
     if outside["parameters"]:
         rows.append(LayerCost("(outside the graph)", "", (), macs=0, activation_bytes=0, dtype="", runs=0, **outside))
     if problems:
-        lines = "; ".join(f"{row}: {problem}" for row, (problem, _) in problems.items())
-        first = min(kind for _, kind in problems.values())
+        lines, first = "; ".join(line for _, line in problems), min(kind for kind, _ in problems)
         warn(f"No cost formula for {lines}. Give one with `kerastl.costs.register_layer_cost({first}, macs=...)`.")
     return LayerCosts(rows)
 

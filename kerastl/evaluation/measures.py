@@ -20,38 +20,23 @@ from kerastl.tables import Printed, Table
 
 @dataclasses.dataclass(frozen=True)
 class ClassScore:
-    """How well one class was recognized; what has no meaning (0 divided by 0) is `None`.
+    """How well one class was recognized; what has no meaning (0 divided by 0) is `None`."""
 
-    Attributes:
-        name: the class.
-        precision: of the images that were called so, the share that are.
-        recall: of the images that are so, the share that were called so.
-        f1: the harmonic mean of the two.
-        support: the number of images of this class.
-    """
-
-    name: str
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    support: int
+    name: str  # of the class
+    precision: float | None  # of the images that were called so, the share that are
+    recall: float | None  # of the images that are so, the share that were called so
+    f1: float | None  # the harmonic mean of the two
+    support: int  # the number of images of this class
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistakes:
-    """The most confident mistakes, the most confident first.
+    """The most confident mistakes, the most confident first."""
 
-    Attributes:
-        images: uint8 RGB arrays `(height, width, 3)`.
-        labels: the true classes, `(count,)`, or the true labels or numbers, `(count, names)`.
-        probabilities: what the model predicted, `(count, classes)`.
-        positions: which images of the data they are, counted from 0.
-    """
-
-    images: list[np.ndarray]
-    labels: np.ndarray
-    probabilities: np.ndarray
-    positions: np.ndarray
+    images: list[np.ndarray]  # uint8 RGB, `(height, width, 3)`
+    labels: np.ndarray  # the true classes, `(count,)`, or the true labels or numbers, `(count, names)`
+    probabilities: np.ndarray  # what the model predicted, `(count, classes)`
+    positions: np.ndarray  # which images of the data they are, counted from 0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -32,33 +32,20 @@ _SHOWN_CLASSES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image.
+    """What the model says of one image."""
 
-    Attributes:
-        name: the path, or `image 0`, `image 1`, … for arrays.
-        label: the most probable class.
-        probability: its probability.
-        probabilities: class name to probability, the most probable first, as many as `top` asked for.
-    """
-
-    name: str
-    label: str
-    probability: float
-    probabilities: dict[str, float]
+    name: str  # the path, or `image 0`, `image 1`, … for arrays
+    label: str  # the most probable class
+    probability: float  # of that class
+    probabilities: dict[str, float]  # class name to probability, the most probable first, as many as `top` asked for
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelsPrediction:
-    """What a model of several labels says of one image.
-
-    Attributes:
-        name: as in `Prediction`.
-        labels: label to probability of those of 0.5 or more, the most probable first; of the most probable where none is.
-        probabilities: as in `Prediction`.
-    """
+    """What a model of several labels says of one image; `name` and `probabilities` are as in `Prediction`."""
 
     name: str
-    labels: dict[str, float]
+    labels: dict[str, float]  # of 0.5 or more, or else of the most probable one; the most probable first
     probabilities: dict[str, float]
 
 
@@ -127,15 +114,14 @@ class Predictions(Printed, collections.abc.Sequence):
 
     def _tables(self, shown_rows: int = _SHOWN_ROWS) -> list[Table]:
         shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
-        header = {
-            CLASSIFICATION: ["image", "label", "probability", *(["then"] if shown > 1 else [])],
-            MULTI_LABEL: ["image", f"labels of {THRESHOLD:.0%} or more, else the likeliest"],
-            REGRESSION: ["image", *self.class_names],
+        header, right = {
+            CLASSIFICATION: (["label", "probability", *(["then"] if shown > 1 else [])], {2}),
+            MULTI_LABEL: ([f"labels of {THRESHOLD:.0%} or more, else the likeliest"], ()),
+            REGRESSION: (self.class_names, range(1, 1 + len(self.class_names))),
         }[self.task]
         rows = [[one.name, *_cells(one, shown)] for one in self[:shown_rows]]
-        right = {CLASSIFICATION: {2}, MULTI_LABEL: (), REGRESSION: range(1, len(header))}[self.task]
         left_out = len(self) - shown_rows
-        return [Table(header, rows, right, notes=[f"… and {left_out} more"] if left_out > 0 else [])]
+        return [Table(["image", *header], rows, right, notes=[f"… and {left_out} more"] if left_out > 0 else [])]
 
     def __str__(self) -> str:  # all of them; a notebook and a prompt show the first ones
         return str(self._tables(len(self))[0])

@@ -34,32 +34,22 @@ class Limits:
 class Comparison:
     """The outputs of one export, beside those of the Keras model.
 
-    Attributes:
-        format: of the export.
-        quantize: what was quantized, `None` for float32.
-        count: number of images; 0 where the export can't run on this system.
-        agreement: part of the images with the same most probable class, or of the labels that are the same; R² of the
-            export's numbers against Keras's.
-        largest_difference: between two probabilities of the same class for the same image; between two numbers, in
-            standard deviations of the labels (without labels, of Keras's numbers).
-        keras_accuracy, accuracy: of Keras and of the export (R² of numbers); `None` without labels.
-        classes: a dictionary per class with `name`, `images`, `keras` and `exported` (the part recognized) and `lost`.
-        failure: why it doesn't pass, or `None`.
-        task: "classification", "multi-label" or "regression".
-        mean_difference: of numbers, as the largest.
+    Differences are between two probabilities of the same class for the same image; between two numbers, in standard
+    deviations of the labels (without labels, of Keras's numbers). Accuracies are `None` without labels.
     """
 
     format: str
-    quantize: str | None
-    count: int
-    agreement: float | None = None
+    quantize: str | None  # `None` for float32
+    count: int  # number of images; 0 where the export can't run on this system
+    agreement: float | None = None  # part of the images with the same class, or of the same labels; R² of numbers
     largest_difference: float | None = None
-    keras_accuracy: float | None = None
+    keras_accuracy: float | None = None  # of numbers R², as below
     accuracy: float | None = None
+    # One per class with `name`, `images`, `keras` and `exported` (the part recognized) and `lost`
     classes: list[dict] = dataclasses.field(default_factory=list)
-    failure: str | None = None
+    failure: str | None = None  # why it doesn't pass
     task: str = CLASSIFICATION
-    mean_difference: float | None = None
+    mean_difference: float | None = None  # of numbers
 
     @property
     def title(self) -> str:

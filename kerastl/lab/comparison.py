@@ -29,14 +29,7 @@ _NOISE_IMAGES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """How long one image takes, in seconds.
-
-    Attributes:
-        median: of the runs.
-        lower: their lower quartile.
-        upper: their upper quartile.
-        runs: how many there were.
-    """
+    """How long one image takes, in seconds: median, lower and upper quartile of so many runs."""
 
     median: float
     lower: float
@@ -55,29 +48,17 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class ComparedBackbone:
-    """One backbone with its head, as compared.
+    """One backbone with its head, as compared."""
 
-    Attributes:
-        name: as `list_backbones` has it.
-        parameters: all weights, the head's and BatchNorm's statistics included.
-        macs: multiply-accumulates for one image.
-        peak_activation_bytes: the most bytes of float32 feature maps alive at once; see docs/costs.md.
-        file_bytes: of the `.tflite` file, by precision; without those that couldn't be made.
-        latency: of one image, by `(precision, threads)`; without those that couldn't be run.
-        top1: the published ImageNet accuracy, or `None`.
-        native_size: height and width of the images that the published accuracy is of.
-        problems: why a precision is missing.
-    """
-
-    name: str
-    parameters: int
-    macs: int
-    peak_activation_bytes: int
-    file_bytes: dict[str, int]
-    latency: dict[tuple[str, int], Latency]
-    top1: Top1 | None
-    native_size: int
-    problems: tuple[str, ...] = ()
+    name: str  # as `list_backbones` has it
+    parameters: int  # all weights, the head's and BatchNorm's statistics included
+    macs: int  # multiply-accumulates for one image
+    peak_activation_bytes: int  # the most bytes of float32 feature maps alive at once; see docs/costs.md
+    file_bytes: dict[str, int]  # of the `.tflite` file, by precision; without those that couldn't be made
+    latency: dict[tuple[str, int], Latency]  # by `(precision, threads)`; without those that couldn't be run
+    top1: Top1 | None  # the published ImageNet accuracy
+    native_size: int  # height and width of the images that the published accuracy is of
+    problems: tuple[str, ...] = ()  # why a precision is missing
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -111,12 +92,8 @@ class BackboneComparison(Printed):
             for part in ("median", "lower", "upper"):
                 value = None if latency is None else 1000 * getattr(latency, part)
                 plain[f"{precision}_{threads}_thread{'s' * (threads > 1)}_{part}_ms"] = value
-        return plain | {
-            "top1_percent": row.top1.percent if row.top1 else None,
-            "top1_source": row.top1.source if row.top1 else None,
-            "native_size": row.native_size,
-            "problems": "; ".join(row.problems) or None,
-        }
+        plain |= {f"top1_{part}": getattr(row.top1, part, None) for part in ("percent", "source")}
+        return plain | {"native_size": row.native_size, "problems": "; ".join(row.problems) or None}
 
     def _tables(self) -> list[Table]:
         height, width, _ = self.input_shape
@@ -134,15 +111,11 @@ class BackboneComparison(Printed):
 
 
 def _taken(row: ComparedBackbone) -> list[str]:
-    files = [row.file_bytes.get(precision) for precision in PRECISIONS]
-    return [
-        row.name,
-        _large_number(row.parameters),
-        _large_number(row.macs),
-        *("–" if size is None else readable_bytes(size) for size in files),
-        readable_bytes(row.peak_activation_bytes),
-        "–" if row.top1 is None else f"{row.top1.percent:.1f} %",
-    ]
+    sizes = [row.file_bytes.get(precision) for precision in PRECISIONS]
+    files = ["–" if size is None else readable_bytes(size) for size in sizes]
+    counts = [_large_number(row.parameters), _large_number(row.macs)]
+    top1 = "–" if row.top1 is None else f"{row.top1.percent:.1f} %"
+    return [row.name, *counts, *files, readable_bytes(row.peak_activation_bytes), top1]
 
 
 def _large_number(count: int) -> str:
@@ -221,11 +194,10 @@ def _checked(names, input_shape) -> tuple[int, int, int]:
 
 
 def _check_backend() -> None:
-    name = keras.backend.backend()
-    if name != "tensorflow":
+    if keras.backend.backend() != "tensorflow":
         raise BackendError(
             "Comparing needs LiteRT's converter, which takes Keras on TensorFlow. Set KERAS_BACKEND=tensorflow. "
-            f"{received(backend=name)}"
+            f"{received(backend=keras.backend.backend())}"
         )
     if not litert.is_installed():
         raise BackendError('LiteRT is not installed. Install it with `pip install "kerastl[export]"`.')
@@ -252,15 +224,7 @@ def _prepared(name, shape, num_classes, threads) -> tuple[ComparedBackbone, dict
             problems.append(f"{precision}: {error}")
         except RuntimeError as error:
             problems.append(f"{precision}: LiteRT can't run the model: {error}")
-    row = ComparedBackbone(
-        name=name,
-        parameters=cost.parameters,
-        macs=cost.macs,
-        peak_activation_bytes=cost.peak_activation_bytes,
-        file_bytes=sizes,
-        latency={},
-        top1=TOP1.get(name),
-        native_size=backbones.backbone_row(name).native_size,
-        problems=tuple(problems),
-    )
+    figures = {key: getattr(cost, key) for key in ("parameters", "macs", "peak_activation_bytes")}
+    published = {"top1": TOP1.get(name), "native_size": backbones.backbone_row(name).native_size}
+    row = ComparedBackbone(name, **figures, file_bytes=sizes, latency={}, **published, problems=tuple(problems))
     return row, models

@@ -20,44 +20,26 @@ _RELU_OPERATIONS = {"ReLU", "Relu", "Relu6"}
 
 @dataclasses.dataclass(frozen=True)
 class GradientNorm:
-    """What one layer's trainable weights are told by one batch.
+    """What one layer's trainable weights are told by one batch."""
 
-    Attributes:
-        layer: the layer's name, after the names of the nested models that hold it.
-        kind: its class.
-        depth: its place among the layers with trainable weights, from the input on, beginning with 1.
-        gradient_norm: L2 norm of the loss's gradient with respect to all its trainable weights.
-        weight_norm: L2 norm of these weights.
-        ratio: gradient_norm / weight_norm; infinite where the weights are all zero.
-    """
-
-    layer: str
-    kind: str
-    depth: int
-    gradient_norm: float
-    weight_norm: float
-    ratio: float
+    layer: str  # its name, after the names of the nested models that hold it
+    kind: str  # its class
+    depth: int  # its place among the layers with trainable weights, from the input on, beginning with 1
+    gradient_norm: float  # L2 norm of the loss's gradient with respect to all its trainable weights
+    weight_norm: float  # L2 norm of these weights
+    ratio: float  # gradient_norm / weight_norm; infinite where the weights are all zero
 
 
 @dataclasses.dataclass(frozen=True)
 class DeadRelus:
-    """How much of one ReLU never passes anything.
+    """How much of one ReLU never passes anything."""
 
-    Attributes:
-        layer: the layer's name, after the names of the nested models that hold it.
-        kind: its class; a `Conv2D` or `Dense` where ReLU is its `activation`.
-        units: its channels (of feature maps) or units.
-        dead_units: those that were zero for every image, at every position.
-        dead_fraction: dead_units / units.
-        zero_fraction: of all values, how many were zero. About a half is what ReLU does to begin with.
-    """
-
-    layer: str
-    kind: str
-    units: int
-    dead_units: int
-    dead_fraction: float
-    zero_fraction: float
+    layer: str  # its name, after the names of the nested models that hold it
+    kind: str  # its class; a `Conv2D` or `Dense` where ReLU is its `activation`
+    units: int  # its channels (of feature maps) or units
+    dead_units: int  # those that were zero for every image, at every position
+    dead_fraction: float  # dead_units / units
+    zero_fraction: float  # of all values, how many were zero: about a half is what ReLU does to begin with
 
 
 class _LayerRows(NamedRows):

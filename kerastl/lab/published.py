@@ -10,15 +10,10 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Top1:
-    """A published accuracy.
+    """A published accuracy."""
 
-    Attributes:
-        percent: of the 50,000 validation images of ImageNet (ILSVRC 2012).
-        source: where it stands.
-    """
-
-    percent: float
-    source: str
+    percent: float  # of the 50,000 validation images of ImageNet (ILSVRC 2012)
+    source: str  # where it stands
 
 
 _BY_KERAS = """
