@@ -20,13 +20,10 @@ _USER_ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 
 def main(argv=None) -> int:
-    """Run one command and return the exit status.
+    """Run one command, by default of the process's own arguments, and return the exit status.
 
     0 when all went well; 2 for an error that the user can mend, told in one line; 130 after Ctrl-C. Anything else is a
     bug, and keeps its traceback.
-
-    Args:
-        argv: the arguments after the program's name; default: those of the process.
     """
     _never_fail_to_print()
     arguments = argparse.Namespace()

@@ -24,11 +24,7 @@ _PREPROCESSINGS = {
 
 
 def find_model(path: str) -> Path:
-    """Return the path of the `.keras` file: the path itself, or `model.keras` in the run folder that it names.
-
-    Raises:
-        ModelError: there is none, or it is not a `.keras` file.
-    """
+    """Return the path of the `.keras` file: the path itself, or `model.keras` in the run folder that it names."""
     file = Path(path).expanduser()
     file = file / "model.keras" if file.is_dir() else file
     if not file.is_file():
@@ -48,11 +44,7 @@ def find_model(path: str) -> Path:
 
 
 def load_model(file: Path) -> keras.Model:
-    """Load a `.keras` file in Keras's safe mode, which runs no code from it.
-
-    Raises:
-        ModelError: it is damaged, or needs code that isn't here.
-    """
+    """Load a `.keras` file in Keras's safe mode, which runs no code from it; raise `ModelError` where it can't be loaded."""
     try:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     # Keras raises nearly everything on damaged files and unknown layers (TypeError, ValueError, KeyError, OSError, …).
@@ -63,11 +55,7 @@ def load_model(file: Path) -> keras.Model:
 
 
 def preprocessing_for(model: keras.Model, choice: str):
-    """Return what `preprocessing=` takes for what --preprocessing says.
-
-    Raises:
-        ArgumentError: nothing was said, and the model's graph doesn't show that it takes pixels 0–255.
-    """
+    """Return what `preprocessing=` takes for what --preprocessing says; where nothing was said the model has to show it."""
     if choice == "auto" and outputs.pixel_range(model) not in ("0-255", "any"):
         raise ArgumentError(
             f"The graph of {model.name!r} doesn't show that it takes pixels 0–255, as image files hold them. Pass what was "
@@ -119,11 +107,7 @@ def _json_object(read) -> dict:
 
 
 def labels_for(model: Path, file: str | None) -> list[str] | None:
-    """Return the lines of a text file, by default of `labels.txt` beside a model; `None` where that isn't there either.
-
-    Raises:
-        DataError: it can't be read.
-    """
+    """Return the lines of a text file, by default of `labels.txt` beside a model; `None` where that isn't there either."""
     beside = model.with_name("labels.txt")
     if not file and not beside.is_file():
         return None

@@ -13,11 +13,7 @@ from kerastl.errors import KerastlWarning
 
 @contextlib.contextmanager
 def quiet_session(verbose: bool = False):
-    """Import Keras without its noise, then show warnings of this package as one line each, and no others.
-
-    Args:
-        verbose: let everything through.
-    """
+    """Import Keras without its noise, then show warnings of this package as one line each, and no others unless `verbose`."""
     with warnings.catch_warnings():
         if not verbose:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

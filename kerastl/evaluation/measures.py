@@ -118,21 +118,14 @@ class OutputsEvaluation(Printed):
     """How a model does that gives each image several labels or numbers; prints as a table.
 
     A label counts as predicted from a probability of 0.5 on. Scores are means over the labels or numbers.
-
-    Attributes:
-        task: "multi-label" or "regression".
-        class_names: of the labels or numbers, in the order of the columns.
-        labels, outputs: what is true (0 and 1, or numbers), and what the model says, `(images, names)`.
-        mistakes: the images with the surest wrong label, or the largest error, with what is true and what was said.
-        views: how many views of each image were averaged.
     """
 
-    task: str
-    class_names: list[str]
-    labels: np.ndarray
-    outputs: np.ndarray
-    mistakes: Mistakes
-    views: int = 1
+    task: str  # "multi-label" or "regression"
+    class_names: list[str]  # of the labels or numbers, in the order of the columns
+    labels: np.ndarray  # what is true, 0 and 1, or numbers, `(images, names)`
+    outputs: np.ndarray  # what the model says, `(images, names)`
+    mistakes: Mistakes  # the images with the surest wrong label, or the largest error
+    views: int = 1  # how many views of each image were averaged
 
     @property
     def count(self) -> int:

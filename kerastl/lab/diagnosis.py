@@ -49,30 +49,19 @@ _FEATURE_LAYERS = 6
 class DepthDiagnosis(Printed):
     """A verdict, and what it rests on.
 
-    Attributes:
-        verdict: `"vanishing gradient"`, `"exploding gradient"`, `"no gradient"`, `"nothing to learn"` or `"healthy"`.
-        reason: the evidence in sentences.
-        loss: mean cross-entropy of the main output on the data, in nats.
-        label_entropy: entropy of the labels, in nats: the loss of always predicting the classes' frequencies.
-        change_per_layer: by which factor the kernels' gradient norm changes from a layer to the one *before* it: below
-            1 it falls on its way to the input. 1.0 where there are too few layers to tell.
-        total_change: the same from the last layer to the first, by the fitted line.
-        straightness: R² of the line through the logarithms: 1 for a change that is exactly geometric.
-        signal_p_value: how often shuffled labels go with some layer's features as well as the true ones do; near 0: the
-            features tell something about the labels. 0.001 is the smallest that can come out.
-        signal_layer: the layer whose input goes with the labels best.
-        norms: the gradient norms.
+    A change is the factor by which the kernels' gradient norm changes from a layer to one *before* it: below 1 it falls on its
+    way to the input. 1.0 where there are too few layers to tell. The smallest p-value that can come out is 0.001.
     """
 
-    verdict: str
-    reason: str
-    loss: float
-    label_entropy: float
+    verdict: str  # `"vanishing gradient"`, `"exploding gradient"`, `"no gradient"`, `"nothing to learn"` or `"healthy"`
+    reason: str  # the evidence in sentences
+    loss: float  # mean cross-entropy of the main output on the data, in nats
+    label_entropy: float  # in nats: the loss of always predicting the classes' frequencies
     change_per_layer: float
-    total_change: float
-    straightness: float
-    signal_p_value: float
-    signal_layer: str
+    total_change: float  # from the last layer to the first, by the fitted line
+    straightness: float  # R² of the line through the logarithms: 1 for a change that is exactly geometric
+    signal_p_value: float  # how often shuffled labels go with some layer's features as well as the true ones do
+    signal_layer: str  # the layer whose input goes with the labels best
     norms: GradientNorms
 
     def to_rows(self) -> list[dict]:

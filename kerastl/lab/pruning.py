@@ -160,15 +160,11 @@ class SparsityReport(Printed):
         return [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in self.rows]
 
     def _tables(self) -> list[Table]:
-        total = SparsityRow("all of these", "", sum(row.weights for row in self.rows), self.zeros)
-        cells = [
-            (row.name, row.kind, f"{row.weights:,}", f"{row.zeros:,}", f"{row.sparsity:.1%}")
-            for row in (*self.rows, total)
-        ]
+        rows = [*self.rows, SparsityRow("all of these", "", sum(row.weights for row in self.rows), self.zeros)]
+        cells = [(row.name, row.kind, f"{row.weights:,}", f"{row.zeros:,}", f"{row.sparsity:.1%}") for row in rows]
         title = f"{self.model_sparsity:.1%} of the model's {self.model_weights:,} weights are zeros of these kernels"
-        return [
-            Table(("layer", "kind", "weights", "zeros", "sparsity"), cells, right={2, 3, 4}, title=title, total=True)
-        ]
+        header = ("layer", "kind", "weights", "zeros", "sparsity")
+        return [Table(header, cells, right={2, 3, 4}, title=title, total=True)]
 
 
 def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
@@ -295,20 +291,16 @@ def _matching(model, found, choice, layers) -> set[int]:
         name, known = choice, {kernel.layer.name for kernel in found}
     else:
         raise ArgumentError(f"`layers` must hold names and layer classes. {received(layers=layers)}")
-    if matches:
-        return matches
-    raise ArgumentError(
-        f"No layer with a kernel to prune in {model.name!r} is meant by {name!r}.{nearest(name, sorted(known))} "
-        f"{received(layers=layers)}"
-    )
+    if not matches:
+        near = f"{nearest(name, sorted(known))} {received(layers=layers)}"
+        raise ArgumentError(f"No layer with a kernel to prune in {model.name!r} is meant by {name!r}.{near}")
+    return matches
 
 
 class _Pruning(keras.callbacks.Callback):
     """Keeps zeros, and with a `sparsity` makes more of them; see `gradual_pruning`.
 
-    Attributes:
-        reached: the sparsity that the masks have now.
-        settled: whether it is what it is to be in the end; until then no epoch can be the best one.
+    The masks have `reached` a sparsity; until it is `settled`, what it is to be in the end, no epoch can be the best one.
     """
 
     def __init__(self, sparsity, layers, scope, ramp):
