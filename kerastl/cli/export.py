@@ -95,7 +95,7 @@ def _check_data(splits, source: str, names: list[str] | None, trained_on: str | 
         differ = f"Only in the model: {', '.join(only[0]) or 'none'}. Only in the data: {', '.join(only[1]) or 'none'}."
         raise DataError(
             f"The classes of {source} are not the model's, by name and order, so its labels would be wrong. Rename "
-            f"the class folders, or name the model's classes with --labels. {differ if any(only) else 'Their order differs.'} "
+            f"those of the data, or name the model's with --labels. {differ if any(only) else 'Their order differs.'} "
             f"Model: {', '.join(names)}. {received(classes=', '.join(found))}"
         )
     if trained_on is not None and trained_on != splits.name:
