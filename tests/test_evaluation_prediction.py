@@ -144,6 +144,16 @@ def test_what_can_t_be_predicted(model, folder, tmp_path):
         predict(model, np.full((16, 16, 3), np.nan))
 
 
+@pytest.mark.parametrize(("activation", "weight"), [("softmax", np.nan), (None, np.nan), (None, np.inf)])
+def test_a_model_whose_outputs_are_not_finite_is_refused(activation, weight):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2 if activation else 1, activation=activation)(x))
+    model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, weight))
+    with pytest.raises(ModelError, match="NaN or infinite: its weights were ruined in training"):
+        predict(model, np.full((16, 16, 3), 9, "uint8"))
+
+
 def test_arguments_are_checked_before_anything_is_read(model):
     with pytest.raises(ArgumentError, match="resize"):
         predict(model, "no_such.png", resize="stretch")

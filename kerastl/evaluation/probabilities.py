@@ -112,17 +112,17 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
 
     One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
     sigmoid units are given as they are, and need not sum to 1. `kind` is what `output_kind` says; `None`: told by the values.
-    `ModelError`: another shape, NaN, or a softmax over a single unit.
+    `ModelError`: another shape, NaN, infinite numbers, or a softmax over a single unit.
     """
     if values.ndim != 2:
         raise ModelError(
             "Expected a classifier, whose main output is (batch, units). "
             f"{received(output_shape=values.shape)}. A backbone needs a head first: `kerastl.build_classifier`."
         )
-    if np.isnan(values).any():
+    if np.isnan(values).any() or (task == REGRESSION and np.isinf(values).any()):
         raise ModelError(
-            "The outputs of the model are NaN: its weights were ruined in training (a learning rate that is too high, as a "
-            "rule) or the pixels hold NaN."
+            "The outputs of the model are NaN or infinite: its weights were ruined in training (a learning rate that is too "
+            "high, as a rule) or the pixels hold NaN."
         )
     if task == REGRESSION:
         return values
