@@ -39,9 +39,7 @@ class ImageSplits(Printed):
         class_names: of the classes or labels, in their order; of numbers the name of their column.
         class_counts: class name → number of images, all splits together.
         split_sizes: split name → number of images, for the splits that exist.
-        image_size: `(height, width)` in pixels.
-        resize: how images were brought to that size.
-        seed: of the splits and of the shuffling.
+        image_size, resize, seed: as `load_images` was told, the size as `(height, width)` in pixels.
         name: of the folder or data set.
         licence: what the images may be used for, where the source says so.
         files: split name → path (or name in the data set) of each image, in the order of its `ImageSource`.
@@ -130,8 +128,7 @@ def load_images(
         image_size: pixels, one number or `(height, width)`.
         labels: path, or name in the folder, of a CSV (commas, semicolons or tabs; UTF-8) or Parquet file.
         batch_size: images per batch.
-        validation: share of the images for validation, 0 for none; by default 0.15, for ELPV 0.10.
-        test: share of the images for the test, 0 for none; by default 0.15, for ELPV 0.25.
+        validation, test: shares of the images, 0 for none; by default 0.15 each, for ELPV 0.10 and 0.25.
         seed: of the splits and of the shuffling.
         resize: `"squash"` stretches to the new shape; `"crop"` first takes the largest central part of that shape;
             `"pad"` keeps everything, centred on black.
