@@ -30,6 +30,4 @@ def _size(size) -> str:
 
 
 def _preprocessing(row) -> str:
-    if callable(row.preprocessing):
-        return "its own"
-    return _IN_WORDS.get(row.preprocessing, row.preprocessing)
+    return "its own" if callable(row.preprocessing) else _IN_WORDS.get(row.preprocessing, row.preprocessing)

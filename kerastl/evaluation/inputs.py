@@ -23,17 +23,14 @@ def list_images(
 ) -> list[tuple[str, Path | bytes | image_files.WideFile | np.ndarray]]:
     """Return `(name, image)` for each image: names are paths and addresses, or `image 0`, `image 1`, … for all else.
 
-    Those of more than 8 bits a channel have one `white`: as given, or decided by all of them, which is said.
-
-    Raises:
-        DataError: nothing there, or something that is no image.
-        ArgumentError: `white` is no number above 0.
+    Those of more than 8 bits a channel have one `white`: as given, or decided by all of them, which is said. `DataError`:
+    there is nothing, or something that is no image.
     """
     if white is not None and not (isinstance(white, numbers.Real) and white > 0):
         raise ArgumentError(f"`white` must be the value that is white, such as 4095. {received(white=white)}")
     if isinstance(images, np.ndarray) and images.dtype.kind in "OUS":
         images = images.ravel().tolist()  # of paths
-    if _is_dataset(images):
+    if hasattr(images, "element_spec") or isinstance(images, keras.utils.PyDataset):
         raise DataError(
             "Expected images without labels. For a dataset with labels use `kerastl.evaluate`. "
             f"{received(images=type(images).__name__)}"
@@ -83,10 +80,6 @@ def _scaled(image, white: float):
     return image_files.WideFile((lambda: image) if isinstance(image, bytes) else image.read_bytes, white)
 
 
-def _is_dataset(images) -> bool:
-    return hasattr(images, "element_spec") or isinstance(images, keras.utils.PyDataset)
-
-
 def _images_of(item, called: str) -> list:
     """Return what one item stands for: `(name, path)` for files, else the image itself."""
     if isinstance(item, (str, os.PathLike)):
@@ -96,9 +89,7 @@ def _images_of(item, called: str) -> list:
         return [(str(path), path) for path in _paths(Path(os.fsdecode(address)).expanduser())]
     if isinstance(item, bytes):
         return [item]
-    if hasattr(item, "getbands") and hasattr(
-        item, "convert"
-    ):  # an image of Pillow, which may still be rotated by its EXIF
+    if hasattr(item, "getbands") and hasattr(item, "convert"):  # Pillow's, which its EXIF may still rotate
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(item)
@@ -146,9 +137,8 @@ def _download(address: str) -> Path:
 
 def _as_array(images) -> np.ndarray | None:
     """Return a NumPy array of anything that is an array or tensor of numbers, else `None`."""
-    if not hasattr(images, "shape") and not hasattr(images, "__array__"):
-        return None
-    if hasattr(images, "getbands"):
+    is_array = hasattr(images, "shape") or hasattr(images, "__array__")
+    if not is_array or hasattr(images, "getbands"):  # images of Pillow are read by Pillow
         return None
     array = keras.ops.convert_to_numpy(images) if keras.ops.is_tensor(images) else np.asarray(images)
     return array if array.dtype.kind in "buif" else None
