@@ -2,9 +2,8 @@
 
 import collections.abc
 import dataclasses
-import os
+import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -254,20 +253,19 @@ def predict_with(
 
 def _batches(items, names, size, resize, batch_size, skipped: dict):
     """Yield `(names, (batch, height, width, 3))`, read and resized by several threads; note unreadable files in `skipped`."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(items), batch_size):
-            chosen, called = items[start : start + batch_size], names[start : start + batch_size]
-            loaded = list(zip(called, pool.map(lambda item: _load_or_error(item, size, resize), chosen), strict=True))
-            skipped |= {name: str(one) for name, one in loaded if isinstance(one, DataError)}
-            read = [(name, one) for name, one in loaded if not isinstance(one, DataError)]
-            shapes = {image.shape for _, image in read}
-            if len(shapes) > 1:
-                raise ArgumentError(
-                    "The model takes images of any size, but all those of a batch must have the same. Pass "
-                    f"`image_size=` to resize them. {received(shapes=sorted(shapes))}"
-                )
-            if read:
-                yield [name for name, _ in read], np.stack([image for _, image in read])
+    images = image_files.in_threads(lambda item: _load_or_error(item, size, resize), items, ahead=batch_size)
+    loaded = zip(names, images, strict=True)
+    while batch := list(itertools.islice(loaded, batch_size)):
+        skipped |= {name: str(one) for name, one in batch if isinstance(one, DataError)}
+        read = [(name, one) for name, one in batch if not isinstance(one, DataError)]
+        shapes = {image.shape for _, image in read}
+        if len(shapes) > 1:
+            raise ArgumentError(
+                "The model takes images of any size, but all those of a batch must have the same. Pass "
+                f"`image_size=` to resize them. {received(shapes=sorted(shapes))}"
+            )
+        if read:
+            yield [name for name, _ in read], np.stack([image for _, image in read])
 
 
 def _load_or_error(item, size, resize) -> np.ndarray | DataError:

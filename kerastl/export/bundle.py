@@ -198,8 +198,8 @@ def _problem_of(card: dict) -> str | None:
 
 
 def _is_file(entry) -> bool:
-    fields = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    return type(fields[0]) is int and isinstance(fields[1], str) and bool(re.fullmatch("[0-9a-f]{64}", fields[1]))
+    size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    return type(size) is int and isinstance(digest, str) and bool(re.fullmatch("[0-9a-f]{64}", digest))
 
 
 def _is_input(value: dict) -> bool:

@@ -43,8 +43,8 @@ class Comparison:
     count: int  # number of images; 0 where the export can't run on this system
     agreement: float | None = None  # part of the images with the same class, or of the same labels; R² of numbers
     largest_difference: float | None = None
-    keras_accuracy: float | None = None  # of numbers R², as below
-    accuracy: float | None = None
+    keras_accuracy: float | None = None  # of numbers R²
+    accuracy: float | None = None  # the export's
     # One per class with `name`, `images`, `keras` and `exported` (the part recognized) and `lost`
     classes: list[dict] = dataclasses.field(default_factory=list)
     failure: str | None = None  # why it doesn't pass
@@ -141,10 +141,10 @@ def compare(
     labels = None if any(one is None for one in known) else np.concatenate(known)
     for name, decided in found.items():
         pair = np.concatenate(expected), np.concatenate(decided)
-        numbers = task == REGRESSION
-        figures = (
-            _figures_of_numbers(*pair, labels) if numbers else _figures(*pair, labels, differences[name], class_names)
-        )
+        if task == REGRESSION:
+            figures = _figures_of_numbers(*pair, labels)
+        else:
+            figures = _figures(*pair, labels, differences[name], class_names)
         one = Comparison(name, quantizations[name], task=task, **figures)
         compared.append(dataclasses.replace(one, failure=failure_of(one, limits)))
     others = [name for name in quantizations if name not in exported]
