@@ -104,11 +104,10 @@ def _check_data(splits, source: str, names: list[str] | None, trained_on: str | 
 
 def _held_out(splits):
     """Return the test images, or the validation images where there are none."""
-    if splits.test is not None:
-        return splits.test
-    if splits.validation is None:
+    held_out = splits.validation if splits.test is None else splits.test
+    if held_out is None:
         raise ArgumentError("The data has neither test nor validation images, so that nothing is held out.")
-    return splits.validation
+    return held_out
 
 
 def _size_from(report: dict, model):

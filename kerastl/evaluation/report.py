@@ -388,7 +388,4 @@ def _markdown(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    text = readable(str(text))
-    for character in "\\|`*_<>[]#&~$":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return re.sub(r"[\\|`*_<>\[\]#&~$]", r"\\\g<0>", readable(str(text)))
