@@ -166,8 +166,7 @@ def batches_for_fit(batches: keras.utils.PyDataset):
     """Return what `fit` and `evaluate` run over these batches soonest: on TensorFlow a dataset of its own, else the batches.
 
     Keras reads a `PyDataset` through tf.data with autotuning. In TensorFlow 2.21 the thread that tunes often holds up the end
-    of a pass until it wakes, after 10 ms, then 20, 40 and so on: an epoch of 2.9 s takes 5.1, one of 11 s takes 20.5. The
-    batches must be known in number; their `on_epoch_end` is called after every pass.
+    of a pass until it wakes, after 10 ms, then 20, 40 and so on: an epoch of 2.9 s takes 5.1. `on_epoch_end` is called.
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):
         return batches

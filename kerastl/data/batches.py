@@ -32,8 +32,7 @@ class Rows:
         skips: whether reading can start anywhere, and `read(index)` returns a single image.
         shuffles: whether training should draw a new order in every epoch.
         labels: all of them; a dataset is read for it once; `None` for a generator.
-        first: the `(images, labels)` of a few samples as arrays, or `None` where looking would use data up (a generator)
-            or images and labels are not one array each.
+        first: `(images, labels)` of a few samples; `None` for a generator, and where they are not one array each.
     """
 
     @property

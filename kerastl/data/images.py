@@ -90,8 +90,7 @@ def read_image(
     JPEG more than six times as large is decoded at a reduced scale: several times faster, and within three of 255 levels
     of a full decode on photographs, within eight where neighbouring pixels are noise.
 
-    `source` is a path, the bytes of an image file, or a function that returns them; `name`, what errors call it. Raises
-    `DataError` for what can't be read.
+    `source` is a path, bytes, or a function that returns them; `name`, what the `DataError` for others calls it.
     """
     with naming_the_image(name or source):
         image, low = _open_both(source)

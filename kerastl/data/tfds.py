@@ -167,8 +167,7 @@ def _records(builder, split: str) -> list[Callable]:
 def _records_in(path: Path) -> Iterator[Callable]:
     """Yield a function for each record of a TFRecord file, which TensorFlow reads in sequence only.
 
-    Each record is its length (8 bytes, little-endian), a checksum of the length (4 bytes), the data, and a checksum of
-    the data (4 bytes): one walk over the lengths gives every position.
+    A record is its length (8 bytes, little-endian), a checksum (4), the data, a checksum (4): lengths lead to all others.
     https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
     """
     size = path.stat().st_size

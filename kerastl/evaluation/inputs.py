@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import ImageOps
 
 from kerastl.checks import received
 from kerastl.data import images as image_files
@@ -90,8 +91,6 @@ def _images_of(item, called: str) -> list:
     if isinstance(item, bytes):
         return [item]
     if hasattr(item, "getbands") and hasattr(item, "convert"):  # Pillow's, which its EXIF may still rotate
-        from PIL import ImageOps
-
         image = ImageOps.exif_transpose(item)
         return [np.asarray(image if image_files.is_wide(image) else image_files.on_white(image).convert("RGB"))]
     array = _as_array(item)

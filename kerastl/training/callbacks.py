@@ -69,9 +69,8 @@ class BestWeights(keras.callbacks.Callback):
 
     `starting_value` is the monitored value of that state, if it was measured. Without `judged` there is nothing to judge
     by, and the last weights with a finite loss count as the best. `best_epoch` counts from 1; 0 is the starting state.
-    While one of the `others`, the callbacks beside this one, says by `settled = False` that it is still making another
-    model of this one (gradual pruning), nothing can be compared, and the last weights count as the best; those of the
-    start never do then.
+    While one of the `others`, the callbacks beside this one, says by `settled = False` that it is still changing the model
+    (gradual pruning), the last weights count as the best, and never those of the start.
     """
 
     def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True, others=()):
