@@ -58,9 +58,7 @@ class NumbersPrediction:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Predictions(Printed, collections.abc.Sequence):
-    """What the model says of some images: a sequence, which prints as a table.
-
-    It is one of `Prediction`; for several labels an image of `LabelsPrediction`, for numbers of `NumbersPrediction`.
+    """What the model says of images: a sequence and table of `Prediction`, `LabelsPrediction` or `NumbersPrediction`.
 
     Attributes:
         names: the paths, or `image 0`, `image 1`, …

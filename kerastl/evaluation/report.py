@@ -201,15 +201,8 @@ def markdown_report(report: dict) -> str:
 
 def software_versions(*more: str) -> dict[str, str | None]:
     """Return the versions of what a run depends on, and of more packages by name; `None` for what isn't installed."""
-    return {
-        "python": platform.python_version(),
-        "kerastl": __version__,
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-        "tensorflow": _version("tensorflow"),
-        "numpy": np.__version__,
-        **{name: _version(name) for name in more},
-    }
+    versions = {name: _version(name) for name in ("keras", "tensorflow", "numpy", *more)}
+    return {"python": platform.python_version(), "kerastl": __version__, **versions, "backend": keras.backend.backend()}
 
 
 def plain_values(value):
