@@ -17,7 +17,7 @@ from kerastl.errors import ArgumentError, OutputError
 from kerastl.tables import readable_bytes
 
 # What file managers leave behind belongs to nobody
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _A_DAY = 24 * 3600  # seconds
 
 
@@ -36,7 +36,7 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
             f"The output folder {folder} exists and is not empty. Choose another one, or replace it with --overwrite "
             "(`overwrite=True` in Python)."
         )
-    foreign = [name for name in entries if name not in files and name not in _LITTER]
+    foreign = [name for name in entries if name not in files and name not in LITTER]
     if foreign:
         listing = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise OutputError(

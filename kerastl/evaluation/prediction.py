@@ -201,7 +201,7 @@ def predict(
 
 def _refuse_for_bundle(**own) -> None:
     for name, value in own.items():
-        if value is not None and value != "auto":
+        if not (value is None or (isinstance(value, str) and value == "auto")):
             raise ArgumentError(f"A bundle brings its own: leave `{name}` out. {received(**{name: value})}")
 
 

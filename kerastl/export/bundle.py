@@ -23,14 +23,12 @@ from kerastl.evaluation.prediction import Predictions, predict_with
 from kerastl.evaluation.probabilities import NAMED, average_views, to_probabilities
 from kerastl.evaluation.report import write_json
 from kerastl.features import litert
+from kerastl.files import LITTER
 from kerastl.tables import Printed, Table, readable_bytes
 
 CARD, LABELS, README = "model_card.json", "labels.txt", "README.md"
 FORMAT = 1
 """The version of the card's keys."""
-
-LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""What file managers leave behind; the only files that a bundle may hold besides those of its card."""
 
 _LARGEST_CARD = 64_000_000
 _PIXEL_TYPES = ("float32", "uint8")

@@ -199,8 +199,8 @@ def find_backbone_row(model: keras.Model) -> Backbone | None:
     row = next((row for row in BACKBONES.values() if row.name.replace("_", "") == plain_name), None)
     if row is None:
         return None
-    to_do = IN_MODEL if _has_preprocessing(model) else row.built_in or row.preprocessing
-    return dataclasses.replace(row, preprocessing=to_do)
+    to_do = IN_MODEL if _has_preprocessing(model) else row.built_in
+    return dataclasses.replace(row, preprocessing=to_do) if to_do else row
 
 
 def check_input_shape(row: Backbone, input_shape=None) -> tuple[int, int, int]:
