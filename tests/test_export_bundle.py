@@ -68,6 +68,14 @@ def test_a_bundle_predicts_as_the_model_does(model, original, images):
     assert "model.tflite" in repr(read)
 
 
+@pytest.mark.parametrize(
+    "own", [{"class_names": NAMES}, {"class_names": np.array(NAMES)}, {"image_size": (32, 32)}, {"task": "multi-label"}]
+)
+def test_what_a_bundle_brings_is_refused_by_name(original, images, own):
+    with pytest.raises(ArgumentError, match=f"A bundle brings its own: leave `{next(iter(own))}` out"):
+        kerastl.predict(kerastl.load_bundle(original), images, **own)
+
+
 def test_images_are_resized_as_the_card_says(model, original, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (48, 90, 3), "uint8")
     Image.fromarray(pixels).save(tmp_path / "photo.png")
