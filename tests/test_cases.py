@@ -195,7 +195,7 @@ def a_directory_is_reshuffled_in_every_epoch_by_default(here):
 RANDOM = {
     "noise": lambda data: data.map(noisy),
     "noise after a shuffle": lambda data: data.shuffle(8).map(noisy),
-    "half of the batches turned": lambda data: data.map(
+    "half of the batches turned": lambda data: data.rebatch(1).map(
         lambda x, y: (tf.where(tf.random.uniform([]) < 0.5, x, x[:, ::-1]), y)
     ),
 }
