@@ -338,6 +338,12 @@ def test_a_subclass_with_a_call_of_its_own_is_counted_as_its_parent_and_named():
         assert model_cost(keras.Model(inputs, Gated(3, name="gated")(inputs))).macs == 24
 
 
+@pytest.mark.skipif(not hasattr(layers, "TernaryDense"), reason="Keras has it from 3.16 on")
+def test_a_dense_layer_of_three_values_costs_what_a_dense_layer_does():
+    inputs = keras.Input((4,))
+    assert model_cost(keras.Model(inputs, layers.TernaryDense(3)(inputs))).macs == 12
+
+
 def test_every_layer_of_keras_is_counted_or_deliberately_not():
     """A layer that a newer Keras adds shows up here, so that nobody forgets it."""
     known = {kind.__name__ for kind in costs.macs._FORMULAS}

@@ -160,7 +160,7 @@ def _matmul(_, shapes, outputs):
 
 # Layer classes by what they do, and the attributes that hold the kernels which the formula has to know
 _PRODUCTS = [
-    (_convolution, "Conv1D Conv2D Conv3D Dense", ["kernel"]),
+    (_convolution, "Conv1D Conv2D Conv3D Dense TernaryDense", ["kernel"]),
     (_transposed, "Conv1DTranspose Conv2DTranspose Conv3DTranspose", ["kernel"]),
     (_depthwise, "DepthwiseConv1D DepthwiseConv2D", ["kernel"]),
     (_separable, "SeparableConv1D SeparableConv2D", ["depthwise_kernel", "pointwise_kernel"]),
@@ -189,7 +189,7 @@ _FREE_LAYERS = re.compile(
     | SpatialDropout[123]D | Random\w+ | (Batch|Layer|Group|RMS|Unit)?Normalization | \w*ReLU | ELU | Softmax | Activation
     | InputLayer | Identity | ActivityRegularization | Rescaling | GaussianNoise | Add | Subtract | Multiply | Average
     | Maximum | Minimum | Concatenate | Flatten | Reshape | Permute | RepeatVector | Masking | Embedding | Resizing
-    | CenterCrop | AugMix | AutoContrast | CutMix | MixUp | RandAugment | Solarization | Equalization""",
+    | CenterCrop | AugMix | AutoContrast | CutMix | MixUp | Mosaic | RandAugment | Solarization | Equalization""",
     re.VERBOSE,
 )
 # Factors per channel or per branch in the networks of keras.applications; these classes have no public name
