@@ -22,7 +22,7 @@ def nearest(name, options) -> str:
 def check_choice(argument: str, value, options) -> None:
     """Raise `ArgumentError` unless `value` is one of `options`."""
     options = list(options)
-    if value not in options:
+    if value.__hash__ is None or value not in options:  # arrays can't be asked whether they are equal
         raise ArgumentError(
             f"`{argument}` must be one of {', '.join(map(repr, options))}.{nearest(value, options)} "
             f"{received(**{argument: value})}"

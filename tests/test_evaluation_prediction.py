@@ -144,6 +144,23 @@ def test_what_can_t_be_predicted(model, folder, tmp_path):
         predict(model, np.full((16, 16, 3), np.nan))
 
 
+@pytest.mark.parametrize("names", [["no", "yes"], ("no", "yes"), np.array(["no", "yes"])])
+def test_two_names_of_any_kind_make_one_linear_unit_a_classifier(names):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    found = predict(model, np.full((16, 16, 3), 9, "uint8"), class_names=names)
+    assert found.task == "classification"
+    assert found.class_names == ["no", "yes"]
+    assert predict(model, np.full((16, 16, 3), 9, "uint8")).task == "regression"
+
+
+@pytest.mark.parametrize("name", ["task", "preprocessing", "resize", "views"])
+def test_an_array_in_place_of_a_choice_is_refused_by_name(model, name):
+    with pytest.raises(ArgumentError, match=f"`{name}` must be "):
+        predict(model, np.full((16, 16, 3), 9, "uint8"), **{name: np.array(["auto", "none"])})
+
+
 @pytest.mark.parametrize(("activation", "weight"), [("softmax", np.nan), (None, np.nan), (None, np.inf)])
 def test_a_model_whose_outputs_are_not_finite_is_refused(activation, weight):
     inputs = keras.Input((16, 16, 3))

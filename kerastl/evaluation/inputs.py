@@ -150,7 +150,8 @@ def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = Fa
     whether there are files as well, of pixels 0–255. `preprocessing` is "auto" where the model scales them itself, a callable
     over 0–255, or `None`: as they are. Warn of arrays that look scaled already.
     """
-    if not (preprocessing is None or preprocessing == "auto" or callable(preprocessing)):
+    is_auto = isinstance(preprocessing, str) and preprocessing == "auto"
+    if not (preprocessing is None or is_auto or callable(preprocessing)):
         raise ArgumentError(
             f"`preprocessing` must be 'auto', None or a callable. {received(preprocessing=preprocessing)}"
         )
@@ -162,7 +163,7 @@ def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = Fa
         )
     if takes == "0-255" or callable(preprocessing):
         any(map(warn_if_scaled, arrays))  # the first that does says it
-    if preprocessing != "auto" or takes in ("0-255", "any"):
+    if not is_auto or takes in ("0-255", "any"):
         return
     full = [one for one in arrays if one.size and (one.dtype.kind in "ui" or one.max() > _LARGEST_SCALED)]
     if files or (takes == "scaled" and full):

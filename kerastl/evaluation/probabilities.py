@@ -27,8 +27,7 @@ def find_task(model: keras.Model, class_names=None, *, labels=None, task: str | 
     if task is not None:
         check_choice("task", task, TASKS)
         return task
-    two = count_classes(model) == 2 and isinstance(class_names, (list, tuple)) and len(class_names) == 2
-    found = task_of(model, labels)
+    two, found = count_classes(model) == 2 and np.size(class_names) == 2, task_of(model, labels)
     return CLASSIFICATION if two and found == REGRESSION and main_tensor(model).shape[-1] == 1 else found
 
 
