@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -39,8 +41,8 @@ def _glibc():
     return library if all(hasattr(library, name) for name in ("mallopt", "malloc_trim")) else None
 
 
-def compiled_forward(model: keras.Model, step: int | None = None) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Return a compiled function from a batch of images to the model's outputs in inference mode, as NumPy arrays.
+def compiled_forward(model: keras.Model, step: int | None = None) -> Callable[[np.ndarray], list]:
+    """Return a compiled function from a batch of images to the model's outputs in inference mode, a list of tensors.
 
     On TensorFlow (where XLA is never forced) it runs `step` images at once. The weights are read at every call; on JAX each
     new size of a batch may compile again. Raise `BackendError` on another backend.
@@ -68,6 +70,69 @@ def has_accelerator() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def free_device_memory() -> int:
+    """Return the bytes that are free on the accelerator; 0 where there is none, or nobody tells."""
+    if not has_accelerator():
+        return 0
+    name = keras.backend.backend()
+    if name == "jax":
+        import jax
+
+        facts = jax.local_devices()[0].memory_stats() or {}
+        return facts.get("bytes_limit", 0) - facts.get("bytes_in_use", 0)
+    if name == "torch":
+        import torch
+
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    import tensorflow as tf
+
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        total = subprocess.run(asked, capture_output=True, timeout=30, check=True).stdout.split()[0]
+        return int(total) * 2**20 - tf.config.experimental.get_memory_info("GPU:0")["current"]
+    return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that the device's memory is full."""
+    return type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError") or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def half_type() -> str | None:
+    """Return the 16-bit type that the accelerator multiplies fastest, or `None` on a CPU, which gains nothing by one."""
+    if not has_accelerator():
+        return None
+    name = keras.backend.backend()
+    if name == "jax":
+        import jax
+
+        version = getattr(jax.local_devices()[0], "compute_capability", "8.0")  # a TPU has none, and bfloat16
+    elif name == "torch":
+        import torch
+
+        version = ".".join(map(str, torch.cuda.get_device_capability()))
+    else:
+        import tensorflow as tf
+
+        details = tf.config.experimental.get_device_details(tf.config.list_physical_devices()[-1])
+        version = ".".join(map(str, details.get("compute_capability", (8, 0))))
+    return "bfloat16" if int(str(version).split(".")[0]) >= 8 else "float16"
+
+
+def is_on_device(values) -> bool:
+    """Tell whether values are a tensor of the backend's, not a NumPy array."""
+    return keras.ops.is_tensor(values)
+
+
+def on_every_device(values):
+    """Return values as a tensor: on the device, or, where Keras distributes over several, a copy on each of them."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return keras.ops.convert_to_tensor(values)
+    layout = keras.distribution.TensorLayout([None] * len(values.shape), distribution.device_mesh)
+    return keras.distribution.distribute_tensor(values, layout)
 
 
 _quiet, _quiet_users, _quiet_lock = contextlib.ExitStack(), [], threading.Lock()
@@ -109,11 +174,6 @@ def _silence(stack: contextlib.ExitStack) -> None:
     logging.disable(logging.CRITICAL)
 
 
-def _as_list(outputs) -> list[np.ndarray]:
-    tensors = keras.tree.flatten(outputs)
-    return [np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))) for one in tensors]
-
-
 def _tensorflow_forward(model, step):
     import tensorflow as tf
 
@@ -130,8 +190,8 @@ def _tensorflow_forward(model, step):
             functions[kind] = forward.get_concrete_function(tf.TensorSpec(shape, kind))
         size = step or max(len(images), 1)
         parts = [images[start : start + size] for start in range(0, max(len(images), 1), size)]
-        outputs = [_as_list(functions[kind](tf.constant(part, kind))) for part in parts]
-        return outputs[0] if len(outputs) == 1 else [np.concatenate(one) for one in zip(*outputs, strict=True)]
+        outputs = [keras.tree.flatten(functions[kind](tf.constant(part, kind))) for part in parts]
+        return outputs[0] if len(outputs) == 1 else [tf.concat(one, 0) for one in zip(*outputs, strict=True)]
 
     return run
 
@@ -146,7 +206,10 @@ def _jax_forward(model, _):
     def run(images):
         trainable = [variable.value for variable in model.trainable_variables]
         non_trainable = [variable.value for variable in model.non_trainable_variables]
-        return _as_list(forward(trainable, non_trainable, np.asarray(images)))
+        distribution = keras.distribution.distribution()
+        if distribution is not None:  # a part of the images for each device
+            images = keras.distribution.distribute_tensor(images, distribution.get_data_layout(images.shape))
+        return keras.tree.flatten(forward(trainable, non_trainable, images))
 
     return run
 
@@ -157,7 +220,7 @@ def _torch_forward(model, _):
     def run(images):
         with torch.no_grad():
             pixels = keras.ops.cast(keras.ops.convert_to_tensor(images), "float32")  # bytes travel, not floats
-            return _as_list(model(pixels, training=False))
+            return keras.tree.flatten(model(pixels, training=False))
 
     return run
 
@@ -172,17 +235,75 @@ def batches_for_fit(batches: keras.utils.PyDataset):
         return batches
     import tensorflow as tf
 
+    whole = getattr(batches, "on_device", False)
+
     def one_pass():
-        for index in range(len(batches)):
-            yield batches[index]
+        if whole:  # rows alone, so all of an epoch at once
+            yield batches.epoch()
+        else:
+            for index in range(len(batches)):
+                yield batches[index]
         batches.on_epoch_end()
 
     def spec(array):
         return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
 
     dataset = tf.data.Dataset.from_generator(one_pass, output_signature=tf.nest.map_structure(spec, batches[0]))
+    if whole:
+        dataset = dataset.flat_map(lambda *epoch: tf.data.Dataset.from_tensor_slices(epoch).batch(batches.batch_size))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(2)
     return without_autotuning(dataset)
+
+
+def steps_given(model, features: dict, count: int) -> None:
+    """Let the model's training and test steps run on features that stay on the device, `count` of them in one call.
+
+    `features` is what the model's `call` reads while it is traced: `{part: {name: tensor}}`. On TensorFlow and PyTorch a
+    step may read tensors from outside. On JAX these would become constants of the program, and Keras runs several steps as
+    several calls: there the steps are compiled here, with `lax.scan`, and Keras takes them as its own.
+    """
+    model.train_function = model.test_function = None
+    model.steps_per_execution = count
+    if keras.backend.backend() == "jax" and model.jit_compile and not model.run_eagerly:
+        model.train_function = _jax_steps(model.train_step, features, count)
+        model.test_function = _jax_steps(model.test_step, features, count)
+
+
+def _jax_steps(step, features, count):
+    import jax
+
+    def one(state, data, given):
+        outside = dict(features)
+        features.update(given)
+        try:
+            return step(state, data)
+        finally:
+            features.update(outside)
+
+    def several(state, batches, given):
+        data = jax.tree.map(lambda *arrays: jax.numpy.stack(arrays), *batches)
+        state, logs = jax.lax.scan(lambda before, batch: one(before, batch, given)[::-1], state, data)
+        return jax.tree.map(lambda values: values[-1], logs), state
+
+    compiled = {}
+
+    def run(state, iterator):
+        batches = list(itertools.islice(iterator, count))
+        if not batches:
+            raise StopIteration
+        if not compiled:
+            options = {"donate_argnums": 0}
+            if keras.distribution.distribution() is not None:  # the state stays as it is, the same on each device
+                options["out_shardings"] = (None, jax.tree.map(lambda value: value.sharding, state))
+            compiled["one"], compiled["several"] = (jax.jit(function, **options) for function in (one, several))
+        shapes = [jax.tree.map(np.shape, batch) for batch in batches]
+        if len(batches) == count > 1 and all(shape == shapes[0] for shape in shapes):
+            return compiled["several"](state, batches, dict(features))
+        for batch in batches:
+            logs, state = compiled["one"](state, batch, dict(features))
+        return logs, state
+
+    return run
 
 
 def without_autotuning(dataset):

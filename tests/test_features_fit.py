@@ -191,7 +191,9 @@ def test_views_keep_several_augmented_versions_and_draw_one_an_epoch(data):
         mirrored = keras.ops.convert_to_numpy(plan.cuts[0].trunk()(data[0][:, :, ::-1]))
         np.testing.assert_allclose(store.read("features_0", slice(0, 80, 2)), plain, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(store.read("features_0", slice(1, 80, 2)), mirrored, rtol=1e-4, atol=1e-5)
-        batches = session_module.FeatureBatches(store, ["features_0"], batch_size=40, shuffle=False, views=2, seed=0)
+        batches = session_module.FeatureBatches(
+            store, ["features_0"], part="train", batch_size=40, shuffle=False, views=2, seed=0
+        )
         drawn = []
         for _ in range(8):
             values, labels = batches[0]
@@ -271,7 +273,7 @@ def test_the_plan_says_what_it_will_take_before_anything_runs(data, passes):
     assert plan.cuts[0].layer_names == ("conv2_block2_out",)
     assert plan.bytes_per_image == 16 * 16 * 8 * 2
     assert plan.total_bytes == 40 * plan.bytes_per_image
-    assert plan.place == "memory"
+    assert plan.place == "device"
     assert 0.5 < plan.trunk_share < 1
     assert plan.expected_speed_up > 1
     assert str(plan).count("\n") == 0
@@ -282,7 +284,7 @@ def test_a_budget_bounds_memory_and_disk(data):
     model = twins(last_blocks=1)[0]
     total = 40 * 16 * 16 * 8 * 2
     plan = kerastl.plan_cache(model, *data, epochs=5, cache=CacheOptions(budget=total, insist=False))
-    assert plan.place == "memory"
+    assert plan.place == "device"
     plan = kerastl.plan_cache(model, *data, epochs=5, cache=CacheOptions(budget=total - 1, insist=False))
     assert not plan.chosen
     assert "would take" in plan.reason

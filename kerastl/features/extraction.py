@@ -9,17 +9,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerastl import keras_internals
+from kerastl import backend, keras_internals
 from kerastl.data.batches import Rows, read_ahead
 from kerastl.data.images import in_threads
 from kerastl.errors import ChangingDataError, DataError, FeatureOverflowError, StoreDamagedError, StoreError, warn
 from kerastl.features import store as stores
-from kerastl.features.litert import choose_engine
-from kerastl.features.plan import CacheOptions, CachePlan, disk_budget
+from kerastl.features.device import DeviceWriter
+from kerastl.features.litert import CPU_BATCH, KerasEngine, choose_engine, computing_in
+from kerastl.features.plan import CacheOptions, CachePlan, disk_budget, memory_budget
 from kerastl.features.views import Views
 
-# Images in one run of the trunk: enough to fill the cores, few enough that activations stay in a few hundred MB.
-_BATCH = 32
 # Batches of a dataset that are read a second time: an augmentation that leaves so many images as they are, twice, is none
 _LOOKED_AT_TWICE = 8
 
@@ -35,8 +34,14 @@ class Trunk:
     def engine(self, count: int | None):
         """Return the engine, chosen at the first call by the number of images."""
         if self._engine is None:
-            self._engine = choose_engine(self.model, count, self.options.engine, self.verbose)
+            exact = self.options.dtype == "float32"
+            self._engine = choose_engine(self.model, count, self.options.engine, self.verbose, exact=exact)
         return self._engine
+
+    def make_exact(self) -> None:
+        """Compute in the precision of the model's policy from now on."""
+        if self._engine.half:
+            self._engine = KerasEngine(self.model)
 
     def specs(self, dtype: str, labels: np.ndarray, weights) -> list[stores.ArraySpec]:
         """Return what the store holds: the features of every cut, labels, and sample weights."""
@@ -86,12 +91,13 @@ def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int |
     The `views` of one image lie beside each other, the plain one first. `part` is "train" or "validation"; by `count_all`,
     the runs over both, the engine is chosen. Where a value doesn't fit float16, the pass starts over in float32.
     """
-    trunk.engine(count_all)
     try:
-        return _extract_as(trunk, rows, views, part, trunk.plan.dtype)
+        with computing_in(trunk.model, trunk.engine(count_all).half):
+            return _extract_as(trunk, rows, views, part, trunk.plan.dtype)
     except FeatureOverflowError:
         if trunk.options.dtype == "float16":
             raise
+        trunk.make_exact()
         return _extract_as(trunk, rows, views, part, "float32")
 
 
@@ -103,11 +109,17 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
     count = None if rows.count is None else rows.count * views
     if trunk.options.folder is not None:
         return _kept_store(trunk, rows, views, part, specs, count)
-    if trunk.plan.place == "memory" and count is not None:
-        writer = stores.MemoryWriter(specs, count)
-    else:
-        writer = stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
-    with writer:
+    place, row_bytes = trunk.plan.place, sum(spec.row_bytes for spec in specs)
+
+    def host_writer():
+        fits = place == "device" and (count or 0) * row_bytes <= memory_budget(trunk.options)
+        if count is not None and (place == "memory" or fits):
+            return stores.MemoryWriter(specs, count)
+        return stores.temporary_store(specs, count, budget_bytes=disk_budget(trunk.options))
+
+    on_device = place == "device"
+    trunk.engine(None).keeps = on_device and trunk.engine(None).overlaps
+    with DeviceWriter(specs, count, host_writer) if on_device else host_writer() as writer:
         return writer.finish(_run(trunk, rows, views, writer, part))
 
 
@@ -122,7 +134,7 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
             f"Received: cache={str(parent)!r}"
         )
     # to read all images of a dataset without an identity costs little beside the trunk
-    identity = rows.identity or _Fingerprint(read_ahead(rows.batches(0, _BATCH))).hexdigest()
+    identity = rows.identity or _Fingerprint(read_ahead(rows.batches(0, CPU_BATCH))).hexdigest()
     key, budget = trunk.key(identity, rows.count, views), disk_budget(trunk.options)
     folder = parent / f"{part}-{key[:12]}"
     with stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
@@ -140,13 +152,13 @@ def _run(trunk, rows, views, writer, part) -> dict:
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
     done = writer.rows_done // views
     fingerprint = _Fingerprint() if rows.identity is None else None
-    bar, bad = _progress_bar(rows.count, done, part, trunk.verbose), []
+    bar, bad, size = _progress_bar(rows.count, done, part, trunk.verbose), [], engine.batch
 
     def prepared():
-        for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, _BATCH)), start=done // _BATCH):
+        for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, size)), start=done // size):
             if fingerprint is not None:
                 fingerprint.add(images, labels, weights)
-            yield (images, labels, weights), [_padded(maker.make(images, index, view)) for view in range(views)]
+            yield (images, labels, weights), [_padded(maker.make(images, index, view), size) for view in range(views)]
 
     def run(batch):
         return batch[0], [engine(images) for images in batch[1]]
@@ -159,7 +171,8 @@ def _run(trunk, rows, views, writer, part) -> dict:
             f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
             for index in range(len(outputs[0]))
         }
-        bad += [writer.rows_done // views + int(index) for index in _not_finite(chunk, len(images))]
+        if not (engine.keeps and writer.specs["features_0"].dtype == "float16"):  # then the store looks, at the end
+            bad += [writer.rows_done // views + int(index) for index in _not_finite(chunk, len(images))]
         chunk["labels"] = np.repeat(labels, views, axis=0)
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)
@@ -180,7 +193,7 @@ def _reshuffles(rows, before) -> bool:
 
     Raise `ChangingDataError` where they are others than in the pass before, or have other labels.
     """
-    again = _Fingerprint(itertools.islice(rows.batches(0, _BATCH), _LOOKED_AT_TWICE))
+    again = _Fingerprint(itertools.islice(rows.batches(0, CPU_BATCH), _LOOKED_AT_TWICE))
     if not set(again.digests) <= set(before.digests):
         raise ChangingDataError(
             "the dataset gives other images at every pass, as an augmentation in a `map` does (or `drop_remainder` behind "
@@ -212,7 +225,7 @@ class _Fingerprint:
 def _not_finite(features: dict, images: int) -> np.ndarray:
     """Return which of a batch's images have NaN or infinite features, in any view: a loss of NaN would say no more."""
     bad = np.zeros(images, "bool")
-    for values in features.values():
+    for values in map(np.asarray, map(keras.ops.convert_to_numpy, features.values())):
         with np.errstate(invalid="ignore", over="ignore"):
             total = values.sum()  # shows any NaN or infinity, many times faster than a look at each number
         if not np.isfinite(total):
@@ -220,15 +233,18 @@ def _not_finite(features: dict, images: int) -> np.ndarray:
     return bad.nonzero()[0]
 
 
-def _padded(images: np.ndarray) -> np.ndarray:
+def _padded(images: np.ndarray, size: int) -> np.ndarray:
     """Fill up the last batch, so that every run has one shape: compilers and LiteRT prepare for a shape."""
-    missing = _BATCH - len(images)
+    missing = size - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images
 
 
 def _beside(views: list) -> np.ndarray:
     """Put the views of each image beside each other: `(images × views, …)`."""
-    return views[0] if len(views) == 1 else np.stack(views, axis=1).reshape(-1, *views[0].shape[1:])
+    if len(views) == 1:
+        return views[0]
+    operations = keras.ops if backend.is_on_device(views[0]) else np
+    return operations.reshape(operations.stack(views, axis=1), (-1, *views[0].shape[1:]))
 
 
 def _progress_bar(count, done, part, verbose) -> keras.utils.Progbar:

@@ -32,6 +32,10 @@ _CONVERSION_SECONDS_PER_LAYER, _CONVERSION_SECONDS_PER_WEIGHT = 0.004, 0.15e-6
 # Feature maps that stay in the processor's cache: MobileNetV2 runs a sixth faster with 2 images at a time than with 32
 _LARGEST_CACHED_BYTES = 16 * 2**20
 
+# Images in one run of the trunk: enough to fill the cores, few enough that activations stay in a few hundred MB; and
+# enough to fill an accelerator
+CPU_BATCH, ACCELERATOR_BATCH = 32, 256
+
 # Bytes of weights up to which they are made constants to be run: it takes 14 times as much memory, a SavedModel 8 times, and
 # large networks gain next to no time by it
 _LARGEST_CONSTANTS = 400e6
@@ -60,23 +64,24 @@ def cpu_batch(model: keras.Model, largest_bytes: int = backend.LARGEST_KEPT_BLOC
     return 2 ** min(5, max(1, largest_bytes // max(largest, 1)).bit_length() - 1)
 
 
-def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", verbose: int = 0):
+def choose_engine(trunk: keras.Model, count: int | None, engine: str = "auto", verbose: int = 0, *, exact: bool = True):
     """Return the engine that runs a trunk over `count` images (times views) in the least time, its preparation included.
 
-    "litert" insists: a `BackendError` where it isn't available, or can't run this trunk.
+    "litert" insists: a `BackendError` where it isn't available, or can't run this trunk. Where it need not be `exact`, an
+    accelerator computes in 16 bits.
     """
     if engine == "litert":
         return LiteRTEngine(trunk)
     # LiteRT would not follow a mixed policy, and plans for one size of images
     fits = all(layer.compute_dtype == "float32" for layer in trunk.layers) and None not in trunk.inputs[0].shape[1:]
     if engine == "keras" or count is None or not litert_available() or not fits or not _pays(trunk, count):
-        return KerasEngine(trunk)
+        return KerasEngine(trunk, exact)
     try:
         return LiteRTEngine(trunk)
     except BackendError as error:
         if verbose:
             print(f"LiteRT can't run this trunk, so Keras does: {error}")
-        return KerasEngine(trunk)
+        return KerasEngine(trunk, exact)
 
 
 def _pays(trunk, count: int) -> bool:
@@ -89,23 +94,58 @@ def _pays(trunk, count: int) -> bool:
 
 
 class KerasEngine:
-    """The backend's compiled forward function, in the precision of the model's policy."""
+    """The backend's compiled forward function; on an accelerator in 16 bits (`computing_in`), unless it is to be `exact`.
 
-    name = "keras"
+    `keeps` is whether the outputs stay where they are, as tensors. `batch` images are as many as fit into the memory: halved
+    where they don't.
+    """
 
-    def __init__(self, trunk: keras.Model):
+    keeps = False
+
+    def __init__(self, trunk: keras.Model, exact: bool = True):
         self.overlaps = backend.has_accelerator()  # whether a second thread would find something to do meanwhile
+        self.half = None if exact else backend.half_type()
+        self.name = f"keras {self.half}" if self.half else "keras"
+        self.batch = ACCELERATOR_BATCH if self.overlaps else CPU_BATCH
         self._forward = backend.compiled_forward(trunk, None if self.overlaps else cpu_batch(trunk))
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of arrays."""
-        return self._forward(images)
+    def __call__(self, images: np.ndarray) -> list:
+        """Return the trunk's outputs for a batch, `(batch, height, width, 3)`, as a list of arrays, or of tensors."""
+        while True:
+            try:
+                parts = [self._run(images[at : at + self.batch]) for at in range(0, len(images), self.batch)]
+                break
+            except Exception as error:
+                if self.batch == 1 or not backend.is_out_of_memory(error):
+                    raise
+                self.batch //= 2
+        join = keras.ops.concatenate if self.keeps else np.concatenate
+        return parts[0] if len(parts) == 1 else [join(one) for one in zip(*parts, strict=True)]
+
+    def _run(self, images):
+        outputs = self._forward(images)
+        if self.keeps:
+            return outputs
+        return [np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))) for one in outputs]
+
+
+@contextlib.contextmanager
+def computing_in(model: keras.Model, half: str | None):
+    """Let a model's layers compute in 16 bits meanwhile, their weights as they are: what Keras calls a mixed policy."""
+    policies = [(layer, layer.dtype_policy) for layer in model.layers if half and layer.compute_dtype == "float32"]
+    for layer, _ in policies:
+        layer.dtype_policy = f"mixed_{half}"
+    try:
+        yield
+    finally:
+        for layer, policy in policies:
+            layer.dtype_policy = policy
 
 
 class LiteRTEngine:
     """LiteRT with XNNPACK: the trunk converted once, run in float32 on all cores. `BackendError` where that can't be."""
 
-    name, overlaps = "litert", False
+    name, overlaps, keeps, half, batch = "litert", False, False, None, CPU_BATCH
 
     def __init__(self, trunk: keras.Model):
         if not litert_available():

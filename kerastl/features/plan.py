@@ -9,7 +9,7 @@ import tempfile
 import keras
 import numpy as np
 
-from kerastl import keras_internals
+from kerastl import backend, keras_internals
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import rows_of
 from kerastl.errors import ArgumentError, ModelError
@@ -24,6 +24,9 @@ from kerastl.tables import readable_bytes
 _WORTHWHILE = 1.3
 # An earlier cut may be taken to save room when running on from it adds at most this share of the model's work.
 _CHEAP_SHARE = 0.1
+_PLACES = ("device", "memory", "disk")
+# Of what is free on a GPU: while the parts are joined the features take twice their bytes, and training needs the rest
+_DEVICE_SHARE = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +34,19 @@ class CacheOptions:
     """How to run the frozen part once, for `cache=`.
 
     Attributes:
-        folder: keeps the store for the next run; `None` for memory, or a temporary folder where memory is too small.
+        folder: keeps the store for the next run.
+        place: without a folder: "device" (that trains: beside a GPU's weights; of a CPU it is the memory), "memory", "disk"
+            (a temporary folder), or "auto", the first of them that has room.
         dtype: of the stored features: "auto" is float16 where the values fit, else float32; "float32" is exact.
-        budget: bytes (or text such as "2GB") that the features may take, in memory and on disk; `None` for a quarter of
-            the free memory, and half of the free disk.
+        budget: bytes (or text such as "2GB") that the features may take; `None` for four tenths of what is free of a GPU's
+            memory, a quarter of the free memory, and half of the free disk.
         engine: "auto", "keras" or "litert".
         insist: raise where caching can't be done, instead of training without.
         seed: of the augmented views.
     """
 
     folder: str | os.PathLike | None = None
+    place: str = "auto"
     dtype: str = "auto"
     budget: int | str | None = None
     engine: str = "auto"
@@ -48,6 +54,7 @@ class CacheOptions:
     seed: int = 0
 
     def __post_init__(self):
+        check_choice("place", self.place, ("auto", *_PLACES))
         check_choice("dtype", self.dtype, ("auto", "float16", "float32"))
         check_choice("engine", self.engine, ENGINES)
         parse_bytes(self.budget)
@@ -69,11 +76,13 @@ def options_of(cache) -> CacheOptions | None:
         return cache
     if isinstance(cache, bool):
         return CacheOptions() if cache else None
-    if isinstance(cache, str) and cache == "auto":
-        return CacheOptions(insist=False)
+    if isinstance(cache, str) and cache in ("auto", "device"):
+        return CacheOptions(place=cache, insist=cache == "device")
     if isinstance(cache, (str, os.PathLike)) and os.fspath(cache):
         return CacheOptions(folder=cache)
-    raise ArgumentError(f"`cache` must be 'auto', True, False, a folder, or CacheOptions. {received(cache=cache)}")
+    raise ArgumentError(
+        f"`cache` must be 'auto', 'device', True, False, a folder, or CacheOptions. {received(cache=cache)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +97,7 @@ class CachePlan:
         dtype: in which they are stored ("auto" begins as float16).
         bytes_per_image: what that takes.
         total_bytes: for all images, `None` where their number isn't known.
-        place: "memory", "disk" (a temporary folder) or the folder that was given.
+        place: "device", "memory", "disk" (a temporary folder) or the folder that was given.
         trunk_share: part of the model's multiply-accumulates that the trunk holds, 0–1.
         expected_speed_up: plain training's work through this one's, estimated in multiply-accumulates.
         notes: what else should be known.
@@ -112,10 +121,12 @@ class CachePlan:
             return f"The frozen part runs in every epoch: {self.reason}."
         total = "size known after one pass" if self.total_bytes is None else readable_bytes(self.total_bytes)
         cut = " + ".join(self.cuts[0].layer_names)
+        on_device = "on the device" if backend.has_accelerator() else "in memory"
+        where = on_device if self.place == "device" else f"in {self.place}"
         notes = "".join(f" {note}" for note in self.notes)
         return (
             f"The frozen part runs once, up to {cut} ({self.trunk_share:.0%} of the work): "
-            f"{readable_bytes(self.bytes_per_image)} an image, {total} in {self.place}; expected to be about "
+            f"{readable_bytes(self.bytes_per_image)} an image, {total} {where}; expected to be about "
             f"{self.expected_speed_up:.1f} times faster.{notes}"
         )
 
@@ -233,9 +244,10 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
         notes = (f"{len(random)} random {layers} inside it ({random[0]}…) run in inference mode.",)
     chosen, reason = True, f"about {speed:.1f} times faster"
     if place is None:
-        memory, disk = readable_bytes(memory_budget(options)), readable_bytes(disk_budget(options))
-        allowed = f"{memory} of memory and {disk} of disk may be used"
-        chosen, reason = False, f"the features would take {readable_bytes(total)}, but {allowed}"
+        words = {"device": "the device's memory" if backend.has_accelerator() else "memory"}
+        allowed = [f"{readable_bytes(room)} of {words.get(name, name)}" for name, room in _rooms(options).items()]
+        allowed = " and ".join(dict.fromkeys(allowed))
+        chosen, reason = False, f"the features would take {readable_bytes(total)}, but {allowed} may be used"
     elif not options.insist and speed < _WORTHWHILE and views == 1:
         chosen, reason = False, f"it would be only {reason}"
     return CachePlan(
@@ -256,9 +268,26 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
 
 def _place(total, options) -> str | None:
     """Return where features of so many bytes go; `None` where there is no room. What is unknown goes to disk."""
-    if options.folder is None and total is not None and total <= memory_budget(options):
-        return "memory"
-    return os.fspath(options.folder or "disk") if total is None or total <= disk_budget(options) else None
+    rooms = _rooms(options)
+    if total is None:
+        return next(reversed(rooms))
+    return next((name for name, room in rooms.items() if total <= room), None)
+
+
+def _rooms(options) -> dict[str, int]:
+    """Return the places that features may go to, the best first, and the bytes that they may take there."""
+    if options.folder is not None:
+        return {os.fspath(options.folder): disk_budget(options)}
+    budgets = {"device": device_budget, "memory": memory_budget, "disk": disk_budget}
+    return {name: budget(options) for name, budget in budgets.items() if options.place in ("auto", name)}
+
+
+def device_budget(options: CacheOptions) -> int:
+    """Return the bytes of the training device's memory that features may take; of a CPU it is `memory_budget`."""
+    if not backend.has_accelerator():
+        return memory_budget(options)
+    free, budget = backend.free_device_memory(), parse_bytes(options.budget)
+    return int(free * _DEVICE_SHARE) if budget is None else min(budget, free // 2)
 
 
 def _speed_up(train, validation, cuts, epochs, views) -> float:

@@ -41,6 +41,7 @@ class Store(contextlib.AbstractContextManager):
     def __init__(self, specs: dict[str, ArraySpec], count: int, details: dict, read: Callable, close: Callable):
         self.specs, self.count, self.details = specs, count, details
         self._read, self._close, self._numbers = read, close, np.arange(count)
+        self.tensors = {}  # the arrays that are on the device
 
     def read(self, name: str, indices) -> np.ndarray:
         """Return rows of one array, `(rows, *row_shape)`, as new memory, which is all the memory that this takes.
@@ -54,7 +55,7 @@ class Store(contextlib.AbstractContextManager):
 
     def close(self) -> None:
         """Let the rows go; remove the folder where it is a temporary one. Closing twice does no harm."""
-        self._read = None
+        self._read, self.tensors = None, {}
         self._close()
 
     def __exit__(self, *_):
@@ -89,7 +90,7 @@ class StoreWriter(contextlib.AbstractContextManager):
             raise ArgumentError(f"A chunk must hold {names}, all with as many rows. {received(rows=lengths)}")
         if self.count is not None and self.rows_done + count > self.count:
             raise self._other_length(f"{self.rows_done + count} or more")
-        chunk = {name: spec.cast(rows[name]) for name, spec in self.specs.items()}
+        chunk = {name: self._cast(spec, rows[name]) for name, spec in self.specs.items()}
         if count:
             if self.count is None:
                 self._check_room(self.rows_done + count)
@@ -112,6 +113,9 @@ class StoreWriter(contextlib.AbstractContextManager):
 
     def __exit__(self, *_):
         self.close()
+
+    def _cast(self, spec: ArraySpec, values):
+        return spec.cast(values)
 
     def _other_length(self, rows) -> DataError:
         return DataError(

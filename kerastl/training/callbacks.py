@@ -137,6 +137,8 @@ def changeable_weights(layer) -> list:
 class Watch(keras.callbacks.Callback):
     """Measure the seconds of every epoch, and stop where the loss is no finite number: `diverged` is "epoch 3, batch 17"."""
 
+    every_batch = False  # several at once will do
+
     def __init__(self):
         super().__init__()
         self.epoch_seconds, self.diverged = [], None

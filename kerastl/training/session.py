@@ -13,6 +13,7 @@ from kerastl.features.cut import tensors_of
 from kerastl.features.extraction import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
 from kerastl.models import compiling, outputs
+from kerastl.training.steps import steps_in_one_call
 
 # Arguments of `fit` that say what the data is: batches of features say it themselves
 _DATA_ARGUMENTS = {"x", "y", "validation_data", "validation_split", "sample_weight", "batch_size", "shuffle"}
@@ -139,11 +140,15 @@ def frozen_part_once(model, train, validation, options: CacheOptions | None, ver
 
 
 class FeatureBatches(keras.utils.PyDataset):
-    """Batches of a store's features `names` with their labels; of the `views` rows of an image one is drawn in each epoch."""
+    """Batches of a store's features `names` with their labels; of the `views` rows of an image one is drawn in each epoch.
 
-    def __init__(self, store, names, *, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
-        super().__init__()
+    Of features on the device only the numbers of their rows, as `{part: rows}`, which the model gathers itself.
+    """
+
+    def __init__(self, store, names, *, part: str, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
+        super().__init__(workers=0 if store.tensors else 1)  # rows alone need no thread of their own
         self._store, self._names, self.batch_size = store, list(names), batch_size
+        self._part, self.on_device = part, bool(store.tensors)
         self._shuffle, self._views = shuffle, views
         self._random = np.random.default_rng(seed)
         self.count = store.count // views
@@ -157,9 +162,18 @@ class FeatureBatches(keras.utils.PyDataset):
         return -(-self.count // self.batch_size)
 
     def __getitem__(self, index):
-        images = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self._batch(self._order[index * self.batch_size : (index + 1) * self.batch_size])
+
+    def epoch(self):
+        """Return all batches of an epoch as one."""
+        return self._batch(self._order)
+
+    def _batch(self, images):
         rows = images * self._views + self._view[images]
-        features = {name: self._store.read(name, rows) for name in self._names}  # the tail casts them, much faster
+        if self.on_device:
+            features = {self._part: rows.astype("int32")}
+        else:
+            features = {name: self._store.read(name, rows) for name in self._names}  # the tail casts them, much faster
         batch = (features, self._labels[images])
         return batch if self.weights is None else (*batch, self.weights[images])
 
@@ -184,10 +198,12 @@ class Session(contextlib.ExitStack):
         super().__init__()
         self._cuts, self._model, self._tails = plan.cuts, model, [cut.tail() for cut in plan.cuts]
         given = {"train": train, "validation": validation}
+        self._steps_per_execution, self._on_device, self._arranged = model.steps_per_execution, {}, None
         self.stores, self._rows = {}, {part: rows for part, rows in given.items() if rows is not None}
         self._views = {"train": plan.views, "validation": 1}
         backend.keep_freed_memory()
         self.callback(backend.give_memory_back)
+        self.callback(self._on_device.clear)
         self.callback(self._forget_steps)
         trunk = Trunk(plan, options, verbose)
         counts = {part: rows.count or (rows.batch_count or 0) * rows.batch_size for part, rows in self._rows.items()}
@@ -196,6 +212,8 @@ class Session(contextlib.ExitStack):
             for part, rows in self._rows.items():
                 store = extract(trunk, rows, views=self._views[part], part=part, count_all=total)
                 self.stores[part] = self.enter_context(store)
+                if store.tensors:
+                    self._on_device[part] = store.tensors
         except BaseException:
             self.close()
             raise
@@ -203,6 +221,7 @@ class Session(contextlib.ExitStack):
     def fit(self, cut: int = 0, *, class_weight=None, **arguments):
         """Call `model.fit` on the features of a cut, with arguments that don't say what the data is; return its `History`."""
         train = self._batches(cut, "train")
+        self._arrange_steps(cut, arguments.get("callbacks"))
         if class_weight is not None and train.weights is None:
             train.weigh(class_weight)
             class_weight = None  # Keras itself refuses it beside sample weights
@@ -218,6 +237,7 @@ class Session(contextlib.ExitStack):
 
     def evaluate(self, cut: int = 0) -> dict:
         """Return the logs of the model on the validation images."""
+        self._arrange_steps(cut)
         with self._taking_features(cut):
             return self._model.evaluate(self._validation_data(cut), verbose=0, return_dict=True)
 
@@ -228,14 +248,31 @@ class Session(contextlib.ExitStack):
         def call(original, inputs, training=None, **options):
             if not isinstance(inputs, dict):
                 return original(inputs, training=training, **options)
-            features = [inputs[name] for name in names]
+            part = next(iter(inputs))
+            if part in self._on_device:
+                features = [keras.ops.take(self._on_device[part][name], inputs[part], axis=0) for name in names]
+            else:
+                features = [inputs[name] for name in names]
             return tail(features[0] if len(features) == 1 else features, training=training)
 
         return keras_internals.calls_replaced(self._model, call)
 
+    def _arrange_steps(self, cut, callbacks=()) -> None:
+        """Let the steps take features from the device, many in one call where that pays and nobody asks for each batch."""
+        if not self._on_device:
+            return
+        size, images = self._rows["train"].batch_size, self.stores["train"].count // self._views["train"]
+        count = self._steps_per_execution
+        if not self._model.run_eagerly:
+            count = max(count, steps_in_one_call(self._cuts[cut], -(-images // size), size, callbacks))
+        if self._arranged != (cut, count) or self._model.test_function is None:  # else it was compiled, by `evaluate`
+            backend.steps_given(self._model, self._on_device, count)
+            self._arranged = (cut, count)
+
     def _forget_steps(self) -> None:
         """Let Keras compile the model's steps anew: those that were compiled hold the tail."""
         self._model.train_function = self._model.test_function = self._model.predict_function = None
+        self._model.steps_per_execution = self._steps_per_execution
 
     def _validation_data(self, cut):
         return backend.batches_for_fit(self._batches(cut, "validation")) if "validation" in self.stores else None
@@ -245,6 +282,7 @@ class Session(contextlib.ExitStack):
         return FeatureBatches(
             self.stores[part],
             self._names(cut),
+            part=part,
             batch_size=rows.batch_size,
             shuffle=is_train and (rows.shuffles or self.stores[part].details.get("reshuffles", False)),
             views=self._views[part],
