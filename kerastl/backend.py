@@ -297,7 +297,8 @@ def _jax_steps(step, features, count):
                 options["out_shardings"] = (None, jax.tree.map(lambda value: value.sharding, state))
             compiled["one"], compiled["several"] = (jax.jit(function, **options) for function in (one, several))
         shapes = [jax.tree.map(np.shape, batch) for batch in batches]
-        if len(batches) == count > 1 and all(shape == shapes[0] for shape in shapes):
+        on_device = isinstance(batches[0][0], dict)  # not images, of which a callback may be evaluating the model
+        if on_device and len(batches) == count > 1 and all(shape == shapes[0] for shape in shapes):
             return compiled["several"](state, batches, dict(features))
         for batch in batches:
             logs, state = compiled["one"](state, batch, dict(features))

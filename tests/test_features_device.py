@@ -1,4 +1,4 @@
-"""Features on the device that trains: the same training as from memory, in 16 bits where a GPU is, and what a full one does."""
+"""Features on the device that trains: the same training as from memory; in 16 bits on a GPU; what a full one does."""
 
 import keras
 import numpy as np
