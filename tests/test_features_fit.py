@@ -182,7 +182,7 @@ def test_augmentation_never_vanishes(data, capsys):
 def test_views_keep_several_augmented_versions_and_draw_one_an_epoch(data):
     model = models.compiled(freezing.freeze(models.nested(augmentation=True)))
     train = rows_of(data)
-    options = CacheOptions(dtype="float32", engine="keras")
+    options = CacheOptions(place="memory", dtype="float32", engine="keras")
     plan = make_plan(model, train, None, epochs=[3], options=options, views=2)
     with Session(model, plan, train, None, options) as session:
         store = session.stores["train"]
