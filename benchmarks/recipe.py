@@ -35,7 +35,7 @@ def build(network, head, size, seed):
 
 
 def plain_keras(model, train, validation, epochs, shuffle=True):
-    """The recipe as a Keras user writes it, but for BatchNorm, which stays frozen."""
+    """The recipe as a Keras user writes it, but for BatchNorm, which stays frozen; return the last phase's `History`."""
     backbone = max(
         (layer for layer in model.layers if isinstance(layer, keras.Model)), key=lambda one: one.count_params()
     )
@@ -51,7 +51,8 @@ def plain_keras(model, train, validation, epochs, shuffle=True):
             data = {"x": dataset(train, shuffle), "validation_data": dataset(validation), "shuffle": False}
         else:
             data = {"x": train[0], "y": train[1], "validation_data": validation, "batch_size": 32, "shuffle": shuffle}
-        model.fit(**data, epochs=count, verbose=0)
+        history = model.fit(**data, epochs=count, verbose=0)
+    return history
 
 
 AUTOTUNING = False

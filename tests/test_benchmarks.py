@@ -1,0 +1,32 @@
+"""The benchmarks that no other test runs."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name, *arguments):
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(importlib.util.find_spec, ("jax", "torch"))), reason="needs JAX or PyTorch")
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
+    network = "resnet50" if importlib.util.find_spec("torch") else "mobilenet_v2"
+    sizes = ["--count", 64, "--size", 64, "--network", network, "--head-epochs", 2, "--fine-tune-epochs", 2]
+    result = run("gpu.py", "--cpu", *sizes, "--minutes", 20, "--json", tmp_path / "gpu.json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    measured = {row["what"]: row for row in rows if row["seconds"]}
+    assert {"kerastl", "plain Keras"} <= set(measured)
+    assert measured["kerastl"]["times kerastl"] == 1
+    assert measured["kerastl"]["images/s"] > 0
+    missing = [row for row in rows if not row["seconds"] and not row["images/s"]]
+    assert all("is not installed" in row["note"] or "resnet50 only" in row["note"] for row in missing), missing
