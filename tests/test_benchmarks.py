@@ -1,4 +1,4 @@
-"""The benchmarks that no other test runs."""
+"""The benchmarks: that they run, and that what one says on paper agrees with what was measured."""
 
 import importlib.util
 import json
@@ -14,6 +14,23 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def run(name, *arguments):
     command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_plan_agrees_with_what_was_measured(tmp_path):
+    result = run("plan_scale.py", "--json", tmp_path / "plan.json", "--set", "gpu_hour=8")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["assumed"]["gpu_hour"] == 8
+    ratios = [float(row["predicted / measured"]) for row in plan["tables"]["Measured and predicted"]]
+    assert len(ratios) == 8
+    assert all(0.75 < ratio < 1.25 for ratio in ratios), ratios
+
+
+def test_the_plan_names_what_can_be_set():
+    result = run("plan_scale.py", "--set", "gpu_hours=8")
+    assert result.returncode == 2
+    assert "gpu_hour" in result.stderr
+    assert "Received: gpu_hours" in result.stderr
 
 
 @pytest.mark.slow
