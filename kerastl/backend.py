@@ -88,11 +88,14 @@ def free_device_memory() -> int:
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     import tensorflow as tf
 
-    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        total = subprocess.run(asked, capture_output=True, timeout=30, check=True).stdout.split()[0]
-        return int(total) * 2**20 - tf.config.experimental.get_memory_info("GPU:0")["current"]
+    with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return int(_ask_nvidia("memory.total")) * 2**20 - tf.config.experimental.get_memory_info("GPU:0")["current"]
     return 0
+
+
+def _ask_nvidia(what: str) -> str:
+    asked = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.split()[0]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -104,21 +107,9 @@ def half_type() -> str | None:
     """Return the 16-bit type that the accelerator multiplies fastest, or `None` on a CPU, which gains nothing by one."""
     if not has_accelerator():
         return None
-    name = keras.backend.backend()
-    if name == "jax":
-        import jax
-
-        version = getattr(jax.local_devices()[0], "compute_capability", "8.0")  # a TPU has none, and bfloat16
-    elif name == "torch":
-        import torch
-
-        version = ".".join(map(str, torch.cuda.get_device_capability()))
-    else:
-        import tensorflow as tf
-
-        details = tf.config.experimental.get_device_details(tf.config.list_physical_devices()[-1])
-        version = ".".join(map(str, details.get("compute_capability", (8, 0))))
-    return "bfloat16" if int(str(version).split(".")[0]) >= 8 else "float16"
+    with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return "bfloat16" if float(_ask_nvidia("compute_cap")) >= 8 else "float16"
+    return "bfloat16"  # not NVIDIA's, such as a TPU
 
 
 def is_on_device(values) -> bool:
