@@ -248,6 +248,36 @@ def test_an_interruption_before_the_first_epoch_ends_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_cut_off_goes_on_with_the_same_command(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise SystemExit
+
+    command = ["train", str(photos), *TINY, "--resume", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert main([*command, str(tmp_path / "run")]) == 130
+        assert only_line(capsys) == "Interrupted: the same command goes on from here."
+    assert "head_epochs was 2, not 3" in fails(capsys, *command, tmp_path / "run", "--head-epochs", "3")
+    with monkeypatch.context() as patch:  # killed when all but the run folder is there
+        patch.setattr(report, "write_run", stop)
+        patch.setattr(train_command, "_rescue", lambda *_, **__: None)
+        with pytest.raises(SystemExit):
+            main([*command, str(tmp_path / "run")])
+    capsys.readouterr()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-unfinished", "whole"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "Going on after epoch 2 of 2, which was the last" in text
+    assert "Epoch 1/" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
+    weights = [keras.models.load_model(tmp_path / name / "model.keras").get_weights() for name in ("run", "whole")]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+    assert main([*command, str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run'} holds this run, and it is complete.\n"
+
+
 def test_a_full_disk_at_the_end_doesn_t_lose_the_model(photos, tmp_path, tiny_network, monkeypatch, capsys):
     def full(*_, **__):
         raise OutputError("Can't write the run: no space left on the disk.")

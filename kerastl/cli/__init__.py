@@ -1,4 +1,4 @@
-"""The command line: `python -m kerastl train|predict|export|backbones|compare|summary`, or `kerastl …` once it is installed.
+"""The command line: `python -m kerastl train|predict|export|backbones|compare|summary|cache`, or, installed, `kerastl …`.
 
 It is thin: every command checks its arguments, calls what Python users call, and prints. Keras is imported only when a
 command runs, so that `--help` is quick.
@@ -15,7 +15,7 @@ from kerastl.cli.parser import build_parser
 from kerastl.cli.quiet import quiet_session
 from kerastl.errors import KerastlError
 
-_OPERANDS = {"source", "model", "images", "names", "word", "module", "command_line"}
+_OPERANDS = {"source", "model", "images", "names", "word", "folders", "module", "command_line"}
 _USER_ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 

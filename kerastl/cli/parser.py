@@ -24,6 +24,7 @@ examples:
   python -m kerastl compare mobilenet_v2 shufflenet resnet18
   python -m kerastl summary runs/flowers
   python -m kerastl export runs/flowers --quantize int8 --data flowers/ --out bundle
+  python -m kerastl cache runs/
 
 Each command has its own help: python -m kerastl train --help
 """
@@ -38,7 +39,8 @@ examples:
 
 When it is done, the output folder holds model.keras (plain Keras: it loads without this package), labels.txt,
 history.csv, curves.png, confusion_matrix.png (labels.png for several labels an image, scatter.png for numbers),
-mistakes.png, report.json and report.md. Ctrl-C in the middle keeps the best model so far.
+mistakes.png, report.json and report.md. Ctrl-C in the middle keeps the best model so far. With --resume the same
+command goes on where it was cut off, by Ctrl-C, kill -9, or a machine that went away.
 """
 
 _PREDICT_EXAMPLES = """\
@@ -103,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_backbones, "[WORD]", "list the pretrained networks to choose from", None),
         (_compare, "NAME...", "time backbones and say what they take", _COMPARE_EXAMPLES),
         (_summary, "MODEL", "show a model block by block: what is trainable, and its size", None),
+        (_cache, "[FOLDER...]", "list the stored features of all runs, and clear them", None),
     ):
         name = add.__name__.strip("_")
         usage, description = f"{_PROGRAM} {name} {operands} [options]", f"{text.capitalize()}."
@@ -159,6 +162,9 @@ def _train(parser) -> None:
     )
     _add(parser, "--labels", "FILE", labels)
     _add_output(parser, "where the run folder is made", "run at --out, once this is done")
+    _add_switch(
+        parser, "--resume", "keep the run in FOLDER-unfinished until it is done, and go on with one that is there"
+    )
     _train_images(parser.add_argument_group("images"))
     _train_network(parser.add_argument_group("network"))
     _train_phases(parser.add_argument_group("training"))
@@ -269,3 +275,10 @@ def _compare(parser) -> None:
 
 def _summary(parser) -> None:
     _add_model(parser)
+
+
+def _cache(parser) -> None:
+    _add(parser, "folders", "FOLDER", "look below these (default: runs, and the temporary folder)", nargs="*")
+    what = parser.add_mutually_exclusive_group()
+    _add_switch(what, "--clear", "remove all but those that are in use; runs that need them make them again")
+    _add(what, "--max-size", "SIZE", "remove the oldest until no more than this is left, such as 5GB")

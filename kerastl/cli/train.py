@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -77,6 +79,9 @@ def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
     _fill_in(arguments)
     _check(arguments)
+    if arguments.resume and _is_done(arguments):
+        print(f"{arguments.out} holds this run, and it is complete.")
+        return 0
     folder = files.check_output_folder(arguments.out, overwrite=arguments.overwrite, files=report.RUN_FILES, what="run")
     job = _Job(arguments, folder, time.perf_counter())
     _prepare(job)
@@ -92,10 +97,30 @@ def run(arguments) -> int:
         if not interrupted:
             raise
         kept = f"the best model so far is in {saved}" if saved else "no epoch was over yet, so nothing was written"
+        kept = "the same command goes on from here" if arguments.resume else kept
         print(f"\nInterrupted: {kept}.", file=sys.stderr)
         return 128 + interrupted
+    shutil.rmtree(_unfinished(arguments.out), ignore_errors=True)
     print(f"\n{report.terminal_report(summary, arguments.out)}")
     return 0
+
+
+def _unfinished(out: str) -> Path:
+    """Return the folder that `--resume` keeps a run in: beside the one it makes, which is there whole or not at all."""
+    folder = Path(out).expanduser().resolve()
+    return folder.with_name(f"{folder.name}-unfinished")
+
+
+def _is_done(arguments) -> bool:
+    """Tell whether the run folder is what the same command made before."""
+    with contextlib.suppress(OSError, ValueError):
+        text = (Path(arguments.out).expanduser() / "report.json").read_text("utf-8")
+        return json.loads(text).get("command") == _command(arguments)
+    return False
+
+
+def _command(arguments) -> str:
+    return f"python -m kerastl {shlex.join(arguments.command_line)}"
 
 
 def _say_what_is_missing(error, saved: Path, job: _Job) -> int:
@@ -188,6 +213,7 @@ def _train(job: _Job) -> TransferResult:
         cache=False if arguments.cache == "none" else arguments.cache,
         # A bar redraws itself; in a file or a pipe a line for each epoch is better
         verbose=1 if sys.stdout.isatty() else 2,
+        run_folder=_unfinished(arguments.out) if arguments.resume else None,
     )
 
 
@@ -216,7 +242,7 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
         backbone=arguments.backbone,
         learning_rates=_learning_rates(arguments),
         arguments={key: value for key, value in vars(arguments).items() if key not in ("module", "command_line")},
-        command=f"python -m kerastl {shlex.join(arguments.command_line)}",
+        command=_command(arguments),
         seconds={"evaluation": now - started, "total": now - job.started},
     )
     outcome = {"model": job.model, "report": summary, "result": result, "evaluation": evaluation}
@@ -240,7 +266,7 @@ def _learning_rates(arguments) -> dict:
 
 def _rescue(job: _Job, *, interrupted: bool) -> Path | None:
     """Save the best model so far, beside an earlier run rather than over it; as a last resort, in the temporary folder."""
-    if not job.watch.epochs:
+    if not job.watch.epochs or (interrupted and job.arguments.resume):
         return None
     word = "interrupted" if interrupted else "rescued"
     details = report.describe_input(job.model, job.splits, job.arguments.backbone)

@@ -60,14 +60,16 @@ class CacheOptions:
         parse_bytes(self.budget)
 
 
-def parse_bytes(budget: int | str | None) -> int | None:
+def parse_bytes(budget: int | str | None, argument: str = "budget") -> int | None:
     """Return a number of bytes from a positive number, or from text such as "500MB", "2 GB" or "1.5GiB"."""
     if budget is None or (type(budget) is int and budget > 0):
         return budget
     match = isinstance(budget, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", budget.lower())
     if match and float(match.group(1)) > 0:
         return int(float(match.group(1)) * (1024 if match.group(3) else 1000) ** " kmgt".index(match.group(2) or " "))
-    raise ArgumentError(f"`budget` must be a number of bytes, or text such as '2GB'. {received(budget=budget)}")
+    raise ArgumentError(
+        f"`{argument}` must be a number of bytes, or text such as '2GB'. {received(**{argument: budget})}"
+    )
 
 
 def options_of(cache) -> CacheOptions | None:

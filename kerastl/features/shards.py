@@ -11,6 +11,7 @@ import math
 import os
 import re
 import threading
+import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -178,7 +179,12 @@ class Reader:
         self._folder, self._shards = folder, manifest["shards"]
         self._places = {array["name"]: index for index, array in enumerate(manifest["arrays"])}
         self._ends = np.cumsum([shard["rows"] for shard in self._shards])
-        self._files, self._lock = {}, threading.Lock()
+        self._files, self._lock, mark = {}, threading.Lock(), os.open(folder / MANIFEST, os.O_RDONLY)
+        self._let_go = weakref.finalize(self, os.close, mark)
+        with contextlib.suppress(ImportError, OSError):  # Windows; and disks without locks
+            import fcntl
+
+            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)  # `kerastl cache` removes nothing that is read
 
     def read(self, spec: ArraySpec, rows: np.ndarray) -> np.ndarray:
         """Read run by run: rows that follow each other in one shard come in one go, straight to where they belong."""
@@ -203,6 +209,10 @@ class Reader:
         return values
 
     def close(self) -> None:
+        self._close_files()
+        self._let_go()
+
+    def _close_files(self) -> None:
         for stream in self._files.values():
             stream.close()
         self._files.clear()
@@ -211,6 +221,6 @@ class Reader:
         place = (os.getpid(), name)  # a forked child would move the position in its parent's file
         if place not in self._files:
             if len(self._files) >= _OPEN_FILES:
-                self.close()
+                self._close_files()
             self._files[place] = open(self._folder / name, "rb", buffering=0)  # noqa: SIM115
         return self._files[place]

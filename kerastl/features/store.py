@@ -22,7 +22,7 @@ import filelock
 import numpy as np
 
 from kerastl.checks import received
-from kerastl.errors import ArgumentError, DataError, OutputError, StoreDamagedError, StoreError
+from kerastl.errors import ArgumentError, DataError, OutputError, StoreDamagedError, StoreError, warn
 from kerastl.features import shards
 from kerastl.features.shards import ArraySpec
 from kerastl.files import check_free_space, write_whole
@@ -32,6 +32,7 @@ SHARD_BYTES = 64 * 2**20  # shards are closed by the first chunk that makes them
 SPARE_BYTES = 100_000_000  # left free on the disk, for everybody else
 
 _TEMPORARY = "kerastl-temporary-store-"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -316,9 +317,12 @@ def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike, *, on_wait: Callable[[], None]):
-    """Hold a store's folder by a file beside it, which even `kill -9` frees; `on_wait` is called once, before waiting."""
+    """Hold a store's folder by a file beside it, which even `kill -9` frees; `on_wait` is called once, before waiting.
+
+    On a disk without locks, as some network mounts are, nothing is held, and a warning says so.
+    """
     folder = Path(folder).expanduser()
-    held = filelock.FileLock(f"{folder}.lock")
+    held = filelock.FileLock(f"{folder}.lock", fallback_to_soft=False)  # a soft one would outlive a kill
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -327,10 +331,13 @@ def lock(folder: str | os.PathLike, *, on_wait: Callable[[], None]):
             on_wait()
             held.acquire()
     except OSError as error:
-        raise StoreError(
-            f"{folder} can't be locked ({error}), so two processes could spoil each other's features. Use a folder on "
-            f"another disk. {received(folder=str(folder))}"
-        ) from error
+        if error.errno in NO_LOCKS:
+            warn(f"The disk of {folder.parent} knows no locks: see to it that one process at a time works there.")
+        else:
+            raise StoreError(
+                f"{folder} can't be locked ({error}), so two processes could spoil each other's features. Use a folder on "
+                f"another disk. {received(folder=str(folder))}"
+            ) from error
     try:
         yield
     finally:

@@ -99,13 +99,16 @@ class Settings:
 
 
 class Phase:
-    """One phase of training; after `run`, `history` is its `History`, `start` the `copies` of what it could change."""
+    """One phase of training; after `run`, `history` is its `History`, `start` the `copies` of what it could change.
+
+    With a `resume.Keeper` as `keeper`, `run` goes on where an earlier process was cut off.
+    """
 
     def __init__(self, settings: Settings, epochs: int, callbacks):
         self.settings, self.model = settings, settings.model
         self.epochs = check_count("epochs", epochs)
         self.callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
-        self.history, self.start = None, ()
+        self.history, self.start, self.keeper = None, (), None
 
     def compile(self, learning_rate) -> None:
         compiling.check_rate("learning_rate", learning_rate)
@@ -139,14 +142,21 @@ class Phase:
         start = time.perf_counter()
         compiling.check_ready(self.model)
         monitor, judged = self.settings.monitor, self.settings.validation is not None
-        best = callback_module.BestWeights(monitor, self._measure(session, cut), judged=judged, others=self.callbacks)
-        watch = callback_module.Watch()
+        best = callback_module.BestWeights(monitor, judged=judged, others=self.callbacks)
+        watch, done = callback_module.Watch(), 0
+        callbacks = [watch, *callback_module.fresh_callbacks(self.callbacks), best]
+        if self.keeper is not None:
+            callbacks, done = self.keeper.begin(self.model, callbacks), self.keeper.epoch
+        if done == 0:
+            best.best_value = self._measure(session, cut)
+        elif self.settings.verbose != 0:
+            print(f"Going on after epoch {done} of {self.epochs}" + ", which was the last" * self.keeper.finished)
         try:
-            self.history = self._fit([watch, *callback_module.fresh_callbacks(self.callbacks), best], session, cut)
+            self.history = self._fit(callbacks, session, cut, done)
         finally:
             best.restore()
             self.start = best.start
-        self._describe(best, watch, time.perf_counter() - start)
+        self._describe(best, watch, time.perf_counter() - start + sum(watch.epoch_seconds[:done]))
         return self.history
 
     def _measure(self, session, cut) -> float | None:
@@ -161,9 +171,11 @@ class Phase:
             logs = self.model.evaluate(**data, verbose=0, return_dict=True)
         return logs.get(settings.monitor.removeprefix("val_"))
 
-    def _fit(self, callbacks, session, cut):
+    def _fit(self, callbacks, session, cut, done):
+        if done and self.keeper.finished:
+            return self.keeper.finish()
         settings = self.settings
-        common = {"epochs": self.epochs, "callbacks": callbacks}
+        common = {"epochs": self.epochs, "initial_epoch": done, "callbacks": callbacks}
         common |= {"class_weight": settings.class_weight, "verbose": settings.verbose}
         if session is not None:
             return session.fit(cut, **common)

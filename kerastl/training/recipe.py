@@ -7,6 +7,7 @@ nothing else; `transfer_learn` is one after the other, with the best weights kep
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 
 import keras
@@ -16,9 +17,12 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
+from kerastl.training import resume
 from kerastl.training.phases import Phase, Settings
 from kerastl.training.rates import cosine_decay, lower
 
+# Arguments of `transfer_learn` that may be others where a run is gone on with
+_NOT_ASKED = ("model", "train", "validation", "callbacks", "cache", "verbose", "run_folder")
 # A second phase whose trunk holds less than this of the work is trained as it is: its features would be large, and spare
 # little.
 _SMALLEST_SHARE = 0.25
@@ -191,6 +195,7 @@ def transfer_learn(
     verbose="auto",
     seed: int | None = None,
     backbone: str | None = None,
+    run_folder: str | os.PathLike | None = None,
 ) -> TransferResult:
     """Train the head, then fine-tune the end of the backbone, with early stopping; keep the best weights of both.
 
@@ -205,6 +210,7 @@ def transfer_learn(
         patience: epochs without improvement after which a phase stops (3, as in the notes); `None` for never.
         callbacks: Keras callbacks, used in both phases.
         seed: makes the run repeatable on CPU; `None` leaves the random state alone.
+        run_folder: a folder of this run alone, which outlives a kill: the same call goes on after the last epoch kept there.
 
     Returns:
         A `TransferResult`. The model holds the weights of the best epoch of the better phase.
@@ -212,19 +218,19 @@ def transfer_learn(
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
     """
+    asked = {name: value for name, value in locals().items() if name not in _NOT_ASKED}
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
-    phases = _checked_phases(
-        settings, (head_epochs, fine_tune_epochs), (head_learning_rate, learning_rate), patience, callbacks
-    )
+    rates = (head_learning_rate, learning_rate)
+    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks)
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
     if not any(value is not None for value in choice.values()):
         choice["last_blocks"] = min(3, len(freezing.list_blocks(model, backbone=backbone)))
-    freeze = functools.partial(freezing.freeze, model, backbone=backbone)
     unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
     unfreeze()  # what can't be used raises now
-    return _run_both(*phases, freeze, unfreeze, (head_learning_rate, learning_rate))
+    with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
+        return _run_both(*phases, functools.partial(freezing.freeze, model, backbone=backbone), unfreeze, rates)
 
 
 def _checked_phases(settings, epochs, rates, patience, callbacks) -> list:
@@ -248,7 +254,8 @@ def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> Tra
     both_cut = len(cuts) == 2
     head.compile(rates[0])
     start = time.perf_counter()
-    with settings.session([head.epochs, second.epochs] if both_cut else [head.epochs], cuts) as session:
+    last, epochs = (second or head).keeper, [head.epochs, second.epochs] if both_cut else [head.epochs]
+    with contextlib.nullcontext() if last is not None and last.finished else settings.session(epochs, cuts) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
         head.run(session, cut=-1)
         if second is None or head.history.diverged is not None:

@@ -142,15 +142,17 @@ def frozen_part_once(model, train, validation, options: CacheOptions | None, ver
 class FeatureBatches(keras.utils.PyDataset):
     """Batches of a store's features `names` with their labels; of the `views` rows of an image one is drawn in each epoch.
 
-    Of features on the device only the numbers of their rows, as `{part: rows}`, which the model gathers itself.
+    Of features on the device only the numbers of their rows, as `{part: rows}`, which the model gathers itself. What is drawn
+    follows from `seed` and the number of the epoch alone, of which `epoch` is the first: a run that is gone on with sees what
+    it would have seen.
     """
 
-    def __init__(self, store, names, *, part: str, batch_size: int, shuffle: bool, views: int = 1, seed: int = 0):
+    def __init__(self, store, names, *, part: str, batch_size: int, shuffle: bool, views=1, seed=0, epoch: int = 0):
         super().__init__(workers=0 if store.tensors else 1)  # rows alone need no thread of their own
         self._store, self._names, self.batch_size = store, list(names), batch_size
         self._part, self.on_device = part, bool(store.tensors)
         self._shuffle, self._views = shuffle, views
-        self._random = np.random.default_rng(seed)
+        self._seed, self._epoch = seed, epoch
         self.count = store.count // views
         self._labels, self.weights = store.read("labels", slice(None))[::views], None
         if "sample_weights" in store.specs:
@@ -185,10 +187,12 @@ class FeatureBatches(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         """Draw a new order, and a view of each image."""
+        generator = np.random.default_rng([self._seed, self._epoch])
+        self._epoch += 1
         if self._shuffle:
-            self._order = self._random.permutation(self.count)
+            self._order = generator.permutation(self.count)
         if self._views > 1:
-            self._view = self._random.integers(0, self._views, self.count)
+            self._view = generator.integers(0, self._views, self.count)
 
 
 class Session(contextlib.ExitStack):
@@ -220,7 +224,7 @@ class Session(contextlib.ExitStack):
 
     def fit(self, cut: int = 0, *, class_weight=None, **arguments):
         """Call `model.fit` on the features of a cut, with arguments that don't say what the data is; return its `History`."""
-        train = self._batches(cut, "train")
+        train = self._batches(cut, "train", arguments.get("initial_epoch", 0))
         self._arrange_steps(cut, arguments.get("callbacks"))
         if class_weight is not None and train.weights is None:
             train.weigh(class_weight)
@@ -277,7 +281,7 @@ class Session(contextlib.ExitStack):
     def _validation_data(self, cut):
         return backend.batches_for_fit(self._batches(cut, "validation")) if "validation" in self.stores else None
 
-    def _batches(self, cut, part) -> FeatureBatches:
+    def _batches(self, cut, part, epoch=0) -> FeatureBatches:
         rows, is_train = self._rows[part], part == "train"
         return FeatureBatches(
             self.stores[part],
@@ -287,6 +291,7 @@ class Session(contextlib.ExitStack):
             shuffle=is_train and (rows.shuffles or self.stores[part].details.get("reshuffles", False)),
             views=self._views[part],
             seed=int(keras.random.SeedGenerator().next()[0]) if is_train else 0,
+            epoch=epoch,
         )
 
     def _names(self, cut) -> list[str]:
