@@ -144,7 +144,7 @@ def test_reading_takes_the_memory_of_its_rows_and_few_open_files(tmp_path, monke
         assert current < 100_000
         if os.path.exists("/proc/self/fd"):
             assert (
-                sum(str(tmp_path) in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")) <= 4
+                sum(str(tmp_path) in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")) <= 3
             )
             with open("/proc/self/maps", encoding="utf-8") as file:
                 assert str(tmp_path) not in file.read()

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kerastl import files
-from kerastl.errors import StoreDamagedError, StoreError
+from kerastl.errors import KerastlWarning, StoreDamagedError, StoreError
 from kerastl.features import store as stores
 from kerastl.features.store import ArraySpec, MemoryWriter, begin, lock, open_store, temporary_store
 from tests.stores import (
@@ -396,13 +396,28 @@ threads = [threading.Thread(target=work) for _ in range(2)]
     assert outputs == ["False [0.0, 32.0]"] * 3 + ["True [0.0, 32.0]"]
 
 
-def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EIO])
+def test_a_disk_without_locks_is_named_and_used_and_a_broken_one_refused(number, tmp_path, monkeypatch):
     def refuse(*_, **__):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, "No locks available")
 
     monkeypatch.setattr(stores.filelock.FileLock, "acquire", refuse)
-    with pytest.raises(StoreError, match="can't be locked"), lock(tmp_path / "store", on_wait=print):
-        pass
+    if number == errno.EIO:
+        with pytest.raises(StoreError, match="can't be locked"), lock(tmp_path / "store", on_wait=print):
+            pass
+        return
+    folder = tmp_path / "store"
+
+    def write():
+        with lock(folder, on_wait=print), begin(folder, key="k", specs=SPECS, count=COUNT) as writer:
+            append_rest(writer)
+            writer.finish()
+
+    with pytest.warns(KerastlWarning, match="knows no locks: see to it that one process") as caught:
+        write()
+    assert str(tmp_path) in str(caught[0].message)
+    with open_store(folder, key="k") as store:
+        assert store.count == COUNT
 
 
 # Temporary

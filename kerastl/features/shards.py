@@ -220,7 +220,7 @@ class Reader:
     def _open(self, name: str):
         place = (os.getpid(), name)  # a forked child would move the position in its parent's file
         if place not in self._files:
-            if len(self._files) >= _OPEN_FILES:
+            if len(self._files) >= _OPEN_FILES - 1:  # the manifest is open as well
                 self._close_files()
             self._files[place] = open(self._folder / name, "rb", buffering=0)  # noqa: SIM115
         return self._files[place]
