@@ -7,7 +7,8 @@ PYTEST := -m pytest -n auto --dist worksteal
 # What other versions are tried on: all but the lab, the sweeps, and what is about this project's own files
 CORE = $(filter-out $(addprefix tests/test_,lab_% every_% networks% docs_% notebooks% tree% gpu%),$(wildcard tests/test_*.py))
 # What another backend is tried on
-BACKEND_CORE := $(addprefix tests/test_,backbones.py graph.py freezing.py heads.py compiling.py callbacks.py training.py)
+BACKEND_CORE := $(addprefix tests/test_,backbones.py graph.py freezing.py heads.py compiling.py callbacks.py training.py \
+	training_steps.py training_distribution.py features_device.py)
 
 .PHONY: help quickstart test test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-gpu notebooks docs docs-test tree lint format clean
 

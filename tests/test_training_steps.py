@@ -61,6 +61,7 @@ def test_callbacks_that_ask_for_batches_get_each(callback, wanted):
     assert (steps.steps_in_one_call(SMALL, 100, 32, callback) == 1) is wanted
 
 
+@not_on_torch
 @pytest.mark.parametrize("count", [39, 40, 41])
 def test_many_steps_in_one_call_are_the_steps_one_by_one(count, data, monkeypatch):
     pair = (np.concatenate([data[0], data[0][:1]])[:count], np.concatenate([data[1], data[1][:1]])[:count])
