@@ -7,7 +7,7 @@ from keras import layers
 
 import kerastl
 from kerastl import backend
-from kerastl.errors import ArgumentError
+from kerastl.errors import ArgumentError, FeatureOverflowError
 from kerastl.features import device, litert
 from kerastl.features.plan import CacheOptions
 from kerastl.training.session import fit
@@ -132,15 +132,48 @@ def test_a_run_on_a_gpu_gives_what_one_on_a_cpu_does(gpu, data, monkeypatch):
     np.testing.assert_allclose(cached.history["val_loss"], plain.history["val_loss"], rtol=0.05)
 
 
-def test_features_that_16_bits_do_not_hold_are_computed_again_in_32(gpu, data):
+def large(scale):
+    """Return a model whose frozen part computes numbers that float16 doesn't hold; at its end they are `scale` times those."""
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 3))
     x = layers.Conv2D(4, 3, name="large", kernel_initializer="ones")(inputs)
     x = layers.GlobalAveragePooling2D()(layers.Rescaling(1000.0)(x))
-    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Rescaling(1e-6)(x)))
+    small = keras.initializers.RandomNormal(stddev=1e-6 / scale, seed=0)
+    x = layers.Dense(3, activation="softmax", kernel_initializer=small)(layers.Rescaling(scale)(x))
+    model = keras.Model(inputs, x)
     model.get_layer("large").trainable = False
-    models.compiled(model)
-    history = fit(model, *data, cache=True, **QUIET)
-    assert np.isfinite(history.history["loss"]).all()
+    return models.compiled(model)
+
+
+@pytest.mark.parametrize("place", ["device", "memory", "folder"])
+@pytest.mark.parametrize(
+    ("half", "scale", "dtype"),
+    [
+        ("bfloat16", 1.0, "auto"),  # too large for the store alone
+        ("float16", 1.0, "auto"),  # and for the computing
+        ("float16", 1e-6, "auto"),  # for the computing alone
+        ("float16", 1e-6, "float16"),
+    ],
+)
+def test_what_16_bits_do_not_hold_is_computed_again_in_32(half, scale, dtype, place, gpu, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "half_type", lambda: half)
+    options = (
+        CacheOptions(folder=tmp_path, dtype=dtype) if place == "folder" else CacheOptions(place=place, dtype=dtype)
+    )
+    history = fit(large(scale), *data, cache=options, **QUIET).history
+    monkeypatch.undo()
+    plain = fit(large(scale), *data, cache=CacheOptions(dtype="float32"), **QUIET).history
+    np.testing.assert_allclose(history["loss"], plain["loss"], rtol=1e-3)
+
+
+def test_features_too_large_for_a_wanted_float16_are_refused(gpu, data):
+    with pytest.raises(FeatureOverflowError, match="float16"):
+        fit(large(1.0), *data, cache=CacheOptions(dtype="float16"), **QUIET)
+
+
+def test_a_folder_for_features_is_their_place(tmp_path):
+    with pytest.raises(ArgumentError, match=r"leave out `place`, or leave out `folder`.*Received: folder="):
+        CacheOptions(folder=tmp_path, place="device")
 
 
 def test_a_batch_that_does_not_fit_is_halved(gpu, monkeypatch):

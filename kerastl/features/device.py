@@ -41,8 +41,7 @@ class DeviceWriter(StoreWriter):
             raise error
         print("The device's memory is full: the features go to memory or to disk.")
         self._next = self._next_writer()
-        counts = [len(one) for one in self._chunks["labels"]]
-        for index in range(len(counts)):
+        for index in range(len(self._chunks["labels"])):
             self._next.append({name: _numpy(chunks[index]) for name, chunks in self._chunks.items()})
         self._chunks.clear()
 

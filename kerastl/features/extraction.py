@@ -89,16 +89,18 @@ def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int |
     """Run the trunk over all images, or find that it was done already; return the `Store`.
 
     The `views` of one image lie beside each other, the plain one first. `part` is "train" or "validation"; by `count_all`,
-    the runs over both, the engine is chosen. Where a value doesn't fit float16, the pass starts over in float32.
+    the runs over both, the engine is chosen. Where 16 bits don't hold a value, the pass starts over: computed in 32 bits, and stored so
+    unless `dtype` is "float16".
     """
+    half = trunk.engine(count_all).half
     try:
-        with computing_in(trunk.model, trunk.engine(count_all).half):
+        with computing_in(trunk.model, half):
             return _extract_as(trunk, rows, views, part, trunk.plan.dtype)
     except FeatureOverflowError:
-        if trunk.options.dtype == "float16":
+        if trunk.options.dtype == "float16" and not half:
             raise
         trunk.make_exact()
-        return _extract_as(trunk, rows, views, part, "float32")
+        return _extract_as(trunk, rows, views, part, "float16" if trunk.options.dtype == "float16" else "float32")
 
 
 def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
@@ -172,7 +174,10 @@ def _run(trunk, rows, views, writer, part) -> dict:
             for index in range(len(outputs[0]))
         }
         if not (engine.keeps and writer.specs["features_0"].dtype == "float16"):  # then the store looks, at the end
-            bad += [writer.rows_done // views + int(index) for index in _not_finite(chunk, len(images))]
+            found = _not_finite(chunk, len(images))
+            if engine.half and len(found):
+                raise FeatureOverflowError(f"The frozen part gives infinity or NaN when it computes in {engine.half}.")
+            bad += [writer.rows_done // views + int(index) for index in found]
         chunk["labels"] = np.repeat(labels, views, axis=0)
         if weights is not None:
             chunk["sample_weights"] = np.repeat(weights, views, axis=0)

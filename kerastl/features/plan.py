@@ -58,6 +58,11 @@ class CacheOptions:
         check_choice("dtype", self.dtype, ("auto", "float16", "float32"))
         check_choice("engine", self.engine, ENGINES)
         parse_bytes(self.budget)
+        if self.folder is not None and self.place != "auto":
+            raise ArgumentError(
+                "Features that are kept in a folder are read from it: leave out `place`, or leave out `folder`. "
+                f"{received(folder=self.folder, place=self.place)}"
+            )
 
 
 def parse_bytes(budget: int | str | None, argument: str = "budget") -> int | None:
@@ -269,7 +274,8 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
 
 
 def _place(total, options) -> str | None:
-    """Return where features of so many bytes go; `None` where there is no room. What is unknown goes to disk."""
+    """Return where features of so many bytes go; `None` where there is no room. Where it isn't known
+    how many, to the last place that the options allow."""
     rooms = _rooms(options)
     if total is None:
         return next(reversed(rooms))
