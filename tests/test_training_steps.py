@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kerastl
 from kerastl.features.plan import CacheOptions
 from kerastl.training import session, steps
 from kerastl.training.session import fit
@@ -58,7 +59,8 @@ def test_a_large_step_is_a_call_of_its_own():
 )
 def test_callbacks_that_ask_for_batches_get_each(callback, wanted):
     assert steps.wants_batches(callback) is wanted
-    assert (steps.steps_in_one_call(SMALL, 100, 32, callback) == 1) is wanted
+    for same in (callback, [callback], (callback,), keras.callbacks.CallbackList([callback])):
+        assert (steps.steps_in_one_call(SMALL, 100, 32, same) == 1) is wanted
 
 
 @not_on_torch
@@ -85,6 +87,23 @@ def test_a_callback_sees_each_batch_that_it_asks_for(data):
     watching = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
     fit(models.twins()[0], *data, cache="device", epochs=2, batch_size=5, verbose=0, callbacks=[watching])
     assert seen == [*range(8)] * 2
+
+
+def by_fit(model, pair, **options):
+    return fit(model, *pair, **options)
+
+
+def by_train_head(model, pair, **options):
+    return kerastl.train_head(model, pair, pair, **options)
+
+
+@pytest.mark.parametrize("train", [by_fit, by_train_head])
+def test_keras_own_list_of_callbacks_will_do(train, data):
+    seen, model = [], models.twins()[0]
+    noting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    callbacks = keras.callbacks.CallbackList([noting], add_history=True, model=model)
+    train(model, data, cache=True, epochs=2, verbose=0, callbacks=callbacks)
+    assert seen == [0, 1]
 
 
 def test_eager_steps_are_single_ones(data):

@@ -56,6 +56,13 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
     return value > best if mode == "max" else value < best
 
 
+def as_list(callbacks) -> list:
+    """Return a list of what `fit` takes as callbacks: `None`, one, several, or Keras's own `CallbackList`."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+
+
 def fresh_callbacks(callbacks: list) -> list:
     """Return the callbacks for one more phase: early stopping forgets the one before, a checkpoint of the best must not."""
     for callback in callbacks:

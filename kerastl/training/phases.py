@@ -107,7 +107,7 @@ class Phase:
     def __init__(self, settings: Settings, epochs: int, callbacks):
         self.settings, self.model = settings, settings.model
         self.epochs = check_count("epochs", epochs)
-        self.callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+        self.callbacks = callback_module.as_list(callbacks)
         self.history, self.start, self.keeper = None, (), None
 
     def compile(self, learning_rate) -> None:

@@ -3,6 +3,7 @@
 import keras
 
 from kerastl import backend
+from kerastl.training.callbacks import as_list
 
 _MOST, _FEWEST = 32, 8
 # Multiply-accumulates of a step on a CPU up to which the call around it counts: a few milliseconds of work
@@ -16,9 +17,8 @@ def steps_in_one_call(cut, batches: int, batch_size: int, callbacks=()) -> int:
     A number that leaves few batches of an epoch over, for those run one by one on JAX. On PyTorch Keras has no such call.
     """
     work = 3 * batch_size * (cut.model_macs - cut.trunk_macs)
-    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks or ()
     small = backend.has_accelerator() or work <= _SMALL_STEP
-    if not small or keras.backend.backend() == "torch" or any(map(wants_batches, callbacks)):
+    if not small or keras.backend.backend() == "torch" or any(map(wants_batches, as_list(callbacks))):
         return 1
     whole = max(batches - 1, 1)  # the last one may be smaller
     return min(range(min(_FEWEST, whole), min(_MOST, whole) + 1), key=lambda count: (whole % count, -count))
