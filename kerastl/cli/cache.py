@@ -47,10 +47,8 @@ def _find(folders):
         paths += Path(tempfile.gettempdir()).glob(f"kerastl-*/{shards.MANIFEST}")
     for folder in {path.parent.resolve() for path in paths}:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # somebody else's manifest; or just removed
-            manifest, files = (
-                json.loads((folder / shards.MANIFEST).read_bytes()),
-                [one.stat() for one in folder.iterdir()],
-            )
+            manifest = json.loads((folder / shards.MANIFEST).read_bytes())
+            files = [one.stat() for one in folder.iterdir()]
             if manifest["format"] == shards.FORMAT:
                 with _held(folder) as free:
                     state = ("complete" if manifest["complete"] else "unfinished") if free else "in use"

@@ -186,8 +186,8 @@ def _train_images(group) -> None:
     )
     _add(group, "--views", "N", views)
     cache = (
-        "the outputs of the frozen part are kept: auto (the default: in memory, or on disk), none, or a folder that the "
-        "next run can use again"
+        "the outputs of the frozen part are kept: auto (the default: on the device that trains, in memory or on disk, the "
+        "first that has room), device (insists on it), none, or a folder that the next run can use again"
     )
     _add(group, "--cache", "WHERE", cache, "auto")
     flips = (

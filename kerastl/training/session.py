@@ -32,10 +32,11 @@ def fit(
     Args:
         model: a compiled model.
         x, y, positional: what `model.fit` takes, in its order.
-        cache: "auto" does so where it is worth it and safe, and prints in one line what it does; `True` insists; `False` is
-            `model.fit` itself; a folder keeps the features for the next run; `CacheOptions` say more. Not safe are random
-            layers in front of the backbone, which would be drawn only once, and datasets that give other images at a second
-            pass; a dataset that gives them in another order is shuffled anew in every epoch.
+        cache: "auto" does so where it is worth it and safe, and prints in one line what it does; `True` insists, "device"
+            also on keeping the features where training runs; `False` is `model.fit` itself; a folder keeps them for the next
+            run; `CacheOptions` say more. Not safe are random layers in front of the backbone, which would be drawn only once,
+            and datasets that give other images at a second pass; a dataset that gives them in another order is shuffled anew
+            in every epoch.
         views: augmented versions kept of each training image, the first one plain; one is drawn per image and epoch. They
             are made by the random layers in front of the backbone.
         fit_arguments: all other arguments of `model.fit`.
