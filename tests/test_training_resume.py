@@ -49,20 +49,24 @@ class Notes(keras.callbacks.Callback):
 
     def __init__(self, note, then=lambda: None):
         super().__init__()
-        self.note, self.then = note, then
+        self.note, self.then, self.phases = note, then, 0
+
+    def on_train_begin(self, logs=None):
+        self.phases += 1
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.note(f"{'fine_tune' if self.model.layers[-4].trainable_variables else 'head'}-{epoch + 1:04d}")
+        self.note(f"{['head', 'fine_tune'][self.phases - 1]}-{epoch + 1:04d}")
         self.then()
 
 
-def train(folder, note=lambda _: None, then=lambda: None, model=None, **options):
+def train(folder, note=lambda _: None, then=lambda: None, model=None, logs=(), **options):
     """Train for 2 and 2 epochs, and return the model and the result."""
     model, (pixels, labels) = model or build(), images()
     callbacks = [
         keras.callbacks.ReduceLROnPlateau(patience=1, min_delta=0.05),
         keras.callbacks.EarlyStopping(patience=3, min_delta=0.01),
         Notes(note, then),
+        *logs,
     ]
     options = {"head_epochs": 2, "fine_tune_epochs": 2, "last_blocks": 1, "learning_rate": 1e-2, **options}
     options = {"head_learning_rate": 0.1, "cache": True, "batch_size": 8, "verbose": 0, "seed": 3, **options}
@@ -125,7 +129,8 @@ begun = []
 def stop():
     if len(begun) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-test_training_resume.train("run", begun.append, stop)
+log = test_training_resume.keras.callbacks.CSVLogger("log.csv", append=True)
+test_training_resume.train("run", begun.append, stop, logs=[log])
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, env=environment)
@@ -133,8 +138,12 @@ test_training_resume.train("run", begun.append, stop)
     assert sorted(path.name for path in (tmp_path / "run").glob("*.npz")) == ["head-0001.npz", "head-0002.npz"]
     # the disk lost the end of the newest
     os.truncate(tmp_path / "run" / "head-0002.npz", 3000)
-    begun = []
-    check_same(train(tmp_path / "run", begun.append), whole)
+    (tmp_path / "run" / ".head-0003.npz.0a").touch()
+    begun, log = [], keras.callbacks.CSVLogger(tmp_path / "log.csv", append=True)
+    check_same(train(tmp_path / "run", begun.append, logs=[log]), whole)
+    assert not (tmp_path / "run" / ".head-0003.npz.0a").exists()
+    lines = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert lines == ["epoch", "0", "1", "1", "0", "1"]  # the epoch that was lost twice, and one header
     assert begun == ["head-0002", "fine_tune-0001", "fine_tune-0002"]
 
 
@@ -166,6 +175,10 @@ def test_another_run_is_refused_and_both_are_named(tmp_path, whole):
     backbone.layers[1].set_weights([value + 1 for value in backbone.layers[1].get_weights()])
     with pytest.raises(ArgumentError, match=r"model was \w+, not \w+\. "):
         train(tmp_path / "run", model=other)
+    for content in ("", "[]", '{"random": null}', '{"train": "x"}'):
+        (tmp_path / "run" / "run.json").write_text(content)
+        with pytest.raises(OutputError, match=r"run\.json is damaged\. Delete the folder.*Received: run_folder="):
+            train(tmp_path / "run")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "head-mine.npz").touch()
     with pytest.raises(OutputError, match=r"head-mine\.npz"):

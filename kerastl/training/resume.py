@@ -19,7 +19,7 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.checks import received
-from kerastl.errors import ArgumentError
+from kerastl.errors import ArgumentError, OutputError
 from kerastl.features.store import lock
 from kerastl.files import check_output_folder, write_whole
 from kerastl.models import graph
@@ -30,12 +30,14 @@ from kerastl.training.callbacks import BestWeights, changeable_weights, copies
 def opened(folder, phases, asked: dict):
     """Hold a run's folder, new or found, for the length of a `with`, in which its phases (the second may be `None`) run.
 
-    Their features go there where they have no folder of their own. Raises `OutputError` where it holds something else,
-    `ArgumentError` where its run asked for something else, or was of another model or other data.
+    Their features go there where they have no folder of their own. Raises `OutputError` where it holds something else
+    or is damaged, `ArgumentError` where its run asked for something else, or was of another model or other data.
     """
     folder, settings = Path(folder).expanduser(), phases[0].settings
     with lock(folder / "run", on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
         seed = _check_run(folder, {**asked, **_facts(settings, asked["backbone"])})
+        for left_behind in folder.glob(".*.npz.*"):
+            left_behind.unlink(missing_ok=True)
         if settings.options is not None and settings.options.folder is None:
             settings.options = dataclasses.replace(settings.options, folder=folder / "features")
         for number, phase in enumerate(filter(None, phases)):
@@ -51,14 +53,21 @@ def _check_run(folder: Path, asked: dict) -> int:
         ours = ["run.lock", *(one.name for one in folder.glob(".run.json.*"))]
         check_output_folder(folder, overwrite=True, files=ours, what="run")
         write_whole(path, json.dumps({**asked, "random": random.getrandbits(30)}, indent=1).encode(), durable=True)
-    found = json.loads(path.read_text("utf-8"))
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        seed = int(found["random"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(
+            f"The run can't go on: {path} is damaged. Delete the folder to begin again, or name another one. "
+            f"{received(run_folder=str(folder))}"
+        ) from error
     different = [f"{name} was {found.get(name)}, not {one}" for name, one in asked.items() if found.get(name) != one]
     if different:
         raise ArgumentError(
             f"The run folder holds another run: {'; '.join(different)}. Ask for the same again, or name another folder. "
             f"{received(run_folder=str(folder))}"
         )
-    return found["random"]
+    return seed
 
 
 def _facts(settings, backbone) -> dict:
@@ -95,6 +104,7 @@ class Keeper(keras.callbacks.Callback):
         self.set_model(model)
         self._callbacks = [*callbacks, keras.callbacks.History()]
         self._best = next(one for one in callbacks if isinstance(one, BestWeights))
+        self._before = [self._texts()]
         return [*self._callbacks, self]
 
     def finish(self) -> keras.callbacks.History:
@@ -106,6 +116,7 @@ class Keeper(keras.callbacks.Callback):
         return self._callbacks[-1]
 
     def on_train_begin(self, logs=None):
+        self._before.append(self._texts())
         state, self._state = self._state, None  # which may be large
         if not self.epoch:
             return
@@ -125,7 +136,14 @@ class Keeper(keras.callbacks.Callback):
         # NumPy can't write bfloat16, whose every value is a float32
         arrays = {name: one.astype("float32") if one.dtype.kind == "V" else one for name, one in arrays.items()}
         facts = {"epoch": epoch + 1, "finished": self.model.stop_training or epoch + 1 == self.params["epochs"]}
-        facts["callbacks"] = [_plain_attributes(callback) for callback in self._callbacks]
+        facts["callbacks"] = [  # without what they were given, a file's name, say
+            {
+                name: one
+                for name, one in _plain_attributes(callback).items()
+                if {repr(one)} != {old.get(name) for old in before}
+            }
+            for callback, *before in zip(self._callbacks, *self._before, strict=True)
+        ]
         content, path = io.BytesIO(), self._place.with_name(f"{self._place.name}-{epoch + 1:04d}.npz")
         np.savez(content, facts=np.frombuffer(json.dumps(facts).encode(), "uint8"), **arrays)
         write_whole(path, content.getbuffer(), durable=True)
@@ -134,6 +152,9 @@ class Keeper(keras.callbacks.Callback):
 
     def _files(self) -> list[Path]:
         return sorted(self._place.parent.glob(f"{self._place.name}-*.npz"))
+
+    def _texts(self) -> list[dict]:
+        return [{name: repr(one) for name, one in _plain_attributes(each).items()} for each in self._callbacks]
 
     def _variables(self) -> dict:
         layers = keras_internals.flatten_layers(self.model)
