@@ -89,8 +89,8 @@ def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int |
     """Run the trunk over all images, or find that it was done already; return the `Store`.
 
     The `views` of one image lie beside each other, the plain one first. `part` is "train" or "validation"; by `count_all`,
-    the runs over both, the engine is chosen. Where 16 bits don't hold a value, the pass starts over: computed in 32 bits, and stored so
-    unless `dtype` is "float16".
+    the runs over both, the engine is chosen. Where 16 bits don't hold a value, the pass starts over in 32 bits; the store's
+    are 16 again where `dtype` says so.
     """
     half = trunk.engine(count_all).half
     try:
