@@ -24,6 +24,22 @@ def _seeded():
 
 
 @pytest.fixture
+def eagerly():
+    """TensorFlow runs operation by operation: a few steps of a tiny model take less time than tracing them.
+
+    What `fit` does in a graph is tried by test_fit_table, test_features_fit, test_training_steps and others.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
 def pixels():
     """Sixteen random 32×32 images in 0–255 and labels of three classes, all present."""
     generator = np.random.default_rng(0)

@@ -124,6 +124,13 @@ def small_model(size=8):
     return keras.Model(inputs, layers.Dense(2, activation="softmax", name="head")(x), name="small")
 
 
+# For a whole file, as its `pytestmark`
+EAGERLY = [
+    pytest.mark.usefixtures("eagerly"),
+    pytest.mark.filterwarnings("ignore:Even though the `tf.config"),  # that tf.data stays a graph
+]
+
+
 def slowly(*names):
     """Mark parameters of a test for the slow run."""
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]

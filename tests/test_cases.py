@@ -38,6 +38,7 @@ from tests.commands import fails, only_line, write_photos
 tf = pytest.importorskip("tensorflow")
 
 pytestmark = [
+    *models.EAGERLY,
     pytest.mark.filterwarnings("ignore:(Classes|Labels) with fewer than 10 images"),
     pytest.mark.filterwarnings("ignore:No cost formula"),
 ]

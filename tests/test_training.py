@@ -18,6 +18,7 @@ from kerastl.training.rates import cosine_decay
 from kerastl.training.session import fit
 from tests import models
 
+pytestmark = models.EAGERLY
 QUIET = {"verbose": 0}
 
 

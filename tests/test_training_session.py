@@ -15,6 +15,7 @@ from tests.models import twins
 
 tf = pytest.importorskip("tensorflow")
 
+pytestmark = models.EAGERLY
 EXACT = CacheOptions(dtype="float32", engine="keras")
 
 
