@@ -60,6 +60,7 @@ from kerastl.models.heads import build_classifier as build_classifier
 from kerastl.models.weights import describe_weights as describe_weights
 from kerastl.training.callbacks import early_stopping as early_stopping
 from kerastl.training.recipe import TransferResult as TransferResult
+from kerastl.training.recipe import extract_features as extract_features
 from kerastl.training.recipe import fine_tune as fine_tune
 from kerastl.training.recipe import train_head as train_head
 from kerastl.training.recipe import transfer_learn as transfer_learn

@@ -52,6 +52,11 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
         raise OutputError(f"Nothing can be written in {place}: {reason}. Choose another folder.") from error
 
 
+def is_url(place) -> bool:
+    """Tell whether a place is a URL, such as `s3://bucket/features`, instead of a path."""
+    return isinstance(place, str) and "://" in place
+
+
 def free_space(folder: str | os.PathLike) -> int:
     """Return how many bytes are free on the disk of a folder, which needn't exist yet."""
     return shutil.disk_usage(_nearest_existing(_resolved(folder))).free

@@ -384,5 +384,5 @@ print("the same")
 )
 def test_what_is_not_said_of_views_follows_from_the_images_and_their_augmentation(said, filled):
     arguments = build_parser().parse_args(["train", *said, "--out", "runs/x"])
-    train_command._fill_in(arguments)
+    train_command.fill_in(arguments)
     assert (arguments.augmentation, arguments.views, arguments.test_views) == filled

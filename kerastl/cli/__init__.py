@@ -1,4 +1,4 @@
-"""The command line: `python -m kerastl train|predict|export|backbones|compare|summary|cache`, or, installed, `kerastl …`.
+"""The command line: `python -m kerastl train|extract|predict|export|backbones|compare|summary|cache`, or `kerastl …`.
 
 It is thin: every command checks its arguments, calls what Python users call, and prints. Keras is imported only when a
 command runs, so that `--help` is quick.

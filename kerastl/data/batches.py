@@ -39,6 +39,9 @@ class Rows:
     def batch_count(self) -> int | None:
         return None if self.count is None else math.ceil(self.count / self.batch_size)
 
+    def until(self, stop: int) -> "Rows":
+        """Return the first images alone, where `skips` is true."""
+
     def batches(self, start: int = 0, size: int | None = None):
         """Yield `(images, labels, sample_weights)`, what is missing as `None`, from image `start` on.
 
@@ -67,6 +70,9 @@ class ImageSource(Rows):
         return len(self.labels)
 
     count = property(__len__)
+
+    def until(self, stop):
+        return dataclasses.replace(self, labels=self.labels[:stop])
 
     @functools.cached_property
     def first(self):
@@ -163,6 +169,9 @@ class _ArrayRows(Rows):
 
     def read(self, index):
         return _numpy(self._arrays[0][index])
+
+    def until(self, stop):
+        return _ArrayRows(_part(self._arrays, None, stop), self.batch_size, self.shuffles)
 
     def batches(self, start=0, size=None):
         size = size or self.batch_size

@@ -1,9 +1,13 @@
 """One pass over the images: the trunk's outputs into a store, with labels and sample weights beside them."""
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import json
+import math
 import sys
+import zlib
 from pathlib import Path
 
 import keras
@@ -13,11 +17,13 @@ from kerastl import backend, keras_internals
 from kerastl.data.batches import Rows, read_ahead
 from kerastl.data.images import in_threads
 from kerastl.errors import ChangingDataError, DataError, FeatureOverflowError, StoreDamagedError, StoreError, warn
+from kerastl.features import remote, shards
 from kerastl.features import store as stores
 from kerastl.features.device import DeviceWriter
 from kerastl.features.litert import CPU_BATCH, KerasEngine, choose_engine, computing_in
 from kerastl.features.plan import CacheOptions, CachePlan, disk_budget, memory_budget
 from kerastl.features.views import Views
+from kerastl.files import is_url
 
 # Batches of a dataset that are read a second time: an augmentation that leaves so many images as they are, twice, is none
 _LOOKED_AT_TWICE = 8
@@ -29,19 +35,25 @@ class Trunk:
     def __init__(self, plan: CachePlan, options: CacheOptions, verbose: int = 0):
         self.plan, self.options, self.verbose = plan, options, verbose
         self.model, self.front = plan.cuts[0].trunk(*plan.cuts[1:]), plan.cuts[0].front()
-        self._engine = None
+        self._engine, self._count, self._exact = None, None, options.dtype == "float32"
 
     def engine(self, count: int | None):
         """Return the engine, chosen at the first call by the number of images."""
         if self._engine is None:
-            exact = self.options.dtype == "float32"
-            self._engine = choose_engine(self.model, count, self.options.engine, self.verbose, exact=exact)
+            name = "auto" if self.options.engine == "ray" else self.options.engine
+            self._count = count or self._count
+            self._engine = choose_engine(self.model, self._count, name, self.verbose, exact=self._exact)
         return self._engine
 
     def make_exact(self) -> None:
         """Compute in the precision of the model's policy from now on."""
+        self._exact = True
         if self._engine.half:
             self._engine = KerasEngine(self.model)
+
+    def __getstate__(self):
+        """What travels to a worker, which chooses the engine of its machine."""
+        return {**vars(self), "plan": None, "verbose": 0, "_engine": None}
 
     def specs(self, dtype: str, labels: np.ndarray, weights) -> list[stores.ArraySpec]:
         """Return what the store holds: the features of every cut, labels, and sample weights."""
@@ -59,9 +71,11 @@ class Trunk:
                 digest.update(weight.path.encode())
                 digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)))
             digest.update(_graph_text(model).encode())
+        # what is best here says nothing of the machine that reads from a URL
+        any_engine = is_url(self.options.folder) and self.options.engine in ("auto", "ray")
         facts = {
             "policy": [layer.dtype_policy.name for layer in self.model.layers],
-            "engine": self.engine(count).name,
+            "engine": "any" if any_engine else self.engine(count).name,
             "outputs": [list(tensor.shape) for tensor in self.model.outputs],
             "dtype": self.options.dtype,
             "views": views,
@@ -94,8 +108,7 @@ def extract(trunk: Trunk, rows: Rows, *, views: int, part: str, count_all: int |
     """
     half = trunk.engine(count_all).half
     try:
-        with computing_in(trunk.model, half):
-            return _extract_as(trunk, rows, views, part, trunk.plan.dtype)
+        return _extract_as(trunk, rows, views, part, trunk.plan.dtype)
     except FeatureOverflowError:
         if trunk.options.dtype == "float16" and not half:
             raise
@@ -126,7 +139,13 @@ def _extract_as(trunk, rows, views, part, dtype) -> stores.Store:
 
 
 def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
-    """Return the store in the user's folder: found, gone on with, or made; one process at a time."""
+    """Return the store in the user's folder or at a URL: found, gone on with, or made; in a folder one process at a time."""
+    url, by_shard = is_url(trunk.options.folder), is_url(trunk.options.folder) or trunk.options.engine == "ray"
+    if by_shard and not rows.skips:
+        raise StoreError(
+            "Ray's workers, and stores at a URL, need data that can be read from anywhere: arrays, `load_images`. "
+            "Keep the features of other datasets in a folder, by another engine."
+        )
     parent = Path(trunk.options.folder).expanduser()
     if parent.exists() and not parent.is_dir():
         raise StoreError(f"`cache` names a file, not a folder. Received: cache={str(parent)!r}")
@@ -139,22 +158,77 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
     identity = rows.identity or _Fingerprint(read_ahead(rows.batches(0, CPU_BATCH))).hexdigest()
     key, budget = trunk.key(identity, rows.count, views), disk_budget(trunk.options)
     folder = parent / f"{part}-{key[:12]}"
-    with stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
+    place = f"{trunk.options.folder.rstrip('/')}/{folder.name}" if url else str(folder.absolute())
+    alone = stores.lock(folder, on_wait=lambda: print(f"Another process is working on {folder}; waiting for it."))
+    find = functools.partial(stores.open_store, folder, key=key)
+    if url:
+        alone, find = contextlib.nullcontext(), functools.partial(remote.open_store, place, key, budget)
+    with alone:
         try:
-            if (store := stores.open_store(folder, key=key)) is not None:
+            if (store := find()) is not None:
                 return store
         except StoreDamagedError as error:
             warn(f"{error} It is rebuilt.")
+        if by_shard:
+            _make_shards(trunk, rows, views, part, place, shards.new_manifest(key, specs, count))
+            return find()
         with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
 
 
-def _run(trunk, rows, views, writer, part) -> dict:
-    """Append the features of all images that are not there yet; return what the manifest should say besides."""
+def _make_shards(trunk, rows, views, part, place, manifest) -> None:
+    """Make a store shard by shard, in any order, by this process or Ray's workers; the shards that are there stay.
+
+    They are as large as a writer's. The manifest lists each once it is there, and says last of all that the store is complete.
+    """
+    specs, made, options = list(shards.specs_of(manifest).values()), {}, trunk.options
+    chunk = CPU_BATCH * views * sum(spec.row_bytes for spec in specs)
+    size = CPU_BATCH * max(1, math.ceil((stores.SHARD_BYTES - shards.HEADER_BYTES * len(specs)) / chunk))
+
+    def number_of(shard):
+        return int(shard["files"][0]["name"][:-4].rpartition("-")[2])
+
+    with contextlib.suppress(StoreDamagedError):
+        earlier = shards.check_manifest(place, remote.read_file(place, shards.MANIFEST), manifest["key"])
+        if {**earlier, "shards": []} == manifest:
+            made = {number_of(shard): shard for shard in earlier["shards"]}
+
+    def make(number: int) -> dict:
+        start, files = number * size, []
+        part_rows = rows.until(min(start + size, rows.count))
+        with stores.MemoryWriter(specs, (part_rows.count - start) * views) as writer:
+            store = writer.finish(_run(trunk, part_rows, views, writer, part, start))
+        for spec in specs:
+            values, name = store.read(spec.name, slice(None)), f"{spec.name}-{number:05d}.npy"
+            remote.write_file(place, name, spec.header(store.count) + values.tobytes())
+            files.append({"name": name, "bytes": shards.HEADER_BYTES + values.nbytes, "checksum": zlib.crc32(values)})
+        return {"rows": store.count, "files": files}
+
+    def save(**facts):
+        listed = {**manifest, "shards": [made[number] for number in sorted(made)], **facts}
+        remote.write_file(place, shards.MANIFEST, shards.sealed(listed))
+
+    missing = [number for number in range(math.ceil(rows.count / size)) if number not in made]
+    bar = _progress_bar(rows.count, len(made) * size, part, trunk.verbose)
+    save()
+    by_ray = options.engine == "ray" and missing
+    for shard in remote.made_by_ray(make, missing, options.workers) if by_ray else map(make, missing):
+        made[number_of(shard)] = shard
+        save()
+        bar.update(sum(one["rows"] for one in made.values()) // views, finalize=False)
+    save(complete=True, details={"engine": trunk.engine(None).name, "views": views})
+
+
+def _run(trunk, rows, views, writer, part, first: int | None = None) -> dict:
+    """Append the features of all images that are not there yet; return what the manifest should say besides.
+
+    The writer of one shard among many begins with image `first`, and shows no progress.
+    """
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
-    done = writer.rows_done // views
+    done = (first or 0) + writer.rows_done // views
     fingerprint = _Fingerprint() if rows.identity is None else None
-    bar, bad, size = _progress_bar(rows.count, done, part, trunk.verbose), [], engine.batch
+    bar, bad = _progress_bar(rows.count, done, part, trunk.verbose if first is None else 0), []
+    size = engine.batch
 
     def prepared():
         for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, size)), start=done // size):
@@ -168,21 +242,25 @@ def _run(trunk, rows, views, writer, part) -> dict:
     # a GPU would stand still while a batch travels; the first batch is alone, as it is the one that compiles
     batches = prepared()
     in_turn = map(run, itertools.islice(batches, 1 if engine.overlaps else None))
-    for (images, labels, weights), outputs in itertools.chain(in_turn, in_threads(run, batches, threads=2, ahead=2)):
-        chunk = {
-            f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
-            for index in range(len(outputs[0]))
-        }
-        if not (engine.keeps and writer.specs["features_0"].dtype == "float16"):  # then the store looks, at the end
-            found = _not_finite(chunk, len(images))
-            if engine.half and len(found):
-                raise FeatureOverflowError(f"The frozen part gives infinity or NaN when it computes in {engine.half}.")
-            bad += [writer.rows_done // views + int(index) for index in found]
-        chunk["labels"] = np.repeat(labels, views, axis=0)
-        if weights is not None:
-            chunk["sample_weights"] = np.repeat(weights, views, axis=0)
-        writer.append(chunk)
-        bar.update(writer.rows_done // views, finalize=False)
+    ready = itertools.chain(in_turn, in_threads(run, batches, threads=2, ahead=2))
+    with computing_in(trunk.model, engine.half):
+        for (images, labels, weights), outputs in ready:
+            chunk = {
+                f"features_{index}": _beside([one[index][: len(images)] for one in outputs])
+                for index in range(len(outputs[0]))
+            }
+            if not (engine.keeps and writer.specs["features_0"].dtype == "float16"):  # then the store looks, at the end
+                found = _not_finite(chunk, len(images))
+                if engine.half and len(found):
+                    raise FeatureOverflowError(
+                        f"The frozen part gives infinity or NaN when it computes in {engine.half}."
+                    )
+                bad += [(first or 0) + writer.rows_done // views + int(index) for index in found]
+            chunk["labels"] = np.repeat(labels, views, axis=0)
+            if weights is not None:
+                chunk["sample_weights"] = np.repeat(weights, views, axis=0)
+            writer.append(chunk)
+            bar.update(writer.rows_done // views, finalize=False)
     bar.update(writer.rows_done // views, finalize=True)
     if bad:
         warn(

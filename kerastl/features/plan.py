@@ -16,7 +16,7 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.cut import USUAL_SIDE, Cut, find_cuts, tensors_of
 from kerastl.features.litert import ENGINES
 from kerastl.features.views import flips_of
-from kerastl.files import free_space
+from kerastl.files import free_space, is_url
 from kerastl.models import graph
 from kerastl.tables import readable_bytes
 
@@ -34,13 +34,14 @@ class CacheOptions:
     """How to run the frozen part once, for `cache=`.
 
     Attributes:
-        folder: keeps the store for the next run.
+        folder: keeps the store for the next run; a URL, such as "s3://bucket/features", keeps it for any machine.
         place: without a folder: "device" (that trains: beside a GPU's weights; of a CPU it is the memory), "memory", "disk"
             (a temporary folder), or "auto", the first of them that has room.
         dtype: of the stored features: "auto" is float16 where the values fit, else float32; "float32" is exact.
         budget: bytes (or text such as "2GB") that the features may take; `None` for four tenths of what is free of a GPU's
-            memory, a quarter of the free memory, and half of the free disk.
-        engine: "auto", "keras" or "litert".
+            memory, a quarter of the free memory, and half of the free disk. Of a URL, that much is on this disk at a time.
+        engine: "auto", "keras" or "litert"; or "ray", for a folder or URL: like "auto", in the workers of a Ray job.
+        workers: of the Ray job; by default one for each GPU of the cluster, or for each machine where there is none.
         insist: raise where caching can't be done, instead of training without.
         seed: of the augmented views.
     """
@@ -50,13 +51,18 @@ class CacheOptions:
     dtype: str = "auto"
     budget: int | str | None = None
     engine: str = "auto"
+    workers: int | None = None
     insist: bool = True
     seed: int = 0
 
     def __post_init__(self):
         check_choice("place", self.place, ("auto", *_PLACES))
         check_choice("dtype", self.dtype, ("auto", "float16", "float32"))
-        check_choice("engine", self.engine, ENGINES)
+        check_choice("engine", self.engine, (*ENGINES, "ray"))
+        if self.engine == "ray" and self.folder is None:
+            raise ArgumentError(f"Ray's workers need a folder that they all reach, or a URL. {received(folder=None)}")
+        if self.workers is not None:
+            check_count("workers", self.workers)
         parse_bytes(self.budget)
         if self.folder is not None and self.place != "auto":
             raise ArgumentError(
@@ -174,7 +180,8 @@ def choose_cuts(model, train, validation, views, options) -> tuple:
     `block_15_add` holds a sixth of `block_16_expand_relu`).
     """
     cuts, count = find_cuts(model), _count_rows(train, validation, views)
-    if not cuts or count is None or count * cuts[-1].values_per_image * 2 <= memory_budget(options):
+    room = 0 if is_url(options.folder) else memory_budget(options)  # the machine that trains must find the same cut
+    if not cuts or count is None or count * cuts[-1].values_per_image * 2 <= room:
         return tuple(cuts[-1:])
     latest = cuts[-1]
     limit = latest.trunk_macs - _CHEAP_SHARE * latest.model_macs
@@ -274,18 +281,17 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
 
 
 def _place(total, options) -> str | None:
-    """Return where features of so many bytes go; `None` where there is no room. Where it isn't known
-    how many, to the last place that the options allow."""
+    """Return where features of so many bytes go, of an unknown number to the last place; `None` where there is no room."""
     rooms = _rooms(options)
     if total is None:
         return next(reversed(rooms))
     return next((name for name, room in rooms.items() if total <= room), None)
 
 
-def _rooms(options) -> dict[str, int]:
+def _rooms(options) -> dict[str, float]:
     """Return the places that features may go to, the best first, and the bytes that they may take there."""
     if options.folder is not None:
-        return {os.fspath(options.folder): disk_budget(options)}
+        return {os.fspath(options.folder): math.inf if is_url(options.folder) else disk_budget(options)}
     budgets = {"device": device_budget, "memory": memory_budget, "disk": disk_budget}
     return {name: budget(options) for name, budget in budgets.items() if options.place in ("auto", name)}
 
@@ -318,7 +324,8 @@ def memory_budget(options: CacheOptions) -> int:
 
 def disk_budget(options: CacheOptions) -> int:
     """Return the bytes of disk that features may take: the budget, or half of what is free."""
-    free, budget = free_space(options.folder or tempfile.gettempdir()), parse_bytes(options.budget)
+    folder = tempfile.gettempdir() if options.folder is None or is_url(options.folder) else options.folder
+    free, budget = free_space(folder), parse_bytes(options.budget)
     return free // 2 if budget is None else min(budget, free)
 
 

@@ -99,6 +99,10 @@ def sealed(manifest: dict) -> bytes:
     return json.dumps({**manifest, "checksum": zlib.crc32(text.encode())}, indent=1, sort_keys=True).encode() + b"\n"
 
 
+def specs_of(manifest: dict) -> dict[str, ArraySpec]:
+    return {one["name"]: ArraySpec(one["name"], tuple(one["row_shape"]), one["dtype"]) for one in manifest["arrays"]}
+
+
 def read_manifest(folder: Path, key: str) -> dict | None:
     """Return what a folder's manifest says, or `None` where there is nothing; see `open_store` for what is raised."""
     try:
@@ -117,6 +121,11 @@ def read_manifest(folder: Path, key: str) -> dict | None:
             f"{folder} holds something else than a feature store ({names[0]!r}, for one). Name a new or an empty folder. "
             f"{received(folder=str(folder))}"
         )
+    return check_manifest(folder, raw, key, name)
+
+
+def check_manifest(folder: Path | str, raw: bytes, key: str, name: str = MANIFEST) -> dict:
+    """Return what the manifest of a folder, or at a URL, says; see `open_store` for what is raised."""
     try:
         manifest = json.loads(raw)
         del manifest["checksum"]
@@ -124,13 +133,13 @@ def read_manifest(folder: Path, key: str) -> dict | None:
     except (ValueError, TypeError, KeyError):
         whole = False
     if not whole:
-        raise _damaged(folder / name, "its checksum is wrong")
+        raise _damaged(folder, name, "its checksum is wrong")
     if manifest["version"] != VERSION:
         raise StoreDamagedError(
             f"The feature store {folder} was made by another release of kerastl, in another format."
         )
     if not all(OURS.fullmatch(file["name"]) for shard in manifest["shards"] for file in shard["files"]):
-        raise _damaged(folder / name, "it names files outside of the folder")
+        raise _damaged(folder, name, "it names files outside of the folder")
     if manifest["key"] != key:
         raise StoreMismatchError(
             f"The feature store {folder} was made for something else: another model, other data, or other settings. Name "
@@ -146,13 +155,19 @@ def check_shard(folder: Path, shard: dict, specs: Iterable[ArraySpec], being_wri
         if being_written and not path.exists():
             path = path.with_name(path.name + ".part")
         with _reading(folder):
-            content = memoryview(path.read_bytes())
-        if len(content) < file["bytes"] or (len(content) > file["bytes"] and not being_written):
-            raise _damaged(path, f"it has {len(content)} bytes instead of {file['bytes']}")
-        if content[:HEADER_BYTES] != spec.header(shard["rows"]) and not being_written:
-            raise _damaged(path, "its header is wrong")
-        if zlib.crc32(content[HEADER_BYTES : file["bytes"]]) != file["checksum"]:
-            raise _damaged(path, "its checksum is wrong")
+            content = path.read_bytes()
+        check_file(folder, file, None if being_written else spec.header(shard["rows"]), content)
+
+
+def check_file(folder: Path | str, file: dict, header: bytes | None, content: bytes) -> None:
+    """Raise `StoreDamagedError` unless this is what was written; without a header it is still being written."""
+    content, name = memoryview(content), file["name"]
+    if len(content) < file["bytes"] or (len(content) > file["bytes"] and header):
+        raise _damaged(folder, name, f"it has {len(content)} bytes instead of {file['bytes']}")
+    if header and content[:HEADER_BYTES] != header:
+        raise _damaged(folder, name, "its header is wrong")
+    if zlib.crc32(content[HEADER_BYTES : file["bytes"]]) != file["checksum"]:
+        raise _damaged(folder, name, "its checksum is wrong")
 
 
 @contextlib.contextmanager
@@ -163,28 +178,29 @@ def _reading(folder: Path):
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise _damaged(Path(error.filename), "the file is missing") from error
+        raise _damaged(folder, os.path.basename(error.filename), "the file is missing") from error
     except OSError as error:
         raise StoreError(f"The feature store {folder} can't be read: {error}.") from error
 
 
-def _damaged(path: Path, what: str) -> StoreDamagedError:
-    return StoreDamagedError(f"The feature store {path.parent} is damaged: {path.name}: {what}.")
+def _damaged(folder: Path | str, name: str, what: str) -> StoreDamagedError:
+    return StoreDamagedError(f"The feature store {folder} is damaged: {name}: {what}.")
 
 
 class Reader:
-    """Reads rows from shards. Nothing is mapped: a mapped file counts as memory in use, and kills where the disk fails."""
+    """Reads rows from shards. Nothing is mapped: a mapped file counts as memory in use, and kills where the disk fails.
 
-    def __init__(self, folder: Path, manifest: dict):
-        self._folder, self._shards = folder, manifest["shards"]
+    `open_file` opens a file by its name, by default one in the folder; so many are open at most.
+    """
+
+    def __init__(self, folder: Path | str, manifest: dict, open_file=None, most_open: int | None = None):
+        self._folder, self._shards, self._most_open = folder, manifest["shards"], most_open or _OPEN_FILES
+        self._open_file = open_file or (lambda name: open(folder / name, "rb", buffering=0))  # noqa: SIM115
         self._places = {array["name"]: index for index, array in enumerate(manifest["arrays"])}
         self._ends = np.cumsum([shard["rows"] for shard in self._shards])
-        self._files, self._lock, mark = {}, threading.Lock(), os.open(folder / MANIFEST, os.O_RDONLY)
-        self._let_go = weakref.finalize(self, os.close, mark)
-        with contextlib.suppress(ImportError, OSError):  # Windows; and disks without locks
-            import fcntl
-
-            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)  # `kerastl cache` removes nothing that is read
+        self._files, self._lock, self._let_go = {}, threading.Lock(), lambda: None
+        if open_file is None:
+            self._hold(folder / MANIFEST)
 
     def read(self, spec: ArraySpec, rows: np.ndarray) -> np.ndarray:
         """Read run by run: rows that follow each other in one shard come in one go, straight to where they belong."""
@@ -198,29 +214,36 @@ class Reader:
         runs = np.stack([begins, ends, shards[begins], starts[begins]], axis=1).tolist()
         with self._lock, _reading(self._folder):
             for begin, end, shard, start in runs:
-                stream = self._open(self._shards[shard]["files"][self._places[spec.name]]["name"])
+                name = self._shards[shard]["files"][self._places[spec.name]]["name"]
+                stream = self._open(name)
                 stream.seek(HEADER_BYTES + start * size)
                 left = target[begin * size : end * size]
                 while left:
                     done = stream.readinto(left)
                     if not done:
-                        raise _damaged(Path(stream.name), "it ends too early")
+                        raise _damaged(self._folder, name, "it ends too early")
                     left = left[done:]
         return values
 
     def close(self) -> None:
-        self._close_files()
-        self._let_go()
-
-    def _close_files(self) -> None:
         for stream in self._files.values():
             stream.close()
         self._files.clear()
+        self._let_go()
+
+    def _hold(self, manifest: Path) -> None:
+        """Keep the manifest open and locked, as far as the disk can: `kerastl cache` removes nothing that is read."""
+        mark = os.open(manifest, os.O_RDONLY)
+        self._let_go = weakref.finalize(self, os.close, mark)
+        with contextlib.suppress(ImportError, OSError):  # Windows; and disks without locks
+            import fcntl
+
+            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _open(self, name: str):
         place = (os.getpid(), name)  # a forked child would move the position in its parent's file
         if place not in self._files:
-            if len(self._files) >= _OPEN_FILES - 1:  # the manifest is open as well
-                self._close_files()
-            self._files[place] = open(self._folder / name, "rb", buffering=0)  # noqa: SIM115
+            if len(self._files) >= self._most_open - 1:  # the manifest is open as well
+                self._files.pop(next(iter(self._files))).close()
+            self._files[place] = self._open_file(name)
         return self._files[place]

@@ -43,6 +43,8 @@ class Store(contextlib.AbstractContextManager):
         self.specs, self.count, self.details = specs, count, details
         self._read, self._close, self._numbers = read, close, np.arange(count)
         self.tensors = {}  # the arrays that are on the device
+        # of rows that lie far away, of which so many shards are near at a time
+        self.shard_ends, self.shards_at_once = [], 1
 
     def read(self, name: str, indices) -> np.ndarray:
         """Return rows of one array, `(rows, *row_shape)`, as new memory, which is all the memory that this takes.
@@ -53,6 +55,13 @@ class Store(contextlib.AbstractContextManager):
         if self._read is None:
             raise StoreError("The feature store is closed. Open it again, or read before closing it.")
         return self._read(self.specs[name], self._numbers[indices])
+
+    def shuffled(self, random: np.random.Generator, views: int = 1) -> np.ndarray:
+        """Return the numbers of the images, of so many rows each, in a new order; of far rows some shards after others."""
+        parts = np.split(np.arange(self.count // views), np.array(self.shard_ends, "int64") // views)
+        parts = [parts[index] for index in random.permutation(len(parts))]
+        groups = (parts[start : start + self.shards_at_once] for start in range(0, len(parts), self.shards_at_once))
+        return np.concatenate([random.permutation(np.concatenate(group)) for group in groups])
 
     def close(self) -> None:
         """Let the rows go; remove the folder where it is a temporary one. Closing twice does no harm."""
@@ -308,7 +317,7 @@ def open_store(folder: str | os.PathLike, *, key: str) -> Store | None:
     manifest = shards.read_manifest(folder, key)
     if manifest is None or not manifest["complete"]:
         return None
-    specs = {one["name"]: ArraySpec(one["name"], tuple(one["row_shape"]), one["dtype"]) for one in manifest["arrays"]}
+    specs = shards.specs_of(manifest)
     for shard in manifest["shards"]:
         shards.check_shard(folder, shard, specs.values())
     reader = shards.Reader(folder, manifest)

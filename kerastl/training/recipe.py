@@ -13,8 +13,9 @@ import time
 import keras
 
 from kerastl.checks import check_count
+from kerastl.data.folders import ImageSplits, load_images
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.features.plan import choose_cuts
+from kerastl.features.plan import CacheOptions, choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
 from kerastl.training import resume
@@ -231,6 +232,48 @@ def transfer_learn(
     unfreeze()  # what can't be used raises now
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
         return _run_both(*phases, functools.partial(freezing.freeze, model, backbone=backbone), unfreeze, rates)
+
+
+def extract_features(
+    source,
+    model: keras.Model,
+    *,
+    to: str | os.PathLike,
+    validation=None,
+    engine: str = "auto",
+    workers: int | None = None,
+    last_blocks: int | None = None,
+    views: int = 1,
+) -> None:
+    """Run the frozen part over images ahead of training, and keep its outputs for `cache=` with the same folder or URL.
+
+    Args:
+        source: what `load_images` takes, of which the training and validation images are run; or its result; or what
+            `train_head` takes as `train`, with `validation` beside it. Ray and URLs need images or arrays, not datasets.
+        model: a classifier, frozen as it will train.
+        to: a folder, or a URL, such as "s3://bucket/features".
+        engine: "ray" for the workers of a Ray job, on one machine or many, which must reach images and folder by the same
+            paths; else as in `CacheOptions`, in this process.
+        workers: as in `CacheOptions`.
+        last_blocks: for `transfer_learn` with as many, keep what both phases need; the model is left frozen.
+        views: as in `kerastl.fit`.
+
+    Raises:
+        ArgumentError, DataError, ModelError: arguments, data or a model that can't be used.
+        BackendError: Ray, or what fsspec needs for the URL, is not installed.
+        StoreError: the folder holds something else, or there is no room.
+    """
+    options = CacheOptions(folder=to, engine=engine, workers=workers)
+    if isinstance(source, (str, os.PathLike)):
+        source = load_images(source, image_size=model.input_shape[1:3])
+    if isinstance(source, ImageSplits):
+        source, validation = source.train, source.validation
+    settings, cuts = Settings(model, source, validation, None, None, "val_loss", 1, options, views), None
+    if last_blocks is not None:
+        freezing.unfreeze(model, last_blocks=last_blocks)
+        cuts = _cuts_of_both(settings, functools.partial(freezing.freeze, model), has_second=True)
+    with settings.session([1] * len(cuts or [1]), cuts):
+        return
 
 
 def _checked_phases(settings, epochs, rates, patience, callbacks) -> list:

@@ -191,7 +191,7 @@ class FeatureBatches(keras.utils.PyDataset):
         generator = np.random.default_rng([self._seed, self._epoch])
         self._epoch += 1
         if self._shuffle:
-            self._order = generator.permutation(self.count)
+            self._order = self._store.shuffled(generator, self._views)
         if self._views > 1:
             self._view = generator.integers(0, self._views, self.count)
 

@@ -1,0 +1,17 @@
+"""`extract SOURCE --to PLACE`: run the frozen part over the images, and keep what `train --cache PLACE` needs."""
+
+from kerastl.checks import check_count
+from kerastl.cli import train
+from kerastl.training.recipe import extract_features
+
+
+def run(arguments) -> int:
+    """Load images and build the network as `train` does, keep the features, and return the exit status."""
+    train.fill_in(arguments)
+    train.check_images(arguments)
+    check_count("--last-blocks", arguments.last_blocks, smallest=0)
+    splits, model = train.load_and_build(arguments)
+    settings = {name: getattr(arguments, name) for name in ("to", "engine", "workers", "views")}
+    extract_features(splits, model, **settings, last_blocks=arguments.last_blocks or None)
+    print(f"The features are in {arguments.to}: train with --cache {arguments.to}")
+    return 0
