@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import keras
 import numpy as np
 import pytest
 
@@ -56,7 +57,11 @@ class Images:
 
 @pytest.fixture(scope="module")
 def model():
-    return models.compiled(freezing.unfreeze(models.nested(), last_blocks=1))
+    """Large enough that its weights travel by Ray's object store."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3))
+    x = models.tiny_backbone(width=40)((inputs - 127.5) / 127.5)
+    return models.compiled(freezing.unfreeze(keras.Model(inputs, models.head_layers(x)), last_blocks=1))
 
 
 @pytest.fixture
@@ -105,6 +110,17 @@ def test_two_workers_keep_what_one_process_does(killer, model, log, tmp_path, mo
         assert again.min() // 256 == again.max() // 256 == killer // 256
     monkeypatch.setattr("kerastl.features.extraction._run", lambda *arguments: pytest.fail("the trunk ran again"))
     session_module.fit(model, Images(log), cache=tmp_path / "ray", verbose=0)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_store_that_one_process_began_is_made_anew(model, log, tmp_path, monkeypatch):
+    """Its last shard was still being written."""
+    with monkeypatch.context() as patch:
+        patch.setattr("kerastl.features.store.FolderWriter._complete", lambda *_: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            kerastl.extract_features(Images(log), model, to=tmp_path / "both")
+    kerastl.extract_features(Images(log), model, to=tmp_path / "both", engine="ray", workers=1)
+    assert [len(array) for array in rows_of(tmp_path / "both")] == [COUNT, COUNT]
 
 
 def test_an_error_of_a_worker_is_that_of_one_process(model, log, tmp_path):

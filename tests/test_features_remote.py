@@ -90,8 +90,10 @@ def test_a_store_at_a_url_has_the_rows_and_shards_of_one_in_a_folder(url, tmp_pa
 
 
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("url", ["memory", "s3"], indirect=True)
 def test_training_finds_what_was_kept(url, monkeypatch):
-    data, (model, twin) = images(), twins()
+    model, twin = twins()
+    data = images(100)
     kerastl.extract_features(data, model, to=url, validation=images(40))
     monkeypatch.setattr(extraction, "_run", lambda *arguments: pytest.fail("the trunk ran again"))
     arguments = {"validation_data": images(40), "epochs": 2, "shuffle": False, **QUIET}
@@ -208,7 +210,7 @@ def test_says_what_it_needs(data, tmp_path):
     with pytest.raises(ArgumentError, match="a folder that they all reach"):
         CacheOptions(engine="ray")
     with pytest.raises(ArgumentError, match="workers"):
-        CacheOptions(folder=tmp_path, engine="ray", workers=0)
+        CacheOptions(folder=tmp_path, workers=0)
     if importlib.util.find_spec("ray") is None:
         with pytest.raises(BackendError, match=r"kerastl\[ray\]"):
             kerastl.extract_features(data, model, to=tmp_path / "f", engine="ray")

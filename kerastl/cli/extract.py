@@ -2,6 +2,7 @@
 
 from kerastl.checks import check_count
 from kerastl.cli import train
+from kerastl.features.plan import CacheOptions
 from kerastl.training.recipe import extract_features
 
 
@@ -10,8 +11,11 @@ def run(arguments) -> int:
     train.fill_in(arguments)
     train.check_images(arguments)
     check_count("--last-blocks", arguments.last_blocks, smallest=0)
+    where = {"engine": arguments.engine, "workers": arguments.workers}
+    CacheOptions(folder=arguments.to, **where)  # which checks them before the images are read
     splits, model = train.load_and_build(arguments)
-    settings = {name: getattr(arguments, name) for name in ("to", "engine", "workers", "views")}
-    extract_features(splits, model, **settings, last_blocks=arguments.last_blocks or None)
+    extract_features(
+        splits, model, to=arguments.to, **where, views=arguments.views, last_blocks=arguments.last_blocks or None
+    )
     print(f"The features are in {arguments.to}: train with --cache {arguments.to}")
     return 0

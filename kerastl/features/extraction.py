@@ -170,7 +170,9 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
         except StoreDamagedError as error:
             warn(f"{error} It is rebuilt.")
         if by_shard:
-            _make_shards(trunk, rows, views, part, place, shards.new_manifest(key, specs, count))
+            details = {"engine": trunk.engine(None).name, "views": views}
+            manifest = {**shards.new_manifest(key, specs, count), "details": details}
+            _make_shards(trunk, rows, views, part, place, manifest)
             return find()
         with stores.begin(folder, key=key, specs=specs, count=count, budget_bytes=budget, resume=rows.skips) as writer:
             return writer.finish(_run(trunk, rows, views, writer, part))
@@ -179,7 +181,7 @@ def _kept_store(trunk, rows, views, part, specs, count) -> stores.Store:
 def _make_shards(trunk, rows, views, part, place, manifest) -> None:
     """Make a store shard by shard, in any order, by this process or Ray's workers; the shards that are there stay.
 
-    They are as large as a writer's. The manifest lists each once it is there, and says last of all that the store is complete.
+    They are as large as a writer's. The manifest lists what is there, and says last of all that the store is complete.
     """
     specs, made, options = list(shards.specs_of(manifest).values()), {}, trunk.options
     chunk = CPU_BATCH * views * sum(spec.row_bytes for spec in specs)
@@ -204,8 +206,8 @@ def _make_shards(trunk, rows, views, part, place, manifest) -> None:
             files.append({"name": name, "bytes": shards.HEADER_BYTES + values.nbytes, "checksum": zlib.crc32(values)})
         return {"rows": store.count, "files": files}
 
-    def save(**facts):
-        listed = {**manifest, "shards": [made[number] for number in sorted(made)], **facts}
+    def save(complete=False):
+        listed = {**manifest, "shards": [made[number] for number in sorted(made)], "complete": complete}
         remote.write_file(place, shards.MANIFEST, shards.sealed(listed))
 
     missing = [number for number in range(math.ceil(rows.count / size)) if number not in made]
@@ -214,9 +216,12 @@ def _make_shards(trunk, rows, views, part, place, manifest) -> None:
     by_ray = options.engine == "ray" and missing
     for shard in remote.made_by_ray(make, missing, options.workers) if by_ray else map(make, missing):
         made[number_of(shard)] = shard
-        save()
-        bar.update(sum(one["rows"] for one in made.values()) // views, finalize=False)
-    save(complete=True, details={"engine": trunk.engine(None).name, "views": views})
+        if (
+            len(made) % (1 + len(made) // 100) == 0
+        ):  # of many, a hundredth may be lost, so that it is not written too often
+            save()
+        bar.update(min(len(made) * size, rows.count), finalize=False)
+    save(complete=True)
 
 
 def _run(trunk, rows, views, writer, part, first: int | None = None) -> dict:

@@ -1,6 +1,7 @@
 """What running the frozen part once will cost and save, worked out before anything slow."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from kerastl import backend, keras_internals
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import rows_of
-from kerastl.errors import ArgumentError, ModelError
+from kerastl.errors import ArgumentError, BackendError, ModelError
 from kerastl.features.cut import USUAL_SIDE, Cut, find_cuts, tensors_of
 from kerastl.features.litert import ENGINES
 from kerastl.features.views import flips_of
@@ -61,6 +62,8 @@ class CacheOptions:
         check_choice("engine", self.engine, (*ENGINES, "ray"))
         if self.engine == "ray" and self.folder is None:
             raise ArgumentError(f"Ray's workers need a folder that they all reach, or a URL. {received(folder=None)}")
+        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
+            raise BackendError('Ray is not installed. Install it with `pip install "kerastl[ray]"`.')
         if self.workers is not None:
             check_count("workers", self.workers)
         parse_bytes(self.budget)

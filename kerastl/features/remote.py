@@ -103,15 +103,13 @@ def made_by_ray(make, numbers: list[int], workers: int | None):
 
     `make` travels to the workers, one for each GPU of the cluster, or for each machine where there is none.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise errors.BackendError('Ray is not installed. Install it with `pip install "kerastl[ray]"`.') from error
+    import ray
+    import ray.data
+
     ray.init(ignore_reinit_error=True)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     # half a CPU each: Ray's own tasks need some, too, and how many cores a worker uses is up to Keras's backend
-    needs = {"num_gpus": 1} if gpus else {"num_cpus": 0.5, "scheduling_strategy": "SPREAD"}
+    needs = {"num_gpus": 1} if gpus else {"num_cpus": 0.5}
     made = ray.data.from_items([{"number": one} for one in numbers], override_num_blocks=len(numbers)).map_batches(
         _Worker,
         fn_constructor_args=(make,),
