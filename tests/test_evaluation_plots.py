@@ -445,7 +445,9 @@ def test_another_font_is_taken_where_the_usual_one_lacks_a_character(fresh_fonts
 
 
 def test_characters_that_no_font_has_are_said_once(fresh_fonts, monkeypatch, tmp_path):
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    usual = font_manager.findfont(font_manager.FontProperties())
+    alone = [font for font in font_manager.fontManager.ttflist if font.fname == usual]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", alone)
     with pytest.warns(KerastlWarning, match=r"No installed font has the characters 猫.*fonts-noto-cjk"):
         drawing.as_png(plots.plot_confusion_matrix(np.eye(2, dtype=int), ["猫", "b"]))
     drawing.as_png(plots.plot_confusion_matrix(np.eye(2, dtype=int), ["a", "猫"]))  # a warning is an error here
