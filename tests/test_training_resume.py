@@ -16,6 +16,7 @@ import pytest
 from keras import layers
 
 from kerastl.errors import ArgumentError, KerastlWarning, OutputError
+from kerastl.features.store import ArraySpec, MemoryWriter
 from kerastl.training import phases, resume
 from kerastl.training.recipe import transfer_learn
 from kerastl.training.session import FeatureBatches
@@ -215,15 +216,13 @@ def test_what_a_callback_counts_is_kept_where_json_can_hold_it():
 
 
 def test_the_order_of_an_epoch_follows_from_the_seed_and_its_number():
-    class Numbers:
-        count, specs, tensors = 20, (), {}
-
-        def read(self, name, rows):
-            return np.arange(20)[rows]
+    writer = MemoryWriter([ArraySpec("features", (), "int64"), ArraySpec("labels", (), "int64")], 20)
+    writer.append({"features": np.arange(20), "labels": np.zeros(20, "int64")})
+    store = writer.finish()
 
     def orders(first, epochs):
         options = {"part": "train", "batch_size": 20, "shuffle": True, "views": 2, "seed": 5, "epoch": first}
-        batches = FeatureBatches(Numbers(), ["features"], **options)
+        batches = FeatureBatches(store, ["features"], **options)
         found = []
         for _ in range(epochs):
             found.append(batches[0][0]["features"].tolist())
