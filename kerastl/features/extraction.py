@@ -34,7 +34,7 @@ class Trunk:
 
     def __init__(self, plan: CachePlan, options: CacheOptions, verbose: int = 0):
         self.plan, self.options, self.verbose = plan, options, verbose
-        self.model, self.front = plan.cuts[0].trunk(*plan.cuts[1:]), plan.cuts[0].front()
+        self.model, self.front = plan.cuts[0].trunk(*plan.cuts[1:]), plan.cuts[0].front() or plan.augmentation
         self._engine, self._count, self._exact = None, None, options.dtype == "float32"
 
     def engine(self, count: int | None):

@@ -131,6 +131,7 @@ class CachePlan:
     expected_speed_up: float = 1.0
     notes: tuple[str, ...] = ()
     views: int = 1
+    augmentation: keras.Model | None = None  # what makes the views where the model has nothing in front that does
 
     def __str__(self) -> str:
         if not self.chosen:
@@ -148,14 +149,24 @@ class CachePlan:
 
 
 def make_plan(
-    model, train, validation, *, epochs, options: CacheOptions | None, views: int = 1, cuts=None, obstacle=None
+    model,
+    train,
+    validation,
+    *,
+    epochs,
+    options: CacheOptions | None,
+    views: int = 1,
+    cuts=None,
+    obstacle=None,
+    augmentation=None,
 ) -> CachePlan:
     """Work out whether and how to run the frozen part of a model, as it is frozen now, once.
 
     `train` and `validation` are `Rows`, or `None`: of training data, that it can be read only once. `epochs` says for each
     phase how often the data will be seen; `options` of `None` mean plain Keras. `cuts` are the phases' chosen ones, earliest
-    first; `None` looks for one. `obstacle` is what the caller knows to stand in the way, as the end of a sentence. What
-    stands in the way raises `ArgumentError` where the options insist, or `views` are wanted.
+    first; `None` looks for one. `obstacle` is what the caller knows to stand in the way, as the end of a sentence.
+    `augmentation` makes the views of a model that has no random layers in front. What stands in the way raises
+    `ArgumentError` where the options insist, or `views` are wanted.
     """
     views = check_count("views", views)
     if options is None:
@@ -164,7 +175,7 @@ def make_plan(
         return CachePlan(False, "cache=False")
     try:
         found = () if obstacle else cuts or choose_cuts(model, train, validation, views, options)
-        obstacle = obstacle or _obstacle(model, train, found, views, options)
+        obstacle = obstacle or _obstacle(model, train, found, views, augmentation)
     except ModelError as error:
         obstacle = str(error)
     plan = CachePlan(False, obstacle) if obstacle else _weigh(train, validation, found, epochs, views, options)
@@ -173,7 +184,7 @@ def make_plan(
         raise ArgumentError(
             f"The frozen part can't be run once: {plan.reason}. Pass {plain} for plain Keras. {received(views=views)}"
         )
-    return plan
+    return dataclasses.replace(plan, augmentation=augmentation if views > 1 else None)
 
 
 def choose_cuts(model, train, validation, views, options) -> tuple:
@@ -199,7 +210,7 @@ def _count_rows(train, validation, views) -> int | None:
     return train.count * views + (validation.count or 0 if validation is not None else 0)
 
 
-def _obstacle(model, train, cuts, views, options) -> str | None:
+def _obstacle(model, train, cuts, views, augmentation) -> str | None:
     """Return what stands in the way, as the end of a sentence, or `None`."""
     if train is None:
         return "the data can be read only once (a generator), or isn't a pair of one image array and one label array"
@@ -209,9 +220,9 @@ def _obstacle(model, train, cuts, views, options) -> str | None:
         return "nothing with weights is frozen in front of the first layer that trains"
     if cuts[0].augments and views == 1:
         return "random layers stand in front of the backbone, and would be drawn only once; pass views=4, say"
-    if views > 1 and not cuts[0].augments:
+    if views > 1 and not cuts[0].augments and augmentation is None:
         return f"views={views} needs random layers in front of the backbone, such as build_classifier(augmentation='flips')"
-    if views > 1:
+    if views > 1 and cuts[0].augments:
         distinct = len(flips_of(cuts[0].front()))
         if 0 < distinct < views:
             return f"flips make only {distinct} different views; pass views={distinct}, or another augmentation"

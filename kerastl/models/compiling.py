@@ -12,6 +12,7 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, CompileError, ModelError, warn
 from kerastl.models import outputs
 
+OPTIMIZER_NAME = "kerastl_adamw"  # tells the recipe's own optimizer from one that a user chose
 _SETTINGS = ("loss", "loss_weights", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile")
 
 
@@ -62,6 +63,11 @@ def compile_again(model, learning_rate) -> keras.Model:
 def was_compiled(model) -> bool:
     """Tell whether the model is compiled, or was until a change of `trainable` un-compiled it."""
     return keras_internals.compile_arguments(model) is not None and getattr(model, "optimizer", None) is not None
+
+
+def has_own_optimizer(model) -> bool:
+    """Tell whether the model was compiled with an optimizer that is not the recipe's."""
+    return was_compiled(model) and _inner(model.optimizer).name != OPTIMIZER_NAME
 
 
 def compile_settings(model) -> dict:
@@ -142,6 +148,14 @@ def check_ready(model) -> None:
         )
 
 
+def loss_name(model) -> str:
+    """Return the name of the (first) loss of the last `compile`, in small letters and without "_"; "" where there is none."""
+    losses = [one for one in keras.tree.flatten((keras_internals.compile_arguments(model) or {}).get("loss")) if one]
+    loss = keras.losses.get(losses[0]) if losses else None
+    function = getattr(loss, "fn", loss)
+    return "" if loss is None else getattr(function, "__name__", type(function).__name__).replace("_", "").lower()
+
+
 def task_of(model, labels=None) -> str:
     """Return what a model's main output is for: "classification", "multi-label" or "regression".
 
@@ -152,10 +166,7 @@ def task_of(model, labels=None) -> str:
     kind, units = outputs.output_kind(model), outputs.main_tensor(model).shape[-1]
     if kind in ("softmax", "sigmoid"):
         return MULTI_LABEL if kind == "sigmoid" and units > 1 else CLASSIFICATION
-    losses = [one for one in keras.tree.flatten((keras_internals.compile_arguments(model) or {}).get("loss")) if one]
-    loss = keras.losses.get(losses[0]) if losses else None
-    function = getattr(loss, "fn", loss)
-    name = "" if loss is None else getattr(function, "__name__", type(function).__name__).replace("_", "").lower()
+    name = loss_name(model)
     if "crossentropy" in name or "hinge" in name:
         return MULTI_LABEL if "binary" in name and units > 1 else CLASSIFICATION
     if units == 1 or re.search("error|huber|cosh|poisson", name):

@@ -78,14 +78,23 @@ class BestWeights(keras.callbacks.Callback):
     by, and the last weights with a finite loss count as the best. `best_epoch` counts from 1; 0 is the starting state.
     While one of the `others`, the callbacks beside this one, says by `settled = False` that it is still changing the model
     (gradual pruning), the last weights count as the best, and never those of the start.
+
+    With `keep="last"` the last weights count as the best, with "average" the mean of those of the last third of the epochs
+    (Izmailov et al., 2018), `average` puts it together; unless the start's accuracy, or else its monitored value, was better.
     """
 
-    def __init__(self, monitor: str, starting_value: float | None = None, judged: bool = True, others=()):
+    def __init__(
+        self, monitor: str, starting_value: float | None = None, judged: bool = True, others=(), keep: str = "best"
+    ):
         super().__init__()
-        self.monitor, self.mode, self.judged, self.others = monitor, direction(monitor), judged, others
+        self.monitor, self.mode, self.judged, self.others, self.keep = monitor, direction(monitor), judged, others, keep
         self.best_epoch, self.best_value = 0, starting_value
-        self.start = self.best_weights = ()
-        self._unsettled = False
+        self.start = self.best_weights = self.sums = ()
+        self._unsettled, self._start_logs, self._summed = False, {}, 0
+
+    def begin(self, logs: dict) -> None:
+        """Note what validation says of the starting state."""
+        self._start_logs, self.best_value = logs, logs.get(self.monitor)
 
     def on_train_begin(self, logs=None):
         self.start = self.best_weights = self._copy()
@@ -99,16 +108,38 @@ class BestWeights(keras.callbacks.Callback):
         if not self._settled():
             self._unsettled = True
             self._keep(epoch, None)
-        elif not self.judged:
-            # without validation data the last weights are kept, unless the loss is no number
+        elif not self.judged or self.keep != "best":
+            # the last weights are kept, unless the loss is no number
             if has_loss:
-                self._keep(epoch, None)
+                self._keep(epoch, None if value is None else float(value))
+                self._add(epoch)
+                self._last_logs = logs
         elif (self._unsettled and has_loss) or is_better(value, self.best_value, self.mode):
             self._unsettled = self._unsettled and not has_loss  # what was kept before is another model
             self._keep(epoch, None if value is None else float(value))
 
     def restore(self) -> None:
         put_back(self.best_weights)
+
+    def settle(self, measure) -> None:
+        """After training: average where that is asked for, `measure()` giving its logs; take the start where it was better."""
+        if self.keep == "best" or not self.best_epoch or self._unsettled:
+            return
+        if self._summed > 1:
+            self.best_weights = [(one, (total / self._summed).astype(total.dtype)) for one, total in self.sums]
+            self.restore()
+            self._last_logs = measure()
+            self.best_value = self._last_logs.get(self.monitor, self.best_value)
+        judge = "val_accuracy" if "val_accuracy" in self._start_logs else self.monitor
+        if is_better(self._start_logs.get(judge), self._last_logs.get(judge), direction(judge)):
+            self.best_epoch, self.best_value = 0, self._start_logs.get(self.monitor)
+            self.best_weights = self.start
+
+    def _add(self, epoch: int) -> None:
+        if self.keep == "average" and 3 * (epoch + 1) > 2 * (self.params or {}).get("epochs", 0):
+            sums = [total for _, total in self.sums] or [0] * len(self.best_weights)
+            self.sums = [(one, total + value) for (one, value), total in zip(self.best_weights, sums, strict=True)]
+            self._summed += 1
 
     def _keep(self, epoch: int, value: float | None) -> None:
         self.best_epoch, self.best_value, self.best_weights = epoch + 1, value, self._copy()

@@ -11,10 +11,12 @@ from kerastl.data.batches import adapt, is_tf_dataset
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, balanced_class_weight, label_kind
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.features.plan import options_of
-from kerastl.models import compiling, outputs
+from kerastl.models import compiling, heads, outputs
 from kerastl.training import callbacks as callback_module
+from kerastl.training import solving
 from kerastl.training.session import check_first_batch, frozen_part_once
 
+RECIPE_VIEWS = 4  # the plain image and three others, where nobody says how many
 _DIVERGED = 10  # times the loss of the start, in the best epoch: worse than learning nothing
 
 
@@ -34,7 +36,7 @@ class Settings:
     monitor: str
     verbose: object
     cache: object
-    views: int
+    views: int | None  # `None` for those of the recipe, where the frozen part can be run once
 
     def __post_init__(self):
         if self.batch_size is not None:
@@ -89,24 +91,32 @@ class Settings:
         both = (self.train_rows, self.validation_rows)
         return (None, None) if any(rows is not None and rows.first is None for rows in both) else both
 
+    @property
+    def most_views(self) -> int:
+        return RECIPE_VIEWS if self.views is None else self.views
+
     def session(self, epochs, cuts=None):
         """Run the frozen part once where that pays, for phases of so many epochs each, with one of `cuts` for each.
 
         The cuts come the earliest first, the phases the latest cut's first; without cuts the model is cut as it stands.
         """
         planned = {"epochs": epochs, "views": self.views, "cuts": cuts}
+        if self.views is None:
+            planned |= {"views": RECIPE_VIEWS, "augmentation": _augmentation(self.model), "views_if_possible": True}
         return frozen_part_once(self.model, *self.rows(), self.options, self.verbose != 0, **planned)
 
 
 class Phase:
     """One phase of training; after `run`, `history` is its `History`, `start` the `copies` of what it could change.
 
-    With a `resume.Keeper` as `keeper`, `run` goes on where an earlier process was cut off.
+    With a `resume.Keeper` as `keeper`, `run` goes on where an earlier process was cut off. `keep` says which weights stay:
+    "best", "last" or "average", see `BestWeights`. Where it `solves`, the last layer is put where the features say.
     """
 
-    def __init__(self, settings: Settings, epochs: int, callbacks):
+    def __init__(self, settings: Settings, epochs: int, callbacks, keep: str = "best"):
         self.settings, self.model = settings, settings.model
-        self.epochs = check_count("epochs", epochs)
+        self.epochs, self.keep = check_count("epochs", epochs), check_choice("keep", keep, ("best", "last", "average"))
+        self.solves = False
         self.callbacks = callback_module.as_list(callbacks)
         self.history, self.start, self.keeper = None, (), None
 
@@ -119,7 +129,8 @@ class Phase:
             # "accuracy" beside several labels would be that of the label predicted highest
             metrics = {MULTI_LABEL: keras.metrics.BinaryAccuracy(name="accuracy"), REGRESSION: "mae"}
             metric = metrics.get(self.settings.task, "accuracy")
-            self.model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=[metric])
+            optimizer = keras.optimizers.AdamW(learning_rate, name=compiling.OPTIMIZER_NAME)
+            self.model.compile(optimizer, loss, metrics=[metric])
         self._check_what_is_watched()
 
     def _check_what_is_watched(self) -> None:
@@ -142,34 +153,35 @@ class Phase:
         start = time.perf_counter()
         compiling.check_ready(self.model)
         monitor, judged = self.settings.monitor, self.settings.validation is not None
-        best = callback_module.BestWeights(monitor, judged=judged, others=self.callbacks)
+        best = callback_module.BestWeights(monitor, judged=judged, others=self.callbacks, keep=self.keep)
         watch, done = callback_module.Watch(), 0
         callbacks = [watch, *callback_module.fresh_callbacks(self.callbacks), best]
         if self.keeper is not None:
             callbacks, done = self.keeper.begin(self.model, callbacks), self.keeper.epoch
         if done == 0:
-            best.best_value = self._measure(session, cut)
+            best.begin(self._measure(session, cut))
         elif self.settings.verbose != 0:
             print(f"Going on after epoch {done} of {self.epochs}" + ", which was the last" * self.keeper.finished)
         try:
             self.history = self._fit(callbacks, session, cut, done)
+            best.settle(lambda: self._measure(session, cut))
         finally:
             best.restore()
             self.start = best.start
         self._describe(best, watch, time.perf_counter() - start + sum(watch.epoch_seconds[:done]))
         return self.history
 
-    def _measure(self, session, cut) -> float | None:
-        """Return the monitored value of the model as it is, on the validation data."""
+    def _measure(self, session, cut) -> dict:
+        """Return what validation says of the model as it is, under the names that `fit` logs."""
         settings = self.settings
-        if settings.validation is None or not settings.monitor.startswith("val_"):
-            return None
+        if settings.validation is None:
+            return {}
         if session is not None:
             logs = session.evaluate(cut)
         else:
             data = {**_as_arguments(settings.validation), "batch_size": settings.batch_size}
             logs = self.model.evaluate(**data, verbose=0, return_dict=True)
-        return logs.get(settings.monitor.removeprefix("val_"))
+        return {f"val_{name}": value for name, value in logs.items()}
 
     def _fit(self, callbacks, session, cut, done):
         if done and self.keeper.finished:
@@ -177,6 +189,8 @@ class Phase:
         settings = self.settings
         common = {"epochs": self.epochs, "initial_epoch": done, "callbacks": callbacks}
         common |= {"class_weight": settings.class_weight, "verbose": settings.verbose}
+        if self.solves:
+            return solving.solve_head(session, cut, **common)
         if session is not None:
             return session.fit(cut, **common)
         data = {**_as_arguments(settings.train), "validation_data": settings.validation}
@@ -209,6 +223,14 @@ class Phase:
                     f"Training diverged: {monitor} rose from {best.best_value:.3g} to {least:.3g} or more, and the weights of "
                     f"the start are kept. Take a lower learning rate, {rate / 100:.2g}, say, instead of {rate:.2g}."
                 )
+
+
+def _augmentation(model) -> keras.Model:
+    """Return the recipe's augmentation as a model, the same in every run: `features.views` seeds it."""
+    inputs = x = keras.Input(model.input_shape[1:])
+    for layer in heads.augmentation_layer("photo").layers:
+        x = type(layer).from_config({**layer.get_config(), "seed": 0})(x)
+    return keras.Model(inputs, x)
 
 
 def _as_arguments(data) -> dict:

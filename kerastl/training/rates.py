@@ -1,23 +1,32 @@
-"""How high a phase's learning rate starts, and how it falls."""
+"""How high a phase's learning rate is, how it rises and falls, and how much lower it is for early blocks."""
 
 import math
 
 import keras
 
+RECIPE_RATE = 1e-3  # the peak at which the recipe's AdamW fine-tunes; benchmarks/README.md has what others give
 
-def cosine_decay(start: float, batches: int | None, epochs: int) -> tuple:
-    """Return a learning rate that falls from `start` to 0 along a cosine, for `compile`, and the callbacks that it needs.
 
-    Where nobody knows the number of batches in an epoch, the rate falls from epoch to epoch, by a callback. Loshchilov and
-    Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
+def cosine_decay(peak: float, batches: int | None, epochs: int) -> tuple:
+    """Return a learning rate that rises to `peak` and falls to 0 along a cosine, for `compile`, and the callbacks it needs.
+
+    It rises for one epoch, of few for a fifth of them: Adam's first steps know little of the gradients' size (Goyal et al.,
+    2017). Where nobody knows the number of batches in an epoch, the rate changes from epoch to epoch, by a callback.
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
     """
+    warm_up = min(1, epochs / 5)
     if batches is not None:
-        return keras.optimizers.schedules.CosineDecay(start, decay_steps=max(batches * epochs, 1)), []
+        steps = max(batches * epochs, 2)
+        rising = max(int(batches * warm_up), 1)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            peak / rising, decay_steps=max(steps - rising, 1), warmup_target=peak, warmup_steps=rising
+        )
+        return schedule, []
 
     def rate_of(epoch, _):
-        return start * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        return peak * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
-    return start, [keras.callbacks.LearningRateScheduler(rate_of)]
+    return peak, [keras.callbacks.LearningRateScheduler(rate_of)]
 
 
 def lower(rate: float) -> float:

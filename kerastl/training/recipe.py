@@ -1,7 +1,7 @@
-"""The recipe: train the head on a frozen backbone, unfreeze its end, train on at a low rate, keep the best weights.
+"""The recipe: fit the head on a frozen backbone, unfreeze its end, train on at a low rate, never keep a worse model.
 
-`train_head` and `fine_tune` are `freeze` or `unfreeze`, compile, `fit`, and restore the best weights, in that order and
-nothing else; `transfer_learn` is one after the other, with the best weights kept across both.
+`train_head` and `fine_tune` are `freeze` or `unfreeze`, compile, `fit`, and put back the weights to keep, in that order and
+nothing else; `transfer_learn` is one after the other. What its defaults gain, benchmarks/README.md has the table of.
 """
 
 import contextlib
@@ -18,12 +18,13 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import CacheOptions, choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
-from kerastl.training import resume
+from kerastl.training import resume, solving
 from kerastl.training.phases import Phase, Settings
-from kerastl.training.rates import cosine_decay, lower
+from kerastl.training.rates import RECIPE_RATE, cosine_decay, lower
 
 # Arguments of `transfer_learn` that may be others where a run is gone on with
 _NOT_ASKED = ("model", "train", "validation", "callbacks", "cache", "verbose", "run_folder")
+_MOST_HEAD_EPOCHS, _EPOCHS_WITHOUT_STORE = 40, 10  # of a head that is trained until validation stops improving
 # A second phase whose trunk holds less than this of the work is trained as it is: its features would be large, and spare
 # little.
 _SMALLEST_SHARE = 0.25
@@ -140,6 +141,7 @@ def fine_tune(
     from_layer: str | None = None,
     fraction: float | None = None,
     batch_norm: bool = False,
+    keep: str = "last",
     cache="auto",
     views: int = 1,
     monitor: str = "val_loss",
@@ -147,7 +149,7 @@ def fine_tune(
     verbose="auto",
     backbone: str | None = None,
 ) -> keras.callbacks.History:
-    """Unfreeze the end of the backbone, train at a low rate, and keep the best weights, in place; never a worse model.
+    """Unfreeze the end of the backbone, train at a low rate, and keep the last weights, in place; never a worse model.
 
     Returns the `History`, as `train_head` does. BatchNorm layers stay frozen unless `batch_norm=True`; see `unfreeze`.
 
@@ -155,10 +157,13 @@ def fine_tune(
         model: a classifier whose head is trained already.
         train, validation, callbacks, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
         epochs: at most so many passes over the data.
-        learning_rate: `None` for a tenth of the last rate with cosine decay to 0 (Loshchilov and Hutter, 2017); a float or a
-            Keras schedule is taken as it is.
+        learning_rate: `None` for one that rises for an epoch and falls to 0 by a cosine (Loshchilov and Hutter, 2017), its
+            peak 1e-3, or, of an optimizer that you compiled, a tenth of its last rate; a float or a Keras schedule is taken
+            as it is.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; at most one of the first four. With
             none of them, what is unfrozen already is trained.
+        keep: which weights stay: those of the "last" epoch, of the "best" one by `monitor`, or the "average" of the last
+            third. The start comes back where its validation accuracy (or else `monitor`) was better.
 
     Raises:
         ArgumentError: nothing but the head is trainable; and what `unfreeze` raises.
@@ -166,7 +171,7 @@ def fine_tune(
     """
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
-    phase = Phase(settings, epochs, callbacks)
+    phase = Phase(settings, epochs, callbacks, keep)
     _unfreeze(model, choice, batch_norm, backbone)
     _compile_for_fine_tuning(phase, learning_rate)
     return _run_alone(phase)
@@ -177,8 +182,8 @@ def transfer_learn(
     train,
     validation,
     *,
-    head_epochs: int = 10,
-    fine_tune_epochs: int = 5,
+    head_epochs: int | None = None,
+    fine_tune_epochs: int = 8,
     head_learning_rate=1e-3,
     learning_rate=None,
     last_blocks: int | None = None,
@@ -186,11 +191,12 @@ def transfer_learn(
     from_layer: str | None = None,
     fraction: float | None = None,
     batch_norm: bool = False,
-    patience: int | None = 3,
+    keep: str = "last",
+    patience: int | None = None,
     callbacks=(),
     class_weight=None,
     cache="auto",
-    views: int = 1,
+    views: int | None = None,
     monitor: str = "val_loss",
     batch_size: int | None = None,
     verbose="auto",
@@ -198,23 +204,28 @@ def transfer_learn(
     backbone: str | None = None,
     run_folder: str | os.PathLike | None = None,
 ) -> TransferResult:
-    """Train the head, then fine-tune the end of the backbone, with early stopping; keep the best weights of both.
+    """Fit the head on the frozen backbone's outputs, then fine-tune the end of the backbone; never keep a worse model.
 
     One pass over the images serves both phases.
 
     Args:
-        model, train, validation, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
-        head_epochs: at most so many epochs on the frozen backbone.
+        model, train, validation, class_weight, cache, monitor, batch_size, verbose, backbone: as in `train_head`.
+        head_epochs: `None` puts a head of one dense layer where logistic regression on the stored features says (Kumar et
+            al., 2022), and trains any other until validation stops improving; a number is at most so many epochs of Adam.
         fine_tune_epochs: at most so many epochs with the end of the backbone unfrozen; 0 leaves the phase out.
         head_learning_rate, learning_rate: rates of the two phases, as in `train_head` and `fine_tune`.
-        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; `last_blocks=3` when none is given.
-        patience: epochs without improvement after which a phase stops (3, as in the notes); `None` for never.
+        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; `last_blocks=5` when none is given,
+            but no more than half of them.
+        keep: as in `fine_tune`; of the head's epochs the best one stays.
+        patience: epochs without improvement after which a phase stops (3 in the notes); `None` for never.
         callbacks: Keras callbacks, used in both phases.
+        views: as in `kerastl.fit`; `None` for four where they can be had: mirrored, and crops of 60–100 % of the area, or
+            what the model's own random layers make. 1 for the plain images alone.
         seed: makes the run repeatable on CPU; `None` leaves the random state alone.
         run_folder: a folder of this run alone, which outlives a kill: the same call goes on after the last epoch kept there.
 
     Returns:
-        A `TransferResult`. The model holds the weights of the best epoch of the better phase.
+        A `TransferResult`. The model holds the weights of the better phase.
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
@@ -223,15 +234,16 @@ def transfer_learn(
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     rates = (head_learning_rate, learning_rate)
-    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks)
+    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks, keep)
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
     if not any(value is not None for value in choice.values()):
-        choice["last_blocks"] = min(3, len(freezing.list_blocks(model, backbone=backbone)))
+        choice["last_blocks"] = default_blocks(model, backbone)
     unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
     unfreeze()  # what can't be used raises now
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
-        return _run_both(*phases, functools.partial(freezing.freeze, model, backbone=backbone), unfreeze, rates)
+        freeze = functools.partial(freezing.freeze, model, backbone=backbone)
+        return _run_both(*phases, freeze, unfreeze, rates, may_solve=head_epochs is None)
 
 
 def extract_features(
@@ -276,21 +288,32 @@ def extract_features(
         return
 
 
-def _checked_phases(settings, epochs, rates, patience, callbacks) -> list:
+def default_blocks(model, backbone: str | None = None) -> int:
+    """Return how many blocks are unfrozen where nobody says: five, but no more than half of them."""
+    return max(min(5, len(freezing.list_blocks(model, backbone=backbone)) // 2), 1)
+
+
+def _checked_phases(settings, epochs, rates, patience, callbacks, keep) -> list:
     """Return the head's phase, and the second one or `None`; raise for arguments that can't be used."""
-    check_count("head_epochs", epochs[0])
+    open_end = epochs[0] is None
+    head_epochs = _MOST_HEAD_EPOCHS if open_end else check_count("head_epochs", epochs[0])
     check_count("fine_tune_epochs", epochs[1], smallest=0)
     for rate in rates:
         if rate is not None:
             compiling.check_rate("learning_rate", rate)
-    phases = [Phase(settings, count, callbacks) if count else None for count in epochs]
-    if patience is not None and check_count("patience", patience) and settings.validation is not None:
-        for phase in filter(None, phases):
-            phase.callbacks.append(callback_module.early_stopping(patience, monitor=settings.monitor))
-    return phases
+    head = Phase(settings, head_epochs, callbacks)
+    second = Phase(settings, epochs[1], callbacks, keep) if epochs[1] else None
+    if patience is not None:
+        check_count("patience", patience)
+    for phase, count in ((head, patience or (3 if open_end else None)), (second, patience)):
+        if phase is not None and count is not None and settings.validation is not None:
+            stopping = callback_module.early_stopping(count, monitor=settings.monitor)
+            stopping.restore_best_weights = phase.keep == "best"
+            phase.callbacks.append(stopping)
+    return [head, second]
 
 
-def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> TransferResult:
+def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates, may_solve: bool) -> TransferResult:
     """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
     settings = head.settings
     cuts = _cuts_of_both(settings, freeze, has_second=second is not None)
@@ -300,6 +323,9 @@ def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> Tra
     last, epochs = (second or head).keeper, [head.epochs, second.epochs] if both_cut else [head.epochs]
     with contextlib.nullcontext() if last is not None and last.finished else settings.session(epochs, cuts) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
+        if may_solve and session is None:
+            head.epochs = min(head.epochs, _EPOCHS_WITHOUT_STORE)  # each is a pass through the whole network
+        head.solves = may_solve and session is not None and solving.can_solve(session, -1, settings)
         head.run(session, cut=-1)
         if second is None or head.history.diverged is not None:
             return _result(head, None, seconds)
@@ -326,7 +352,7 @@ def _cuts_of_both(settings, freeze, has_second):
     def present_cuts():
         with contextlib.suppress(ModelError):  # the plan meets the same error, and says so
             if settings.options:
-                return choose_cuts(settings.model, *settings.rows(), settings.views, settings.options)
+                return choose_cuts(settings.model, *settings.rows(), settings.most_views, settings.options)
         return ()
 
     later = present_cuts() if has_second else ()
@@ -370,9 +396,10 @@ def _unfreeze(model, choice, batch_norm, backbone) -> None:
 
 
 def _compile_for_fine_tuning(phase: Phase, learning_rate) -> None:
-    """Compile at this rate, or at one that falls to 0 from a tenth of the last rate (1e-4 where there was none)."""
+    """Compile at this rate, or at the recipe's; of somebody's own optimizer it peaks at a tenth of the last rate."""
     if learning_rate is None:
-        start = lower(compiling.last_learning_rate(phase.model)) if compiling.was_compiled(phase.model) else 1e-4
-        learning_rate, callbacks = cosine_decay(start, phase.settings.train_rows.batch_count, phase.epochs)
+        model = phase.model
+        peak = lower(compiling.last_learning_rate(model)) if compiling.has_own_optimizer(model) else RECIPE_RATE
+        learning_rate, callbacks = cosine_decay(peak, phase.settings.train_rows.batch_count, phase.epochs)
         phase.callbacks += callbacks
     phase.compile(learning_rate)

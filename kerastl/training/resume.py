@@ -127,11 +127,15 @@ class Keeper(keras.callbacks.Callback):
             for index, variable in enumerate(many):
                 variable.assign(state[f"{kind}-{index}"])
         self._best.best_weights = [(one, state[f"best-{index}"]) for index, one in enumerate(variables["weight"])]
+        self._best.sums = [
+            (one, state[f"sum-{index}"]) for index, one in enumerate(variables["weight"]) if "sum-0" in state
+        ]
         for callback, attributes in zip(self._callbacks, state["callbacks"], strict=True):
             vars(callback).update(attributes)
 
     def on_epoch_end(self, epoch, logs=None):
-        kept = {kind: copies(many) for kind, many in self._variables().items()} | {"best": self._best.best_weights}
+        kept = {kind: copies(many) for kind, many in self._variables().items()}
+        kept |= {"best": self._best.best_weights, "sum": self._best.sums}
         arrays = {f"{kind}-{index}": value for kind in kept for index, (_, value) in enumerate(kept[kind])}
         # NumPy can't write bfloat16, whose every value is a float32
         arrays = {name: one.astype("float32") if one.dtype.kind == "V" else one for name, one in arrays.items()}

@@ -116,13 +116,21 @@ def check_first_batch(model, rows: Rows) -> None:
 
 
 @contextlib.contextmanager
-def frozen_part_once(model, train, validation, options: CacheOptions | None, verbose: bool, **planned):
+def frozen_part_once(
+    model, train, validation, options: CacheOptions | None, verbose: bool, *, views_if_possible: bool = False, **planned
+):
     """Run the frozen part over the images where the plan says so; yield the session, or `None` for plain Keras.
 
-    `planned` is what else `make_plan` takes. That data changes from pass to pass, only a pass can tell: an `ArgumentError`
-    then where the options insist or views are wanted.
+    `planned` is what else `make_plan` takes; with `views_if_possible` its views are left out where they stand in the way.
+    That data changes from pass to pass, only a pass can tell: an `ArgumentError` then where the options insist or views are
+    wanted.
     """
-    plan = make_plan(model, train, validation, options=options, **planned)
+    try:
+        plan = make_plan(model, train, validation, options=options, **planned)
+    except ArgumentError:
+        if not views_if_possible:
+            raise
+        plan = make_plan(model, train, validation, options=options, **{**planned, "views": 1})
     if verbose and options is not None:
         print(plan)
     if not plan.chosen:
@@ -131,7 +139,7 @@ def frozen_part_once(model, train, validation, options: CacheOptions | None, ver
     try:
         session = Session(model, plan, train, validation, options, verbose)
     except ChangingDataError as error:
-        if options.insist or plan.views > 1:
+        if options.insist or (plan.views > 1 and not views_if_possible):
             raise ArgumentError(f"The frozen part can't be run once: {error}. Or pass `cache=False`.") from error
         if verbose:
             print(CachePlan(False, str(error)))
@@ -201,7 +209,7 @@ class Session(contextlib.ExitStack):
 
     def __init__(self, model, plan: CachePlan, train: Rows, validation: Rows | None, options: CacheOptions, verbose=0):
         super().__init__()
-        self._cuts, self._model, self._tails = plan.cuts, model, [cut.tail() for cut in plan.cuts]
+        self._cuts, self.model, self._tails = plan.cuts, model, [cut.tail() for cut in plan.cuts]
         given = {"train": train, "validation": validation}
         self._steps_per_execution, self._on_device, self._arranged = model.steps_per_execution, {}, None
         self.stores, self._rows = {}, {part: rows for part, rows in given.items() if rows is not None}
@@ -232,7 +240,7 @@ class Session(contextlib.ExitStack):
             class_weight = None  # Keras itself refuses it beside sample weights
         backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
         with self._taking_features(cut):
-            return self._model.fit(
+            return self.model.fit(
                 backend.batches_for_fit(train),
                 validation_data=self._validation_data(cut),
                 class_weight=class_weight,
@@ -240,11 +248,24 @@ class Session(contextlib.ExitStack):
                 **arguments,
             )
 
-    def evaluate(self, cut: int = 0) -> dict:
-        """Return the logs of the model on the validation images."""
+    def evaluate(self, cut: int = 0, part: str = "validation") -> dict:
+        """Return the logs of the model on the validation images, or on "train"."""
         self._arrange_steps(cut)
         with self._taking_features(cut):
-            return self._model.evaluate(self._validation_data(cut), verbose=0, return_dict=True)
+            data = backend.batches_for_fit(self._batches(cut, part))
+            return self.model.evaluate(data, verbose=0, return_dict=True)
+
+    def tail(self, cut: int) -> keras.Model:
+        """Return what trains behind a cut."""
+        return self._tails[cut]
+
+    def training_rows(self, cut: int, class_weight: dict | None) -> tuple:
+        """Return a cut's features of the plain training images, their labels, and their weights or `None`."""
+        batches, plain = self._batches(cut, "train"), slice(None, None, self._views["train"])
+        if class_weight is not None and batches.weights is None:
+            batches.weigh(class_weight)
+        labels = self.stores["train"].read("labels", plain)
+        return self.stores["train"].read(self._names(cut)[0], plain), labels, batches.weights
 
     def _taking_features(self, cut):
         """Let the model take dictionaries of features besides images: Keras trains the model itself, less its trunk."""
@@ -260,7 +281,7 @@ class Session(contextlib.ExitStack):
                 features = [inputs[name] for name in names]
             return tail(features[0] if len(features) == 1 else features, training=training)
 
-        return keras_internals.calls_replaced(self._model, call)
+        return keras_internals.calls_replaced(self.model, call)
 
     def _arrange_steps(self, cut, callbacks=()) -> None:
         """Let the steps take features from the device, many in one call where that pays and nobody asks for each batch."""
@@ -268,16 +289,16 @@ class Session(contextlib.ExitStack):
             return
         size, images = self._rows["train"].batch_size, self.stores["train"].count // self._views["train"]
         count = self._steps_per_execution
-        if not self._model.run_eagerly:
+        if not self.model.run_eagerly:
             count = max(count, steps_in_one_call(self._cuts[cut], -(-images // size), size, callbacks))
-        if self._arranged != (cut, count) or self._model.test_function is None:  # else it was compiled, by `evaluate`
-            backend.steps_given(self._model, self._on_device, count)
+        if self._arranged != (cut, count) or self.model.test_function is None:  # else it was compiled, by `evaluate`
+            backend.steps_given(self.model, self._on_device, count)
             self._arranged = (cut, count)
 
     def _forget_steps(self) -> None:
         """Let Keras compile the model's steps anew: those that were compiled hold the tail."""
-        self._model.train_function = self._model.test_function = self._model.predict_function = None
-        self._model.steps_per_execution = self._steps_per_execution
+        self.model.train_function = self.model.test_function = self.model.predict_function = None
+        self.model.steps_per_execution = self._steps_per_execution
 
     def _validation_data(self, cut):
         return backend.batches_for_fit(self._batches(cut, "validation")) if "validation" in self.stores else None
