@@ -129,6 +129,28 @@ def optimized_variables(optimizer) -> list:
     return list(optimizer._trainable_variables)
 
 
+@contextlib.contextmanager
+def rates_scaled(optimizer, factors: dict):
+    """Multiply the learning rate of variables, `{id(variable): factor}`, for a `with`: `Optimizer._backend_update_step`.
+
+    Scaled gradients would do nothing under Adam. The optimizer stays Keras's own, and is saved as such.
+    """
+    original = optimizer._backend_update_step
+
+    def update(gradients, variables, learning_rate):
+        groups = {}
+        for gradient, variable in zip(gradients, variables, strict=True):
+            groups.setdefault(factors.get(id(variable), 1.0), []).append((gradient, variable))
+        for factor, pairs in groups.items():
+            original(*map(list, zip(*pairs, strict=True)), learning_rate * factor)
+
+    optimizer._backend_update_step = update
+    try:
+        yield
+    finally:
+        del optimizer._backend_update_step
+
+
 def copy_weight_decay_exclusions(optimizer, fresh) -> None:
     """Tell a fresh optimizer what `exclude_from_weight_decay` told the old one; `get_config` leaves it out."""
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):

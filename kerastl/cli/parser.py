@@ -180,7 +180,7 @@ def _extract(parser) -> None:
     _add(parser, "--workers", "N", "of the Ray job (default: one for each GPU, or else for each machine)")
     _add_images(parser.add_argument_group("images"))
     _add_network(parser.add_argument_group("network"))
-    _add(parser, "--last-blocks", "N", "blocks that fine-tuning will unfreeze at the end; 0 for none", 3)
+    _add(parser, "--last-blocks", "N", "blocks that fine-tuning will unfreeze; 0 for none (default: as in train)")
     _add(parser, "--seed", "N", "of the split", 0)
     # of `train` alone: nothing that is kept depends on them
     parser.set_defaults(batch_size=32, class_weight="none", cache="auto", test_views=1, hidden_units=None, dropout=0.2)
@@ -205,11 +205,14 @@ def _add_images(group) -> None:
     _add(group, "--validation", "SHARE", "share of the images to validate on (0.15)")
     _add(group, "--test", "SHARE", "share of the images to test on at the end (0.15)")
     _add_switch(group, "--skip-unreadable", "leave damaged files out instead of stopping")
-    altered = "show altered images: flipped both ways, or lightly turned, zoomed and shifted"
-    _add(group, "--augmentation", ["none", "flips", "light"], altered, "none")
+    altered = (
+        "show altered images: mirrored and cropped (auto; photo, where they are made by the model), flipped both ways, or "
+        "lightly turned, zoomed and shifted"
+    )
+    _add(group, "--augmentation", ["auto", "none", "flips", "photo", "light"], altered, "auto")
     views = (
-        "keep so many altered versions of each image and run the frozen part over them once (default: 4 with flips, "
-        "else 1: then altered images go through the whole network in every epoch)"
+        "keep so many altered versions of each image, the plain one among them, and run the frozen part over them once "
+        "(default: 4 where that is possible)"
     )
     _add(group, "--views", "N", views)
 
@@ -222,7 +225,8 @@ def _train_images(group) -> None:
     )
     _add(group, "--cache", "WHERE", cache, "auto")
     flips = (
-        "also average the outputs for so many flips of each test image, reported apart (default: 4 with flips, else 1)"
+        "also average the outputs for so many flips of each test image, reported apart (default: 4 with flips, 1 with "
+        "none, else 2: plain and mirrored)"
     )
     _add(group, "--test-views", _VIEWS, flips)
     _add_batch_size(group)
@@ -244,17 +248,23 @@ def _train_network(group) -> None:
 
 
 def _train_phases(group) -> None:
-    _add(group, "--head-epochs", "N", "epochs with the network frozen", 10)
-    _add(group, "--fine-tune-epochs", "N", "epochs with its end unfrozen; 0 for none", 5)
+    head = (
+        "epochs with the network frozen (default: none, as the head is fitted on the kept outputs of the frozen part)"
+    )
+    _add(group, "--head-epochs", "N", head)
+    _add(group, "--fine-tune-epochs", "N", "epochs with its end unfrozen; 0 for none", 8)
     what = group.add_mutually_exclusive_group()
-    _add(what, "--last-blocks", "N", "blocks to unfreeze at the end (default: 3)")
+    _add(what, "--last-blocks", "N", "blocks to unfreeze at the end (default: 5, at most half of them)")
     _add(what, "--last-layers", "N", "or layers")
     _add(what, "--from-layer", "NAME", "or everything from this layer or block on")
     _add(what, "--fraction", "SHARE", "or this share of the layers, 0 to 1")
     _add(group, "--head-learning-rate", "RATE", "of the first phase", 1e-3)
-    rate = "with which the second phase begins, with cosine decay to 0 (default: a tenth of the first's)"
+    rate = "to which the second phase rises in an epoch, with cosine decay to 0 (default: 0.001)"
     _add(group, "--learning-rate", "RATE", rate)
-    _add(group, "--patience", "N", "epochs without improvement before a phase stops", 3)
+    _add(group, "--layer-decay", "SHARE", "rate of each block through that of the next one", 1.0)
+    kept = "which weights of the second phase: of the last epoch, the best one, or the average of the last third"
+    _add(group, "--keep", ["last", "best", "average"], kept, "last")
+    _add(group, "--patience", "N", "epochs without improvement before a phase stops (default: it doesn't)")
     weight = "balanced: rare classes count as much as common ones"
     _add(group, "--class-weight", ["none", "balanced"], weight, "none")
     _add(group, "--seed", "N", "of the split and of the training", 0)

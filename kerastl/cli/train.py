@@ -27,7 +27,7 @@ from kerastl.evaluation import measures, report
 from kerastl.models import backbones
 from kerastl.models.compiling import check_rate
 from kerastl.models.heads import build_classifier
-from kerastl.training.rates import cosine_decay, lower
+from kerastl.training.rates import RECIPE_RATE, cosine_decay
 from kerastl.training.recipe import TransferResult, transfer_learn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; `docker stop` and Slurm
@@ -135,20 +135,21 @@ def _say_what_is_missing(error, saved: Path, job: _Job) -> int:
 
 
 def fill_in(arguments) -> None:
-    """Set what was left open: of flips there are four, few enough to keep them all and to average the outputs for them."""
-    flips = arguments.augmentation == "flips"
-    if arguments.views is None:
-        arguments.views = 4 if flips and arguments.cache != "none" else 1
+    """Set what was left open: plain images have one view, and outputs are averaged for the flips that training shows."""
+    if arguments.views is None and arguments.augmentation == "none":
+        arguments.views = 1
     if arguments.test_views is None:
-        arguments.test_views = 4 if flips else 1
+        arguments.test_views = {"none": 1, "flips": 4}.get(arguments.augmentation, 2)
 
 
 def _check(arguments) -> None:
     """Check what nothing else would check before the images are read, which can be slow."""
     check_images(arguments)
     for name in ("head-epochs", "fine-tune-epochs", "patience", "batch-size"):
-        smallest = 0 if name == "fine-tune-epochs" else 1
-        check_count(f"--{name}", getattr(arguments, name.replace("-", "_")), smallest=smallest)
+        smallest, value = 0 if name == "fine-tune-epochs" else 1, getattr(arguments, name.replace("-", "_"))
+        if value is not None:
+            check_count(f"--{name}", value, smallest=smallest)
+    check_fraction("--layer-decay", arguments.layer_decay)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
     check_rate("--head-learning-rate", arguments.head_learning_rate)
     if arguments.learning_rate is not None:
@@ -160,7 +161,8 @@ def check_images(arguments) -> None:
     row = backbones.backbone_row(arguments.backbone)
     arguments.image_size = check_image_size(row.native_size if arguments.image_size is None else arguments.image_size)
     backbones.check_input_shape(row, (*arguments.image_size, 3))
-    check_count("--views", arguments.views)
+    if arguments.views is not None:
+        check_count("--views", arguments.views)
     if arguments.labels is not None and (not arguments.labels or not Path(arguments.source).expanduser().is_dir()):
         raise ArgumentError(
             "--labels names a CSV or Parquet file that goes with a folder of images. "
@@ -199,7 +201,8 @@ def load_and_build(arguments) -> tuple:
         input_shape=(*arguments.image_size, 3),
         weights=None if arguments.weights.lower() == "none" else arguments.weights,
         **_chosen(arguments, ("hidden_units", "dropout")),
-        augmentation=None if arguments.augmentation == "none" else arguments.augmentation,
+        # "auto" is made where the frozen part is run, and leaves no layers in the model
+        augmentation=None if arguments.augmentation in ("auto", "none") else arguments.augmentation,
     )
 
 
@@ -209,7 +212,16 @@ def _chosen(arguments, names) -> dict:
 
 def _train(job: _Job) -> TransferResult:
     arguments = job.arguments
-    phases = ("head_epochs", "fine_tune_epochs", "head_learning_rate", "patience", "views", "seed")
+    phases = (
+        "head_epochs",
+        "fine_tune_epochs",
+        "head_learning_rate",
+        "layer_decay",
+        "keep",
+        "patience",
+        "views",
+        "seed",
+    )
     unfrozen = ("last_blocks", "last_layers", "from_layer", "fraction")
     return transfer_learn(
         job.model,
@@ -260,7 +272,7 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
 
 
 def _fine_tuning_rate(job: _Job):
-    """Return the second phase's rate: what was asked for, with the default's cosine decay."""
+    """Return the second phase's rate: what was asked for, with the default's warm-up and cosine decay."""
     arguments = job.arguments
     if arguments.learning_rate is None:
         return None
@@ -269,8 +281,8 @@ def _fine_tuning_rate(job: _Job):
 
 
 def _learning_rates(arguments) -> dict:
-    rate = lower(arguments.head_learning_rate) if arguments.learning_rate is None else arguments.learning_rate
-    return {"head": arguments.head_learning_rate, "fine_tune": rate, "fine_tune_schedule": "cosine decay to 0"}
+    rate = RECIPE_RATE if arguments.learning_rate is None else arguments.learning_rate
+    return {"head": arguments.head_learning_rate, "fine_tune": rate, "fine_tune_schedule": "warm-up, cosine decay to 0"}
 
 
 def _rescue(job: _Job, *, interrupted: bool) -> Path | None:

@@ -159,6 +159,7 @@ def make_plan(
     cuts=None,
     obstacle=None,
     augmentation=None,
+    views_if_possible: bool = False,
 ) -> CachePlan:
     """Work out whether and how to run the frozen part of a model, as it is frozen now, once.
 
@@ -166,19 +167,24 @@ def make_plan(
     phase how often the data will be seen; `options` of `None` mean plain Keras. `cuts` are the phases' chosen ones, earliest
     first; `None` looks for one. `obstacle` is what the caller knows to stand in the way, as the end of a sentence.
     `augmentation` makes the views of a model that has no random layers in front. What stands in the way raises
-    `ArgumentError` where the options insist, or `views` are wanted.
+    `ArgumentError` where the options insist, or `views` are wanted; with `views_if_possible` there are fewer, or one.
     """
     views = check_count("views", views)
     if options is None:
-        if views > 1:
+        if views > 1 and not views_if_possible:
             raise ArgumentError(f"`views` above 1 needs caching: each view is computed once. {received(cache=False)}")
         return CachePlan(False, "cache=False")
+    given = obstacle
     try:
         found = () if obstacle else cuts or choose_cuts(model, train, validation, views, options)
+        if views_if_possible and found and found[0].augments:
+            views = min(views, len(flips_of(found[0].front())) or views)
         obstacle = obstacle or _obstacle(model, train, found, views, augmentation)
     except ModelError as error:
         obstacle = str(error)
     plan = CachePlan(False, obstacle) if obstacle else _weigh(train, validation, found, epochs, views, options)
+    if not plan.chosen and views > 1 and views_if_possible:
+        return make_plan(model, train, validation, epochs=epochs, options=options, cuts=cuts, obstacle=given)
     if not plan.chosen and (options.insist or views > 1):
         plain = "`cache=False, views=1`" if views > 1 else "`cache=False`"
         raise ArgumentError(

@@ -120,6 +120,11 @@ def fresh_optimizer(optimizer, learning_rate):
     return fresh
 
 
+def inner_optimizer(model):
+    """Return the model's optimizer, without what scales its losses."""
+    return _inner(model.optimizer)
+
+
 def _inner(optimizer):
     return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
 

@@ -80,7 +80,8 @@ class BestWeights(keras.callbacks.Callback):
     (gradual pruning), the last weights count as the best, and never those of the start.
 
     With `keep="last"` the last weights count as the best, with "average" the mean of those of the last third of the epochs
-    (Izmailov et al., 2018), `average` puts it together; unless the start's accuracy, or else its monitored value, was better.
+    (Izmailov et al., 2018), which `settle` puts together; unless the start's accuracy, or at the same accuracy its monitored
+    value, was better.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class BestWeights(keras.callbacks.Callback):
             self._unsettled = True
             self._keep(epoch, None)
         elif not self.judged or self.keep != "best":
-            # the last weights are kept, unless the loss is no number
-            if has_loss:
+            # the last weights are kept, unless a loss is no number
+            if has_loss and math.isfinite(value or 0):
                 self._keep(epoch, None if value is None else float(value))
                 self._add(epoch)
                 self._last_logs = logs
@@ -130,10 +131,13 @@ class BestWeights(keras.callbacks.Callback):
             self.restore()
             self._last_logs = measure()
             self.best_value = self._last_logs.get(self.monitor, self.best_value)
-        judge = "val_accuracy" if "val_accuracy" in self._start_logs else self.monitor
-        if is_better(self._start_logs.get(judge), self._last_logs.get(judge), direction(judge)):
-            self.best_epoch, self.best_value = 0, self._start_logs.get(self.monitor)
-            self.best_weights = self.start
+        for judge in ("val_accuracy", self.monitor):
+            start, last = (logs.get(judge) for logs in (self._start_logs, self._last_logs))
+            if is_better(start, last, direction(judge)):
+                self.best_epoch, self.best_value = 0, self._start_logs.get(self.monitor)
+                self.best_weights = self.start
+            if start != last:
+                return
 
     def _add(self, epoch: int) -> None:
         if self.keep == "average" and 3 * (epoch + 1) > 2 * (self.params or {}).get("epochs", 0):

@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 
+from kerastl import keras_internals
 from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data.batches import adapt, is_tf_dataset
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, balanced_class_weight, label_kind
@@ -116,7 +117,7 @@ class Phase:
     def __init__(self, settings: Settings, epochs: int, callbacks, keep: str = "best"):
         self.settings, self.model = settings, settings.model
         self.epochs, self.keep = check_count("epochs", epochs), check_choice("keep", keep, ("best", "last", "average"))
-        self.solves = False
+        self.solves, self.rate_factors = False, {}
         self.callbacks = callback_module.as_list(callbacks)
         self.history, self.start, self.keeper = None, (), None
 
@@ -163,7 +164,8 @@ class Phase:
         elif self.settings.verbose != 0:
             print(f"Going on after epoch {done} of {self.epochs}" + ", which was the last" * self.keeper.finished)
         try:
-            self.history = self._fit(callbacks, session, cut, done)
+            with keras_internals.rates_scaled(compiling.inner_optimizer(self.model), self.rate_factors):
+                self.history = self._fit(callbacks, session, cut, done)
             best.settle(lambda: self._measure(session, cut))
         finally:
             best.restore()

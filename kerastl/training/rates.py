@@ -4,6 +4,8 @@ import math
 
 import keras
 
+from kerastl.models import graph
+
 RECIPE_RATE = 1e-3  # the peak at which the recipe's AdamW fine-tunes; benchmarks/README.md has what others give
 
 
@@ -27,6 +29,20 @@ def cosine_decay(peak: float, batches: int | None, epochs: int) -> tuple:
         return peak * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
     return peak, [keras.callbacks.LearningRateScheduler(rate_of)]
+
+
+def block_factors(model: keras.Model, layer_decay: float, backbone: str | None = None) -> dict[int, float]:
+    """Return `{id(variable): factor}`: 1 in the head, `layer_decay` in the last block, its square in the one before, and on.
+
+    Howard and Ruder, "Universal language model fine-tuning for text classification", 2018; their factor is 1/2.6 a layer.
+    """
+    blocks = graph.find_blocks(graph.find_backbone(model, backbone))
+    return {
+        id(variable): layer_decay**depth
+        for depth, block in enumerate(reversed(blocks), 1)
+        for layer in block.layers
+        for variable in layer.variables
+    }
 
 
 def lower(rate: float) -> float:

@@ -12,7 +12,7 @@ import time
 
 import keras
 
-from kerastl.checks import check_count
+from kerastl.checks import check_count, check_fraction
 from kerastl.data.folders import ImageSplits, load_images
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import CacheOptions, choose_cuts
@@ -20,7 +20,7 @@ from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
 from kerastl.training import resume, solving
 from kerastl.training.phases import Phase, Settings
-from kerastl.training.rates import RECIPE_RATE, cosine_decay, lower
+from kerastl.training.rates import RECIPE_RATE, block_factors, cosine_decay, lower
 
 # Arguments of `transfer_learn` that may be others where a run is gone on with
 _NOT_ASKED = ("model", "train", "validation", "callbacks", "cache", "verbose", "run_folder")
@@ -141,6 +141,7 @@ def fine_tune(
     from_layer: str | None = None,
     fraction: float | None = None,
     batch_norm: bool = False,
+    layer_decay: float = 1.0,
     keep: str = "last",
     cache="auto",
     views: int = 1,
@@ -162,6 +163,7 @@ def fine_tune(
             as it is.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; at most one of the first four. With
             none of them, what is unfrozen already is trained.
+        layer_decay: the rate of each block through that of the next one, 0–1; 0.8, say, changes early blocks less.
         keep: which weights stay: those of the "last" epoch, of the "best" one by `monitor`, or the "average" of the last
             third. The start comes back where its validation accuracy (or else `monitor`) was better.
 
@@ -173,6 +175,7 @@ def fine_tune(
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     phase = Phase(settings, epochs, callbacks, keep)
     _unfreeze(model, choice, batch_norm, backbone)
+    phase.rate_factors = _rate_factors(model, layer_decay, backbone)
     _compile_for_fine_tuning(phase, learning_rate)
     return _run_alone(phase)
 
@@ -191,6 +194,7 @@ def transfer_learn(
     from_layer: str | None = None,
     fraction: float | None = None,
     batch_norm: bool = False,
+    layer_decay: float = 1.0,
     keep: str = "last",
     patience: int | None = None,
     callbacks=(),
@@ -216,7 +220,7 @@ def transfer_learn(
         head_learning_rate, learning_rate: rates of the two phases, as in `train_head` and `fine_tune`.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; `last_blocks=5` when none is given,
             but no more than half of them.
-        keep: as in `fine_tune`; of the head's epochs the best one stays.
+        layer_decay, keep: as in `fine_tune`; of the head's epochs the best one stays.
         patience: epochs without improvement after which a phase stops (3 in the notes); `None` for never.
         callbacks: Keras callbacks, used in both phases.
         views: as in `kerastl.fit`; `None` for four where they can be had: mirrored, and crops of 60–100 % of the area, or
@@ -241,6 +245,9 @@ def transfer_learn(
         choice["last_blocks"] = default_blocks(model, backbone)
     unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
     unfreeze()  # what can't be used raises now
+    factors = _rate_factors(model, layer_decay, backbone)
+    if phases[1] is not None:
+        phases[1].rate_factors = factors
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
         freeze = functools.partial(freezing.freeze, model, backbone=backbone)
         return _run_both(*phases, freeze, unfreeze, rates, may_solve=head_epochs is None)
@@ -255,7 +262,7 @@ def extract_features(
     engine: str = "auto",
     workers: int | None = None,
     last_blocks: int | None = None,
-    views: int = 1,
+    views: int | None = None,
 ) -> None:
     """Run the frozen part over images ahead of training, and keep its outputs for `cache=` with the same folder or URL.
 
@@ -268,7 +275,7 @@ def extract_features(
             paths; else as in `CacheOptions`, in this process.
         workers: as in `CacheOptions`.
         last_blocks: for `transfer_learn` with as many, keep what both phases need; the model is left frozen.
-        views: as in `kerastl.fit`.
+        views: as in `kerastl.fit`; `None` for those of `transfer_learn` where `last_blocks` are given, else 1.
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, data or a model that can't be used.
@@ -280,6 +287,7 @@ def extract_features(
         source = load_images(source, image_size=model.input_shape[1:3])
     if isinstance(source, ImageSplits):
         source, validation = source.train, source.validation
+    views = 1 if views is None and last_blocks is None else views
     settings, cuts = Settings(model, source, validation, None, None, "val_loss", 1, options, views), None
     if last_blocks is not None:
         freezing.unfreeze(model, last_blocks=last_blocks)
@@ -393,6 +401,10 @@ def _unfreeze(model, choice, batch_norm, backbone) -> None:
             f"Nothing of the backbone {found.name!r} is trainable, so there is nothing to fine-tune. Say what to unfreeze: "
             "`last_blocks=3`, `last_layers=`, `from_layer=` or `fraction=`."
         )
+
+
+def _rate_factors(model, layer_decay, backbone) -> dict:
+    return {} if check_fraction("layer_decay", layer_decay) == 1 else block_factors(model, layer_decay, backbone)
 
 
 def _compile_for_fine_tuning(phase: Phase, learning_rate) -> None:

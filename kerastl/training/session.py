@@ -125,12 +125,7 @@ def frozen_part_once(
     That data changes from pass to pass, only a pass can tell: an `ArgumentError` then where the options insist or views are
     wanted.
     """
-    try:
-        plan = make_plan(model, train, validation, options=options, **planned)
-    except ArgumentError:
-        if not views_if_possible:
-            raise
-        plan = make_plan(model, train, validation, options=options, **{**planned, "views": 1})
+    plan = make_plan(model, train, validation, options=options, views_if_possible=views_if_possible, **planned)
     if verbose and options is not None:
         print(plan)
     if not plan.chosen:
