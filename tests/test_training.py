@@ -14,7 +14,7 @@ from kerastl.models import freezing
 from kerastl.training import recipe as training
 from kerastl.training import session as session_module
 from kerastl.training.callbacks import early_stopping
-from kerastl.training.rates import cosine_decay
+from kerastl.training.rates import RECIPE_RATE, cosine_decay
 from kerastl.training.session import fit
 from tests import models
 
@@ -118,12 +118,15 @@ def test_fine_tuning_unfreezes_the_end_and_moves_no_statistic(data):
     assert not any("moving" in path or "block2_" in path for path in moved)
 
 
-def test_the_default_rate_is_a_tenth_of_the_last_falling_to_zero(data):
+@pytest.mark.parametrize(("compile_first", "peak"), [(False, RECIPE_RATE), (True, 0.002)])
+def test_the_default_rate_is_the_recipes_or_a_tenth_of_your_own_falling_to_zero(data, compile_first, peak):
     model, (train, validation) = models.nested(), data
+    if compile_first:
+        models.compiled(model, 0.5)
     training.train_head(model, train, validation, epochs=1, learning_rate=0.02, **QUIET)
     training.fine_tune(model, train, validation, epochs=2, last_blocks=1, **QUIET)
     schedule = model.optimizer._learning_rate
-    assert float(schedule(0)) == pytest.approx(0.002)
+    assert max(float(schedule(step)) for step in range(5)) == pytest.approx(peak)
     assert float(schedule(4)) == pytest.approx(0.0, abs=1e-9)  # 2 epochs of 2 batches
 
 
@@ -267,7 +270,9 @@ def test_a_validation_loss_that_is_always_nan_is_told(cache, data):
 def test_a_head_phase_that_diverges_is_not_followed_by_fine_tuning(data):
     model, (train, validation) = models.nested(), data
     with pytest.warns(KerastlWarning, match="NaN"):
-        result = training.transfer_learn(model, train, validation, callbacks=[Poison(0, 0)], last_blocks=1, **QUIET)
+        result = training.transfer_learn(
+            model, train, validation, head_epochs=2, callbacks=[Poison(0, 0)], last_blocks=1, **QUIET
+        )
     assert result.fine_tune is None
     assert result.best_phase == "start"
     assert np.isfinite(loss_of(model, validation))
@@ -411,10 +416,11 @@ def test_the_result_gives_the_head_alone_and_takes_it_back(data):
 
 
 @pytest.mark.parametrize("batches", [10, None])
-def test_the_cosine_decay_falls_to_nothing(batches):
-    rate, callbacks = cosine_decay(0.1, batches, 4)
+def test_the_cosine_decay_rises_for_an_epoch_and_falls_to_nothing(batches):
+    rate, callbacks = cosine_decay(0.1, batches, 4 if batches is None else 5)
     if batches:
-        assert [float(rate(step)) for step in (0, 20, 40)] == pytest.approx([0.1, 0.05, 0.0], abs=1e-7)
+        steps = (0, 5, 10, 30, 50)
+        assert [float(rate(step)) for step in steps] == pytest.approx([0.01, 0.055, 0.1, 0.05, 0.0], abs=1e-7)
         assert callbacks == []
     else:
         (callback,) = callbacks

@@ -12,7 +12,7 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, CompileError, ModelError, warn
 from kerastl.models import outputs
 
-OPTIMIZER_NAME = "kerastl_adamw"  # tells the recipe's own optimizer from one that a user chose
+OPTIMIZER_NAME = "kerastl_adam"  # tells the recipe's own optimizer from one that a user chose
 _SETTINGS = ("loss", "loss_weights", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile")
 
 

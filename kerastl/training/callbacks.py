@@ -91,7 +91,7 @@ class BestWeights(keras.callbacks.Callback):
         self.monitor, self.mode, self.judged, self.others, self.keep = monitor, direction(monitor), judged, others, keep
         self.best_epoch, self.best_value = 0, starting_value
         self.start = self.best_weights = self.sums = ()
-        self._unsettled, self._start_logs, self._summed = False, {}, 0
+        self._unsettled, self._start_logs, self._last_logs, self._summed = False, {}, {}, 0
 
     def begin(self, logs: dict) -> None:
         """Note what validation says of the starting state."""
@@ -101,7 +101,7 @@ class BestWeights(keras.callbacks.Callback):
         self.start = self.best_weights = self._copy()
         self._unsettled = not self._settled()
         if self._unsettled:
-            self.best_value = None
+            self.best_value, self._start_logs = None, {}
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
@@ -111,10 +111,11 @@ class BestWeights(keras.callbacks.Callback):
             self._keep(epoch, None)
         elif not self.judged or self.keep != "best":
             # the last weights are kept, unless a loss is no number
-            if has_loss and math.isfinite(value or 0):
+            if has_loss and (self._unsettled or math.isfinite(value or 0)):
+                self._unsettled = False
                 self._keep(epoch, None if value is None else float(value))
                 self._add(epoch)
-                self._last_logs = logs
+                self._last_logs = {name: float(one) for name, one in logs.items()}
         elif (self._unsettled and has_loss) or is_better(value, self.best_value, self.mode):
             self._unsettled = self._unsettled and not has_loss  # what was kept before is another model
             self._keep(epoch, None if value is None else float(value))
@@ -124,7 +125,7 @@ class BestWeights(keras.callbacks.Callback):
 
     def settle(self, measure) -> None:
         """After training: average where that is asked for, `measure()` giving its logs; take the start where it was better."""
-        if self.keep == "best" or not self.best_epoch or self._unsettled:
+        if self.keep == "best" or not self.best_epoch:
             return
         if self._summed > 1:
             self.best_weights = [(one, (total / self._summed).astype(total.dtype)) for one, total in self.sums]

@@ -116,7 +116,8 @@ class Phase:
 
     def __init__(self, settings: Settings, epochs: int, callbacks, keep: str = "best"):
         self.settings, self.model = settings, settings.model
-        self.epochs, self.keep = check_count("epochs", epochs), check_choice("keep", keep, ("best", "last", "average"))
+        check_choice("keep", keep, ("best", "last", "average"))
+        self.epochs, self.keep = check_count("epochs", epochs), keep
         self.solves, self.rate_factors = False, {}
         self.callbacks = callback_module.as_list(callbacks)
         self.history, self.start, self.keeper = None, (), None
@@ -130,7 +131,7 @@ class Phase:
             # "accuracy" beside several labels would be that of the label predicted highest
             metrics = {MULTI_LABEL: keras.metrics.BinaryAccuracy(name="accuracy"), REGRESSION: "mae"}
             metric = metrics.get(self.settings.task, "accuracy")
-            optimizer = keras.optimizers.AdamW(learning_rate, name=compiling.OPTIMIZER_NAME)
+            optimizer = keras.optimizers.Adam(learning_rate, name=compiling.OPTIMIZER_NAME)
             self.model.compile(optimizer, loss, metrics=[metric])
         self._check_what_is_watched()
 

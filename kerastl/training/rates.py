@@ -6,7 +6,7 @@ import keras
 
 from kerastl.models import graph
 
-RECIPE_RATE = 1e-3  # the peak at which the recipe's AdamW fine-tunes; benchmarks/README.md has what others give
+RECIPE_RATE = 1e-3  # the peak at which the recipe's Adam fine-tunes; benchmarks/README.md has what others give
 
 
 def cosine_decay(peak: float, batches: int | None, epochs: int) -> tuple:
