@@ -131,7 +131,8 @@ class Phase:
             # "accuracy" beside several labels would be that of the label predicted highest
             metrics = {MULTI_LABEL: keras.metrics.BinaryAccuracy(name="accuracy"), REGRESSION: "mae"}
             metric = metrics.get(self.settings.task, "accuracy")
-            optimizer = keras.optimizers.Adam(learning_rate, name=compiling.OPTIMIZER_NAME)
+            # a batch of hard images moves pretrained weights no further than others (Pascanu et al., 2013)
+            optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=1.0, name=compiling.OPTIMIZER_NAME)
             self.model.compile(optimizer, loss, metrics=[metric])
         self._check_what_is_watched()
 

@@ -130,6 +130,11 @@ class Keeper(keras.callbacks.Callback):
         self._best.sums = [
             (one, state[f"sum-{index}"]) for index, one in enumerate(variables["weight"]) if "sum-0" in state
         ]
+        if len(state["callbacks"]) != len(self._callbacks):
+            raise ArgumentError(
+                "The run goes on with as many callbacks as it was begun with, in their order. "
+                f"{received(callbacks=len(self._callbacks), begun_with=len(state['callbacks']))}"
+            )
         for callback, attributes in zip(self._callbacks, state["callbacks"], strict=True):
             vars(callback).update(attributes)
 

@@ -46,6 +46,8 @@ def solve_head(session, cut: int, *, callbacks, class_weight, verbose, **_) -> k
     dense = next(layer for layer in tail.layers if isinstance(layer, keras.layers.Dense))
     listed = keras.callbacks.CallbackList(as_list(callbacks), add_history=True, model=model, epochs=1, verbose=0)
     model.stop_training = False
+    if not model.optimizer.built:  # what is kept of a run holds its variables
+        model.optimizer.build(model.trainable_variables)
     listed.on_train_begin()
     listed.on_epoch_begin(0)
     features, labels, weights = session.training_rows(cut, class_weight)

@@ -1,0 +1,149 @@
+"""The head that is fitted on the stored features instead of trained, and when it is trained after all."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kerastl.training.linear import fit_sigmoid, fit_softmax
+from kerastl.training.recipe import transfer_learn
+from tests import models
+
+pytestmark = models.EAGERLY
+QUIET = {"verbose": 0, "fine_tune_epochs": 0, "seed": 1}
+
+
+@pytest.fixture
+def data():
+    """Images whose class is their brightness, more of the first class than of the others."""
+    generator = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], [30, 10, 8])
+    images = generator.normal(labels[:, None, None, None] * 20.0 + 90, 25, (48, 16, 16, 3)).clip(0, 255).astype("uint8")
+    order = generator.permutation(48)
+    images, labels = images[order], labels[order]
+    return (images[:36], labels[:36]), (images[36:], labels[36:])
+
+
+def model_with(head: list, **options) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D(name="pool")(models.tiny_backbone(16, blocks=1, **options)(inputs / 255))
+    for layer in head:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def features_of(model, images) -> np.ndarray:
+    pooled = keras.Model(model.inputs[0], model.get_layer("pool").output)
+    return keras.ops.convert_to_numpy(pooled(images.astype("float32"), training=False))
+
+
+def test_a_dense_softmax_layer_gets_the_weights_of_logistic_regression(data):
+    model = model_with([layers.Dropout(0.5), layers.Dense(3, activation="softmax", name="predictions")])
+    result = transfer_learn(model, *data, cache=True, **QUIET)
+    fitted = fit_softmax(features_of(model, data[0][0]), data[0][1])
+    outputs = keras.ops.convert_to_numpy(model(data[1][0].astype("float32"), training=False))
+    np.testing.assert_allclose(outputs, fitted.outputs(features_of(model, data[1][0])), atol=0.02)  # 16-bit features
+    assert set(result.head.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert (result.best_phase, result.best_epoch, len(result.head.epoch)) == ("head", 1, 1)
+    assert result.head_accuracy == pytest.approx((outputs.argmax(axis=1) == data[1][1]).mean())
+
+
+def test_class_weights_reach_the_fit(data):
+    (images, labels), _ = data
+    model = model_with([layers.Dense(3, activation="softmax", name="predictions")])
+    transfer_learn(model, *data, class_weight={0: 1.0, 1: 1.0, 2: 50.0}, cache=True, **QUIET)
+    outputs = keras.ops.convert_to_numpy(model(images.astype("float32"), training=False))
+    plain, weighted = (
+        fit_softmax(features_of(model, images), labels, sample_weights=weights).outputs(features_of(model, images))
+        for weights in (None, np.where(labels == 2, 50.0, 1.0))
+    )
+    assert np.abs(outputs - weighted).max() < 0.1 < np.abs(outputs - plain).max()
+
+
+@pytest.mark.parametrize("kind", ["one unit", "several labels", "one-hot", "logits"])
+def test_other_heads_and_labels_are_fitted_too(data, kind):
+    (images, labels), (held, held_labels) = data
+    activation = {"one-hot": "softmax", "logits": None}.get(kind, "sigmoid")
+    dense = layers.Dense({"one unit": 1, "several labels": 2}.get(kind, 3), activation=activation)
+    change = {
+        "one unit": lambda one: (one > 0).astype("int32"),
+        "several labels": lambda one: np.stack([one > 0, one > 1], axis=1).astype("float32"),
+        "one-hot": lambda one: np.eye(3, dtype="float32")[one],
+        "logits": lambda one: one,
+    }[kind]
+    model = model_with([dense])
+    result = transfer_learn(model, (images, change(labels)), (held, change(held_labels)), cache=True, **QUIET)
+    assert len(result.head.epoch) == 1
+    features = features_of(model, images)
+    if dense.units > 2:
+        fitted = fit_softmax(features, labels)
+        kernel, found = fitted.kernel, keras.ops.convert_to_numpy(dense.kernel)
+        kernel, found = kernel - kernel.mean(axis=1, keepdims=True), found - found.mean(axis=1, keepdims=True)
+    else:
+        kernel, found = fit_sigmoid(features, change(labels)).kernel, keras.ops.convert_to_numpy(dense.kernel)
+    assert np.abs(found - kernel).max() < 0.05 * np.abs(kernel).max()
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "epochs"),
+    [
+        ([layers.Dense(4, activation="relu"), layers.Dense(3, activation="softmax")], {}, (1, 40)),
+        ([layers.Dense(3, activation="softmax")], {"head_epochs": 2}, (2, 2)),
+        ([layers.Dense(3, activation="softmax")], {"cache": False}, (1, 10)),
+        ([layers.Dense(1)], {}, (1, 40)),
+    ],
+    ids=["hidden units", "epochs given", "no store", "numbers"],
+)
+def test_all_others_are_trained_until_validation_stops_improving(data, head, options, epochs):
+    model = model_with([type(one).from_config(one.get_config()) for one in head])
+    result = transfer_learn(model, *data, **{"cache": True, "head_learning_rate": 0.02, **QUIET, **options})
+    losses = result.head.history["val_loss"]
+    assert epochs[0] <= len(losses) <= epochs[1]
+    if "head_epochs" not in options and len(losses) < epochs[1]:
+        assert len(losses) == 1 + int(np.argmin(losses)) + 3 or min(losses[-3:]) > min(losses)
+
+
+def test_a_loss_of_your_own_is_trained_with(data):
+    model = model_with([layers.Dense(3, activation="softmax")])
+    loss = keras.losses.CategoricalFocalCrossentropy()
+    model.compile("adam", loss, metrics=["accuracy"])
+    hot = [(images, np.eye(3, dtype="float32")[labels]) for images, labels in data]
+    result = transfer_learn(model, *hot, cache=True, **QUIET)
+    assert len(result.head.epoch) > 1
+    assert model.loss is loss
+
+
+def test_callbacks_see_the_fit_as_one_epoch_and_checkpoints_reload(data, tmp_path):
+    model, seen = model_with([layers.Dense(3, activation="softmax")]), []
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: seen.append(("begin", epoch)),
+        on_epoch_end=lambda epoch, logs: seen.append(("end", epoch, sorted(logs))),
+    )
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss", save_best_only=True)
+    transfer_learn(model, *data, callbacks=[note, checkpoint], cache=True, **QUIET)
+    assert seen == [("begin", 0), ("end", 0, ["accuracy", "loss", "val_accuracy", "val_loss"])]
+    again = keras.models.load_model(tmp_path / "best.keras")
+    np.testing.assert_allclose(again.predict(data[1][0], verbose=0), model.predict(data[1][0], verbose=0), atol=1e-6)
+
+
+def test_a_run_that_was_over_its_head_does_not_fit_it_again(data, tmp_path):
+    run = {**QUIET, "fine_tune_epochs": 1, "last_blocks": 1, "run_folder": tmp_path / "run"}
+
+    class Stop(keras.callbacks.Callback):
+        begun = 0
+
+        def on_train_begin(self, logs=None):
+            self.begun += 1
+            if self.begun == 2:
+                raise KeyboardInterrupt
+
+    fresh = [layers.Dense(3, activation="softmax", name="predictions")]
+    with pytest.raises(KeyboardInterrupt):
+        transfer_learn(model_with(fresh), *data, callbacks=[Stop()], cache=True, **run)
+    assert [one.name for one in (tmp_path / "run").glob("head-*.npz")] == ["head-0001.npz"]
+    model = model_with([layers.Dense(3, activation="softmax", name="predictions")])
+    result = transfer_learn(model, *data, callbacks=[keras.callbacks.Callback()], cache=True, **run)
+    whole = model_with([layers.Dense(3, activation="softmax", name="predictions")])
+    once = transfer_learn(whole, *data, cache=True, **{**run, "run_folder": tmp_path / "whole"})
+    assert result.head.history == once.head.history
