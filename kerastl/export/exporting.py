@@ -15,7 +15,7 @@ from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, BackendError, DataError
 from kerastl.evaluation import report
 from kerastl.evaluation.inputs import check_range
-from kerastl.evaluation.probabilities import class_names_for, find_task
+from kerastl.evaluation.probabilities import check_thresholds, class_names_for, find_task
 from kerastl.export import bundle, gate, usage
 from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS, check_tensorflow
@@ -58,6 +58,8 @@ def export_model(
     agreement: float = 0.995,
     details: dict | None = None,
     task: str | None = None,
+    views: int = 1,
+    thresholds=None,
     overwrite: bool = False,
     verbose: int = 1,
 ) -> bundle.Bundle:
@@ -78,6 +80,9 @@ def export_model(
         preprocessing: what is done to pixels 0–255 before the model, see `predict`; a callable becomes part of the export.
         accuracy_loss: what a quantized export may lose, 0.01 for a point; without labels, the part of classes that change.
         agreement, task: part of the images of which a float32 export must name Keras's class; what it is, see `predict`.
+        views: 2 averages each image with its mirror image inside the exported graph, 4 over both flips, as in `predict`; it
+            takes as many times longer.
+        thresholds: see `predict`; the card keeps them, and `Bundle.predict` uses them.
         details, verbose: more for the card, such as `{"weights": …, "data": …, "metrics": …}`; 0 prints nothing.
 
     Raises:
@@ -90,14 +95,19 @@ def export_model(
     names = _label_names(model, labels, task := find_task(model, labels, task=task))
     if taken := [key for key in details or () if key in _CARD_KEYS]:
         raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
-    exported = inference_model(model, pixels=pixels, image_size=image_size, preprocessing=preprocessing)
+    own = check_thresholds(thresholds, names, task)
+    scaling = {"pixels": pixels, "preprocessing": preprocessing}
+    exported = inference_model(model, **scaling, image_size=image_size, views=views, task=task)
     check_range(outputs.pixel_range(model), preprocessing, files=True)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
     calibration, images = export_images(representative, held_out, exported, quantize, len(names), task)
     with new_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle") as place:
         _write_models(exported, quantizations, calibration, opset, place, verbose)
-        gated = _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place, verbose, task)
+        options = {"quantizations": quantizations, "limits": limits, "class_names": names, "task": task, **scaling}
+        options |= {"views": views, "kind": outputs.output_kind(exported), "thresholds": own}
+        gated = _pass_gate(model, images, options, place, verbose)
         card = _card(model, exported, quantizations, resize, preprocessing, task)
+        card["output"] |= {"views": views, "thresholds": None if own is None else dict(thresholds)}
         _write_card(place, {**card, "classes": names, "gate": gated, **(details or {})})
     return bundle.load_bundle(Path(folder).expanduser().resolve())
 
@@ -151,13 +161,14 @@ def _write_models(exported, quantizations, calibration, opset, place: Path, verb
         writing.write(name, exported, place / FORMATS[name].path, quantize, pixels, opset)
 
 
-def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place: Path, verbose, task) -> dict:
-    """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it."""
-    running = [name for name in quantizations if FORMATS[name].runs_here()]
+def _pass_gate(model, images, options: dict, place: Path, verbose) -> dict:
+    """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it.
+
+    `options` are those of `gate.compare`.
+    """
+    running = [name for name in options["quantizations"] if FORMATS[name].runs_here()]
     loaded = {name: writing.load(name, place / FORMATS[name].path) for name in running}
-    batches = _with_bar(images, verbose)
-    options = {"quantizations": quantizations, "limits": limits, "class_names": names, "task": task}
-    compared = gate.compare(model, loaded, batches, **options, pixels=pixels, preprocessing=preprocessing)
+    compared = gate.compare(model, loaded, _with_bar(images, verbose), **options)
     gate.check(compared, images.in_words())
     if verbose:
         print(f"Compared with Keras on {images.in_words()}:\n\n{compared}", flush=True)
@@ -165,7 +176,7 @@ def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessin
         "images": images.what,
         "count": images.count,
         "identity": images.identity,
-        "limits": dataclasses.asdict(limits),
+        "limits": dataclasses.asdict(options["limits"]),
         "comparisons": [dataclasses.asdict(one) for one in compared],
     }
 
@@ -181,7 +192,7 @@ def _with_bar(images, verbose):
 def _card(model, exported, quantizations, resize: str, preprocessing, task: str) -> dict:
     """Return what `model_card.json` says of the model and what made it."""
     pixels, weights = exported.inputs[0], describe_weights(model)
-    shape, kind = [1, *pixels.shape[1:]], outputs.output_kind(model)
+    shape, kind = [1, *pixels.shape[1:]], outputs.output_kind(exported)
     name = getattr(preprocessing, "__qualname__", type(preprocessing).__qualname__)
     scaling = f"`{name}`, part of the exported graph" if callable(preprocessing) else preprocessing or "none"
     models = {
