@@ -313,10 +313,10 @@ def run_on(
     return task, names, batches()
 
 
-def labels_and_outputs(*arguments, **options) -> tuple[str, list[str], np.ndarray, np.ndarray]:
-    """Return task, names, and the labels and outputs of all images; arguments and errors as of `run_on`."""
-    task, names, batches = run_on(*arguments, **options)
-    return task, names, *map(np.concatenate, zip(*(one[1:] for one in batches), strict=True))
+def gather(batches) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels and outputs of all images that `run_on` yields."""
+    labels, values = zip(*(one[1:] for one in batches), strict=True)
+    return np.concatenate(labels), np.concatenate(values)
 
 
 def prepare_labels(labels, units: int, task: str) -> np.ndarray:

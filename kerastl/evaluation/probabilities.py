@@ -107,7 +107,9 @@ def check_thresholds(thresholds, names: list[str], task: str) -> np.ndarray | No
     if thresholds is None:
         return None
     if not isinstance(thresholds, Mapping):
-        expected = "`thresholds` must be what `kerastl.choose_thresholds` returned, or a dictionary from names to numbers."
+        expected = (
+            "`thresholds` must be what `kerastl.choose_thresholds` returned, or a dictionary from names to numbers."
+        )
         raise ArgumentError(f"{expected} {received(thresholds=thresholds)}")
     if task == REGRESSION or (task == CLASSIFICATION and (len(names) > 2 or len(thresholds) != 1)):
         raise ArgumentError(

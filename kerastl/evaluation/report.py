@@ -242,10 +242,7 @@ def _mistake_rows(evaluation, file_names) -> list[dict]:
     kept = evaluation.mistakes
     called = [file_names[position] if file_names else f"image {position}" for position in kept.positions]
     rows = zip(called, kept.labels, kept.probabilities, strict=True)
-    return [
-        {"name": name, **_describe_mistake(label, said, evaluation)}
-        for name, label, said in rows
-    ]
+    return [{"name": name, **_describe_mistake(label, said, evaluation)} for name, label, said in rows]
 
 
 def _describe_mistake(label, said, evaluation) -> dict:
