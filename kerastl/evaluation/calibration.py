@@ -11,13 +11,13 @@ from kerastl.checks import check_count, received
 from kerastl.data.labels import MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.evaluation.measures import gather, run_on
-from kerastl.models import outputs
+from kerastl.models import graph, outputs
 from kerastl.tables import Printed, Table
 
 BINS = 10
 _LARGEST = 50.0  # temperature, and inverse of the smallest
 _HALVINGS = 60
-# What a probability of 0 counts as: of two, of which float32 may round one up to 1, and of more
+# The least that a probability counts as: of two, of which float32 rounds one up to 1, and of more
 _TWO_FLOOR, _FLOOR = 1e-8, 1e-30
 
 
@@ -133,29 +133,19 @@ def calibrate(
 
 def _last_dense(model) -> keras.layers.Dense:
     """Return the dense layer whose outputs, but for the activation, are the model's, or raise `ModelError`."""
-    node = outputs.deciding_node(outputs.main_tensor(model))
-    kind = outputs.output_kind(model)
-    if kind in ("softmax", "sigmoid") and not isinstance(
-        node.operation, keras.layers.Dense
-    ):  # a layer of the activation
-        node = outputs.deciding_node(node.input_tensors[0])
-        kind = kind if _is_plain(node, "linear") else None
-    if kind is None or not _is_plain(node, None):
-        last = None if node is None else type(node.operation).__name__
-        raise ModelError(
-            "Expected a model that ends in a dense layer with softmax, sigmoid or plain logits, which a temperature can be "
-            "folded into. Build its head with `kerastl.build_classifier`, or keep the model and scale what it says: "
-            f"`kerastl.plot_reliability(probabilities, labels)` shows whether it needs that. {received(last_layer=last)}"
-        )
-    return node.operation
-
-
-def _is_plain(node, activation: str | None) -> bool:
-    """Tell a dense layer of nothing but kernel and bias (no LoRA, not quantized), of that activation if one is named."""
+    node, kind = outputs.deciding_node(outputs.main_tensor(model)), outputs.output_kind(model)
+    behind = kind is not None and not graph.has_weights(node.operation)  # an activation of its own
+    node = outputs.deciding_node(node.input_tensors[0]) if behind else node
     layer = None if node is None else node.operation
-    if not isinstance(layer, keras.layers.Dense) or len(layer.weights) != 1 + layer.use_bias:
-        return False
-    return activation is None or layer.activation.__name__ == activation
+    # LoRA and quantization bring more weights, which can't simply be divided
+    plain = isinstance(layer, keras.layers.Dense) and len(layer.weights) == 1 + layer.use_bias
+    if kind is None or not plain or (behind and layer.activation is not keras.activations.linear):
+        raise ModelError(
+            "Expected a model that ends in a dense layer with softmax, sigmoid or plain logits, whose weights can be divided "
+            "by a temperature. Build its head with `kerastl.build_classifier`, or leave it as it is. "
+            f"{received(last_layer=None if layer is None else type(layer).__name__)}"
+        )
+    return layer
 
 
 def reliability(probabilities, labels, bins: int = BINS) -> Reliability:
@@ -195,7 +185,7 @@ def find_temperature(probabilities, labels) -> np.ndarray:
 
 
 def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    scores = np.log(np.maximum(probabilities, _FLOOR if probabilities.shape[1] > 2 else _TWO_FLOOR))
+    scores = np.log(probabilities)
     true = scores[np.arange(len(labels)), labels].mean()
 
     def slope(inverse: float) -> float:
@@ -225,10 +215,10 @@ def log_loss(probabilities, labels) -> float:
     """Return the mean of -log of the probability of what is true, over images, or over all pairs of image and label."""
     probabilities, labels = _arrays(probabilities, labels)
     if probabilities.shape == labels.shape:
-        true = np.maximum(np.where(labels, probabilities, 1 - probabilities), _TWO_FLOOR)
+        true = np.where(labels, probabilities, 1 - probabilities)
     else:
         true = probabilities[np.arange(len(labels)), labels.astype(int)]
-    return float(-np.log(np.maximum(true, _FLOOR)).mean())
+    return float(-np.log(true).mean())
 
 
 def _arrays(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
@@ -240,4 +230,5 @@ def _arrays(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
     if not (probabilities.min() >= 0 and probabilities.max() <= 1):
         expected = "Expected probabilities from 0 to 1: `kerastl.predict(...).probabilities`, say."
         raise DataError(f"{expected} {received(smallest=probabilities.min(), largest=probabilities.max())}")
-    return probabilities, labels
+    floor = _TWO_FLOOR if labels.shape == probabilities.shape or probabilities.shape[1] == 2 else _FLOOR
+    return np.clip(probabilities, floor, 1 - floor), labels

@@ -369,8 +369,19 @@ def _facts(report: dict) -> list[tuple[str, str]]:
         "Data": f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}",
         "Weights": origin,
         "Licences": "; ".join(licences),
+        "Calibration": _calibration(report.get("calibration")),
+        "Thresholds": ", ".join(f"{name} {value:.3f}" for name, value in (report.get("thresholds") or {}).items()),
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _calibration(found: dict | None) -> str | None:
+    if not found:
+        return None
+    shown = {"": found["temperature"]} if isinstance(found["temperature"], float) else found["temperature"]
+    temperatures = ", ".join(f"{name} {value:.3f}".strip() for name, value in shown.items())
+    error = f"{found['error_before']:.3f} before, {found['error_after']:.3f} after"
+    return f"temperature {temperatures}; calibration error {error}, on the validation images"
 
 
 def _markdown(table: Table) -> str:
