@@ -64,21 +64,21 @@ def inference_model(
 
 
 def _with_flips(images, views: int):
-    """Return the views that `average_views` averages, as one batch, `(views × batch, height, width, 3)`."""
+    """Return the views that `average_views` averages as one batch, `(batch × views, height, width, 3)`, image by image."""
     if views == 1:
         return images
     mirrored = keras.ops.flip(images, 2)
     flips = [images, mirrored, keras.ops.flip(images, 1), keras.ops.flip(mirrored, 1)]
-    return keras.ops.concatenate(flips[:views], axis=0)
+    return keras.ops.reshape(keras.ops.concatenate(flips[:views], axis=1), (-1, *images.shape[1:]))
 
 
 def _averaged(values, views: int, kind: str | None, task: str):
-    """Return the mean of the outputs of all views, `(views × batch, units)`, as probabilities or numbers."""
+    """Return the mean over the views of outputs, `(batch × views, units)`, as probabilities or numbers."""
     units = values.shape[-1]
     if kind == "logits" and task != REGRESSION:
         squash = "sigmoid" if task == MULTI_LABEL or units == 1 else "softmax"
         values = keras.layers.Activation(squash, dtype="float32")(values)
-    return keras.ops.mean(keras.ops.reshape(values, (views, -1, units)), axis=0)
+    return keras.ops.mean(keras.ops.reshape(values, (-1, views, units)), axis=1)
 
 
 def _preprocessed(images, preprocessing):
