@@ -193,16 +193,15 @@ def test_a_calibrated_run_keeps_its_thresholds_for_prediction_and_export(task, l
     assert "- Calibration: temperature" in page
     assert "- Thresholds: " in page
     # Far from a half, so that they show; under other names, in the order of the model
-    found["thresholds"] = {names[-1]: 0.999}
+    found["thresholds"] = {names[-1]: 0.001}
     (out / "report.json").write_text(json.dumps(found))
     (tmp_path / "own.txt").write_text("\n".join(f"own {index}" for index in range(len(names))))
     capsys.readouterr()
-    image, own = str(photos / "3`.png"), f"own {len(names) - 1}"
-    assert main(["predict", str(out), image, "--labels", str(tmp_path / "own.txt"), "--json"]) == 0
-    [said] = json.loads(capsys.readouterr().out)
-    called = said["labels"] if task == "multi-label" else [said["label"]]
-    assert said["probabilities"][own] < 0.999
-    assert own not in called or list(called) == [own]  # the likeliest, where no label is told
+    assert main(["predict", str(out), str(photos), "--labels", str(tmp_path / "own.txt"), "--json"]) == 0
+    own, said = f"own {len(names) - 1}", json.loads(capsys.readouterr().out)
+    unlikely = [row for row in said if 0.001 < row["probabilities"][own] < 0.5]
+    assert unlikely
+    assert all(own in (row["labels"] if task == "multi-label" else [row["label"]]) for row in unlikely)
     assert main(["export", str(out), "--views", "2", "--out", str(bundle)]) == 0
     card = json.loads((bundle / "model_card.json").read_text())
     assert card["output"]["thresholds"] == found["thresholds"]

@@ -174,8 +174,7 @@ def predict(
         class_names: one name per class, label or number, in the order of the outputs; default: `0`, `1`, …
         views: 2 averages with the mirror image; 4 over both flips and the two together, for augmentation `"flips"`, say.
         resize: `"squash"`, `"crop"` or `"pad"`, as it was in training; default: `"squash"`, or what the bundle says.
-        batch_size: images per step.
-        top: how many classes to list for each image; `None` for all.
+        batch_size, top: images per step; how many classes to list for each image, `None` for all.
         image_size: pixels, one number or `(height, width)`, for a model that takes any size; else the model's.
         preprocessing: "auto" for a model that scales pixels 0–255 itself, as those of `build_classifier` do; else what was
             done to them in training, such as `keras.applications.resnet50.preprocess_input`; `None` for pixels as they are.
@@ -183,8 +182,7 @@ def predict(
         white: of images of more than 8 bits a channel, as in `data.white`; default: decided by all of this call, and said.
         task: "classification", "multi-label" or "regression"; default: told by the last activation and the loss. One
             linear unit without a loss is a number, unless there are two `class_names`.
-        thresholds: the probability from which on a label counts, or one of two classes: what `choose_thresholds` returned, or
-            a dictionary by name; default: 0.5 for each label, or what the bundle says.
+        thresholds: what `choose_thresholds` returned, or a dictionary; default: 0.5 for labels, or what the bundle says.
 
     Returns:
         A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
@@ -194,10 +192,10 @@ def predict(
         ArgumentError: any other argument that can't be used.
         ModelError: the model is no classifier of RGB images.
     """
+    options = {"views": views, "batch_size": batch_size, "top": top, "white": white, "thresholds": thresholds}
     if not isinstance(model, keras.Model) and hasattr(model, "card"):
         _refuse_for_bundle(class_names=class_names, image_size=image_size, preprocessing=preprocessing, task=task)
-        options = {"views": views, "resize": resize, "batch_size": batch_size, "top": top, "white": white}
-        return model.predict(images, **options, thresholds=thresholds)
+        return model.predict(images, resize=resize, **options)
     size = size_to_use(model, image_size)
     names = class_names_for(model, class_names, task := find_task(model, class_names, task=task))
 
@@ -205,10 +203,8 @@ def predict(
         batch = preprocess(batch, preprocessing)
         return class_probabilities(model, batch, views=views, batch_size=filled, task=task)
 
-    options = {"views": views, "batch_size": batch_size, "top": top, "white": white, "task": task}
-    options["thresholds"] = check_thresholds(thresholds, names, task)
     options |= {"size": None if None in size else size, "resize": image_files.RESIZES[0] if resize is None else resize}
-    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing}
+    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing, "task": task}
     return predict_with(run, images, names, **options)
 
 
@@ -238,10 +234,11 @@ def predict_with(
 
     It goes from a batch, `(batch, height, width, 3)`, and the number of images in the first one, to `(batch, classes)`, views
     averaged. `size` is `(height, width)` to resize to, `None` for no resizing; `takes` and `preprocessing` say which pixels
-    fit, as in `check_range`; `thresholds` are those of `check_thresholds`.
+    fit, as in `check_range`.
     """
     check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
+    thresholds = check_thresholds(thresholds, class_names, task)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
         check_count("top", top)

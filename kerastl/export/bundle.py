@@ -87,7 +87,6 @@ class Bundle(Printed):
             )
         output = self.card["output"]
         task, own = output.get("task", CLASSIFICATION), output.get("thresholds")
-        limits = check_thresholds(own if thresholds is None else thresholds, self.labels, task)
         runner = self._runner or _make_runner(self.folder, self.card)
 
         def probabilities(pixels):
@@ -105,7 +104,7 @@ class Bundle(Printed):
             top=top,
             white=white,
             task=task,
-            thresholds=limits,
+            thresholds=own if thresholds is None else thresholds,
         )
 
     def _tables(self):

@@ -9,7 +9,7 @@ import numpy as np
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import GateError, warn
 from kerastl.evaluation.inputs import preprocess
-from kerastl.evaluation.probabilities import class_probabilities, decide, to_probabilities
+from kerastl.evaluation.probabilities import check_thresholds, class_probabilities, decide, to_probabilities
 from kerastl.tables import Printed, Table
 
 _CLASSES_SHOWN = 20
@@ -109,7 +109,7 @@ def compare(
     task: str = CLASSIFICATION,
     views: int = 1,
     kind: str | None = None,
-    thresholds: np.ndarray | None = None,
+    thresholds=None,
 ) -> Comparisons:
     """Run a Keras model, as it was before, and what was exported of it on the same images.
 
@@ -118,13 +118,13 @@ def compare(
         batches: `(images, labels)`; labels are as `prepare_labels` returns them, or `None`.
         quantizations: of all formats → what was quantized in it.
         views, kind: how many flips were averaged in what was exported, and what its outputs hold, as `output_kind` says.
-        thresholds: from which probabilities on labels count, see `check_thresholds`.
+        thresholds: from which probabilities on labels count, see `predict`.
 
     Returns:
         A judged `Comparison` for each format, in the order of those that run here, then the others.
     """
     expected, known, found, differences = [], [], {name: [] for name in exported}, dict.fromkeys(exported, 0.0)
-    largest = 0
+    thresholds, largest = check_thresholds(thresholds, class_names, task), 0
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
