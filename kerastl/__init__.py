@@ -30,9 +30,11 @@ _HOMES = {
     "kerastl.models.heads": ["build_classifier"],
     "kerastl.evaluation.plots": [
         *("plot_comparison", "plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam"),
-        *("plot_gradient_norms", "plot_history", "plot_mistakes"),
+        *("plot_gradient_norms", "plot_history", "plot_mistakes", "plot_reliability"),
     ],
     "kerastl.evaluation.prediction": ["Predictions", "predict"],
+    "kerastl.evaluation.calibration": ["Calibration", "calibrate"],
+    "kerastl.evaluation.thresholds": ["Thresholds", "choose_thresholds"],
     "kerastl.lab.pruning": [
         *("SparsityReport", "gradual_pruning", "keep_pruned", "prune", "sparsity_report", "zipped_size"),
     ],

@@ -13,6 +13,8 @@ from kerastl.errors import GateError as GateError
 from kerastl.errors import KerastlError as KerastlError
 from kerastl.errors import KerastlWarning as KerastlWarning
 from kerastl.errors import WeightsUnavailableError as WeightsUnavailableError
+from kerastl.evaluation.calibration import Calibration as Calibration
+from kerastl.evaluation.calibration import calibrate as calibrate
 from kerastl.evaluation.explanation import grad_cam as grad_cam
 from kerastl.evaluation.measures import Evaluation as Evaluation
 from kerastl.evaluation.measures import evaluate as evaluate
@@ -24,8 +26,11 @@ from kerastl.evaluation.plots import plot_grad_cam as plot_grad_cam
 from kerastl.evaluation.plots import plot_gradient_norms as plot_gradient_norms
 from kerastl.evaluation.plots import plot_history as plot_history
 from kerastl.evaluation.plots import plot_mistakes as plot_mistakes
+from kerastl.evaluation.plots import plot_reliability as plot_reliability
 from kerastl.evaluation.prediction import Predictions as Predictions
 from kerastl.evaluation.prediction import predict as predict
+from kerastl.evaluation.thresholds import Thresholds as Thresholds
+from kerastl.evaluation.thresholds import choose_thresholds as choose_thresholds
 from kerastl.export.bundle import Bundle as Bundle
 from kerastl.export.bundle import load_bundle as load_bundle
 from kerastl.export.exporting import export_model as export_model

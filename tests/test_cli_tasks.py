@@ -40,7 +40,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-def train(photos, task, labels, out):
+def train(photos, task, labels, out, *options):
     """Let `train` make a run folder with a network of a few layers."""
 
     def build(backbone, units, *, task, **_):
@@ -54,7 +54,7 @@ def train(photos, task, labels, out):
     expected = task
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "build_classifier", build)
-        command = ["train", str(photos), "--labels", labels, "--out", str(out), *TINY, *FAST]
+        command = ["train", str(photos), "--labels", labels, "--out", str(out), *TINY, *FAST, *options]
         assert main(command) == 0
 
 
@@ -178,3 +178,43 @@ def test_options_that_do_not_go_with_labels_name_options(photos, tmp_path, capsy
     said = fails(capsys, "train", photos, "--labels", "lihgt.csv", "--out", out)
     assert "There is no labels file lihgt.csv" in said
     assert "Did you mean 'light.csv'" in said
+
+
+@pytest.mark.parametrize(("task", "labels"), [("multi-label", "labels.csv"), ("classification", "red.csv")])
+def test_a_calibrated_run_keeps_its_thresholds_for_prediction_and_export(task, labels, photos, tmp_path, capsys):
+    out, bundle = tmp_path / "run", tmp_path / "bundle"
+    train(photos, task, labels, out, "--head-epochs", "2", "--calibrate", "--choose-thresholds", "--overwrite")
+    found = json.loads((out / "report.json").read_text())
+    page = (out / "report.md").read_text()
+    names = found["class_names"]
+    assert list(found["thresholds"]) == (names if task == "multi-label" else names[1:])
+    assert found["calibration"]["loss_after"] <= found["calibration"]["loss_before"] + 1e-6
+    assert found["calibration"]["images"] == found["split_sizes"]["validation"]
+    assert "- Calibration: temperature" in page
+    assert "- Thresholds: " in page
+    # Far from a half, so that they show; under other names, in the order of the model
+    found["thresholds"] = {names[-1]: 0.001}
+    (out / "report.json").write_text(json.dumps(found))
+    (tmp_path / "own.txt").write_text("\n".join(f"own {index}" for index in range(len(names))))
+    capsys.readouterr()
+    assert main(["predict", str(out), str(photos), "--labels", str(tmp_path / "own.txt"), "--json"]) == 0
+    own, said = f"own {len(names) - 1}", json.loads(capsys.readouterr().out)
+    unlikely = [row for row in said if 0.001 < row["probabilities"][own] < 0.5]
+    assert unlikely
+    assert all(own in (row["labels"] if task == "multi-label" else [row["label"]]) for row in unlikely)
+    assert main(["export", str(out), "--views", "2", "--out", str(bundle)]) == 0
+    card = json.loads((bundle / "model_card.json").read_text())
+    assert card["output"]["thresholds"] == found["thresholds"]
+    assert card["output"]["views"] == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "option", "said"),
+    [("light.csv", "--calibrate", "leave --calibrate out"), ("light.csv", "--choose-thresholds", "or for two classes")],
+)
+def test_what_numbers_do_not_have_is_refused_before_training(
+    labels, option, said, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(train_command, "build_classifier", lambda *_, **__: models.small_model())
+    arguments = ["train", photos, "--labels", labels, "--out", tmp_path / "run", *TINY, option]
+    assert said in fails(capsys, *arguments)

@@ -491,3 +491,91 @@ def test_labels_must_be_kept():
     assert found.failure == "75.00% of its labels are Keras's, and must be 99.50%"
     found = numbers_gate(lambda said: said * [1, 0], labels, "multi-label", quantize="int8")
     assert found.failure == "it loses 25.00 points of accuracy, and may lose 1.00"
+
+
+def labelled_model(activation="softmax"):
+    """A model that says which channel is brightest on the left half of an image, and less so on the right."""
+    inputs = keras.Input((8, 8, 3))
+    left = layers.AveragePooling2D(4)(inputs / 255)[:, 0, 0]
+    right = layers.AveragePooling2D(4)(inputs / 255)[:, 1, 1]
+    head = layers.Dense(3, activation=activation, name="last")
+    model = keras.Model(inputs, head(layers.Concatenate()([left, right])))
+    head.set_weights([np.concatenate([4 * np.eye(3), np.eye(3)]), np.zeros(3)])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "activation"),
+    [
+        ("litert", 2, "softmax"),
+        ("litert", 4, "linear"),
+        pytest.param("onnx", 2, "softmax", marks=needs("onnx")),
+        pytest.param("onnx", 4, "linear", marks=needs("onnx")),
+        ("saved_model", 2, "linear"),
+    ],
+)
+def test_an_exported_model_averages_views_itself(folder, name, views, activation):
+    model = labelled_model(activation)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), "uint8")
+    options = {"formats": name, "labels": NAMES, "task": "classification", "verbose": 0}
+    kerastl.export_model(model, folder, held_out=images, views=views, **options)
+    run = formats.load(name, folder / formats.FORMATS[name].path)
+    expected = class_probabilities(model, images, views=views)
+    parts = [images[:1], images[1:]] if name != "litert" else images[:, None]
+    given = np.concatenate([run(one.astype("float32")) for one in parts])
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    assert not np.allclose(expected, class_probabilities(model, images), atol=1e-3)
+    card = json.loads((folder / "model_card.json").read_text())
+    assert card["output"] == {
+        "task": "classification",
+        "kind": "softmax",
+        "units": 3,
+        "views": views,
+        "thresholds": None,
+    }
+    assert card["gate"]["comparisons"][0]["largest_difference"] < 1e-5
+    assert f"averages {views} flips" in (folder / "README.md").read_text()
+    if name == "litert":
+        read = kerastl.load_bundle(folder).predict(images)
+        np.testing.assert_allclose(read.probabilities, expected, atol=1e-5)
+
+
+def test_an_int8_export_averages_views_too(model, data, folder):
+    plain = len((kerastl.export_model(model, folder, labels=NAMES, verbose=0).folder / "model.tflite").read_bytes())
+    options = {"quantize": "int8", "labels": NAMES, "verbose": 0, "overwrite": True}
+    kerastl.export_model(model, folder, views=2, **data, **options)
+    assert json.loads((folder / "model_card.json").read_text())["gate"]["comparisons"][0]["accuracy"] > 0.9
+    kerastl.export_model(model, folder, views=2, labels=NAMES, verbose=0, overwrite=True)
+    assert (folder / "model.tflite").stat().st_size < 1.2 * plain + 4000  # no weight is there twice
+
+
+def test_the_gate_compares_with_as_many_views(folder, monkeypatch):
+    model = labelled_model()
+    monkeypatch.setattr(
+        "kerastl.export.inference._with_flips", lambda images, views: keras.ops.repeat(images, views, axis=0)
+    )
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), "uint8")
+    with pytest.raises(GateError):
+        kerastl.export_model(model, folder, held_out=images, views=2, labels=NAMES, verbose=0)
+
+
+def test_thresholds_go_with_the_bundle(folder):
+    model = labelled_model("sigmoid")
+    model.get_layer("last").set_weights([np.concatenate([4 * np.eye(3), np.eye(3)]), np.array([0, -6, -2.5])])
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), "uint8")
+    options = {"class_names": NAMES, "thresholds": {"blue": 0.03, "crimson": 0.6}}
+    expected = kerastl.predict(model, images, **options).labels
+    assert expected != kerastl.predict(model, images, class_names=NAMES).labels
+    kerastl.export_model(model, folder, labels=NAMES, held_out=images, thresholds=options["thresholds"], verbose=0)
+    read = kerastl.load_bundle(folder)
+    assert read.card["output"]["thresholds"] == options["thresholds"]
+    assert read.predict(images).labels == kerastl.predict(read, images).labels == expected
+    own = kerastl.predict(read, images, thresholds={"amber": 0.5}).labels
+    assert own == kerastl.predict(model, images, class_names=NAMES).labels
+    assert "blue from 0.03, crimson from 0.6" in (folder / "README.md").read_text()
+    for wrong in ({"red": 0.5}, {"blue": 2}, [0.5], {"blue": "low"}):
+        card = json.loads((folder / "model_card.json").read_text())
+        card["output"]["thresholds"] = wrong
+        (folder / "model_card.json").write_text(json.dumps(card))
+        with pytest.raises(kerastl.BundleError, match="can't be used: "):
+            kerastl.load_bundle(folder)

@@ -56,6 +56,8 @@ def run(arguments) -> int:
             agreement=arguments.agreement,
             details=_details(report, splits),
             task=report.get("task") if splits is None else splits.task,
+            views=arguments.views,
+            thresholds=models.thresholds_in(report, names),
             overwrite=arguments.overwrite,
         )
     except GateError as error:

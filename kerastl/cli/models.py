@@ -127,6 +127,15 @@ def report_beside(file: Path) -> dict:
     return _json_object(beside.read_bytes) if beside.is_file() else {}  # a pipe would be waited for
 
 
+def thresholds_in(report: dict, names: list[str] | None) -> dict | None:
+    """Return the thresholds that training chose, by the names that are used now, as `predict` takes them."""
+    chosen, trained = report.get("thresholds"), report.get("class_names")
+    if not isinstance(chosen, dict) or not isinstance(trained, list) or len(names or ()) != len(trained):
+        return chosen
+    now = dict(zip(trained, names, strict=True))
+    return {now.get(name, name): value for name, value in chosen.items()}
+
+
 def resize_beside(file: Path) -> str:
     """Return how images were resized in training, if `report.json` beside a model says so; else the default."""
     resize = report_beside(file).get("resize")

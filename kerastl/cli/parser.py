@@ -268,6 +268,9 @@ def _train_phases(group) -> None:
     weight = "balanced: rare classes count as much as common ones"
     _add(group, "--class-weight", ["none", "balanced"], weight, "none")
     _add(group, "--seed", "N", "of the split and of the training", 0)
+    _add_switch(group, "--calibrate", "at the end, make the probabilities true by a temperature (on validation images)")
+    counts = "choose on validation images from which probability on each label, or the second of two classes, counts"
+    _add_switch(group, "--choose-thresholds", counts)
 
 
 def _predict(parser) -> None:
@@ -299,6 +302,7 @@ def _export(parser) -> None:
     _add(parser, "--pixels", ["float32", "uint8"], "type of the input", "float32")
     _add_preprocessing(parser)
     _add(parser, "--image-size", "PIXELS", "for a model that takes any size")
+    _add(parser, "--views", _VIEWS, "average so many flips of each image inside the exported model", 1)
     _add(parser, "--opset", "N", "of ONNX (default: the newest that tf2onnx writes)")
     _add(parser, "--accuracy-loss", "SHARE", "what a quantized export may lose (default: 0.01, a point)", 0.01)
     same = "of the images on which a float32 export must name the same class (of the labels; see docs/export.md)"

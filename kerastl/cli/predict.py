@@ -30,6 +30,7 @@ def run(arguments) -> int:
         options["resize"] = arguments.resize or models.resize_beside(file)
         options["preprocessing"] = models.preprocessing_for(model, arguments.preprocessing)
         options |= {"white": report.get("white"), "task": report.get("task")}
+        options["thresholds"] = models.thresholds_in(report, names)
         predictions = predict(model, arguments.images, class_names=names, **options)
     print(json.dumps(predictions.to_rows(), indent=2, ensure_ascii=False) if arguments.json else predictions)
     return 0

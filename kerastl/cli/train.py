@@ -21,9 +21,11 @@ from kerastl.checks import check_count, check_fraction, received
 from kerastl.cli import in_options
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.images import check_image_size
-from kerastl.data.labels import CLASSIFICATION
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
+from kerastl.evaluation.calibration import calibrate
+from kerastl.evaluation.thresholds import choose_thresholds
 from kerastl.models import backbones
 from kerastl.models.compiling import check_rate
 from kerastl.models.heads import build_classifier
@@ -173,6 +175,14 @@ def check_images(arguments) -> None:
 
 def _prepare(job: _Job) -> None:
     job.splits, job.model = load_and_build(job.arguments)
+    task, classes = job.splits.task, len(job.splits.class_names)
+    if job.arguments.calibrate and task == REGRESSION:
+        raise ArgumentError(f"Numbers have no probabilities: leave --calibrate out. {received(task=task)}")
+    if job.arguments.choose_thresholds and task != MULTI_LABEL and (task == REGRESSION or classes > 2):
+        raise ArgumentError(
+            "--choose-thresholds is for several labels an image, or for two classes: leave it out. "
+            f"{received(task=task, classes=classes)}"
+        )
     files.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
 
 
@@ -244,6 +254,8 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
     part = "test" if splits.test is not None else "validation"
     judge = functools.partial(measures.evaluate, job.model, getattr(splits, part), splits.class_names, task=splits.task)
     started = time.perf_counter()
+    noted = _finish(job)
+    judge = functools.partial(judge, thresholds=noted.get("thresholds"))
     evaluation, averaged = judge(), None
     head_scores = evaluation.scores
     if result.best_phase == "fine_tune":
@@ -264,11 +276,25 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
         learning_rates=_learning_rates(arguments),
         arguments={key: value for key, value in vars(arguments).items() if key not in ("module", "command_line")},
         command=_command(arguments),
+        **noted,
         seconds={"evaluation": now - started, "total": now - job.started},
     )
     outcome = {"model": job.model, "report": summary, "result": result, "evaluation": evaluation}
     report.write_run(job.folder, **outcome, overwrite=arguments.overwrite)
     return summary
+
+
+def _finish(job: _Job) -> dict:
+    """Calibrate the model and choose thresholds on the validation images, where asked for; return what the report notes."""
+    arguments, splits, noted = job.arguments, job.splits, {}
+    given = job.model, splits.validation, splits.class_names
+    if arguments.calibrate:
+        found = calibrate(*given, task=splits.task)
+        names = ("temperature", "error_before", "error_after", "loss_before", "loss_after", "images")
+        noted["calibration"] = {name: getattr(found, name) for name in names}
+    if arguments.choose_thresholds:
+        noted["thresholds"] = dict(choose_thresholds(*given, task=splits.task))
+    return noted
 
 
 def _fine_tuning_rate(job: _Job):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,7 +13,15 @@ from kerastl.data.batches import adapt, find_source
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, class_indices, label_kind
 from kerastl.errors import DataError
 from kerastl.evaluation.inputs import check_range, preprocess
-from kerastl.evaluation.probabilities import THRESHOLD, VIEWS, class_names_for, class_probabilities, find_task
+from kerastl.evaluation.probabilities import (
+    THRESHOLD,
+    VIEWS,
+    check_thresholds,
+    class_names_for,
+    class_probabilities,
+    decide,
+    find_task,
+)
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
 
@@ -48,12 +56,14 @@ class Evaluation(Printed):
         confusion_matrix: counts, `(classes, classes)`; rows are the true class, columns the predicted one.
         mistakes: the most confident ones, with their images.
         views: how many views of each image were averaged.
+        thresholds: from which probability on each of two classes was named; `None`: the more probable one.
     """
 
     class_names: list[str]
     confusion_matrix: np.ndarray
     mistakes: Mistakes
     views: int = 1
+    thresholds: np.ndarray | None = None
     task = CLASSIFICATION
 
     @property
@@ -117,7 +127,7 @@ class Evaluation(Printed):
 class OutputsEvaluation(Printed):
     """How a model does that gives each image several labels or numbers; prints as a table.
 
-    A label counts as predicted from a probability of 0.5 on. Scores are means over the labels or numbers.
+    A label counts as predicted from a probability of 0.5 on, or of its threshold. Scores are means over the labels or numbers.
     """
 
     task: str  # "multi-label" or "regression"
@@ -126,6 +136,7 @@ class OutputsEvaluation(Printed):
     outputs: np.ndarray  # what the model says, `(images, names)`
     mistakes: Mistakes  # the images with the surest wrong label, or the largest error
     views: int = 1  # how many views of each image were averaged
+    thresholds: np.ndarray | None = None  # of each label
 
     @property
     def count(self) -> int:
@@ -146,12 +157,13 @@ class OutputsEvaluation(Printed):
 
     def to_rows(self) -> list[dict]:
         """Return a dictionary of scores per label or number, for pandas; what has no meaning is `None`."""
-        return self._rows(self.outputs)
+        return self._rows(self.outputs, self.thresholds)
 
-    def _rows(self, outputs) -> list[dict]:
+    def _rows(self, outputs, thresholds=None) -> list[dict]:
         score = _label_scores if self.task == MULTI_LABEL else _number_scores
-        columns = zip(self.class_names, self.labels.T, outputs.T, strict=True)
-        return [{"name": name, **score(labels, values)} for name, labels, values in columns]
+        said = decide(outputs, self.task, thresholds)
+        columns = zip(self.class_names, self.labels.T, outputs.T, said.T, strict=True)
+        return [{"name": name, **score(*values)} for name, *values in columns]
 
     def _mean_scores(self, rows: list[dict]) -> dict[str, float | None]:
         keys = ("average_precision", "f1", "accuracy") if self.task == MULTI_LABEL else ("mae", "rmse", "r2")
@@ -164,8 +176,7 @@ class OutputsEvaluation(Printed):
         return [score_table(self.to_rows(), headline, self.task)]
 
 
-def _label_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict:
-    said = probabilities >= THRESHOLD
+def _label_scores(labels: np.ndarray, probabilities: np.ndarray, said: np.ndarray) -> dict:
     scores = _scores((labels & said).sum(), said.sum(), labels.sum())
     support = scores.pop("support")  # comes last
     scores["average_precision"] = average_precision(labels, probabilities)
@@ -173,7 +184,7 @@ def _label_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict:
     return {**scores, "support": support}
 
 
-def _number_scores(labels: np.ndarray, numbers: np.ndarray) -> dict:
+def _number_scores(labels: np.ndarray, numbers: np.ndarray, _) -> dict:
     squares = float(((numbers - labels) ** 2).mean())
     variance = float(labels.var())
     r2 = 1 - squares / variance if variance else None
@@ -231,6 +242,7 @@ def evaluate(
     mistakes: int = 12,
     preprocessing: Callable[..., Any] | str | None = "auto",
     task: str | None = None,
+    thresholds=None,
 ) -> Evaluation | OutputsEvaluation:
     """Judge a model on labelled images, batch by batch.
 
@@ -243,7 +255,7 @@ def evaluate(
         mistakes: how many of the most confident mistakes, or of the largest errors, to keep.
         preprocessing: what is done to pixels 0–255 before the model, see `predict`. What `load_images` and Keras's
             `image_dataset_from_directory` return counts as files, all else as arrays.
-        task: what the outputs are, see `predict`.
+        task, thresholds: what the outputs are, and from which probabilities on labels count, see `predict`.
 
     Returns:
         An `Evaluation`; of several labels or of numbers an `OutputsEvaluation`.
@@ -253,34 +265,58 @@ def evaluate(
         ArgumentError: another argument that can't be used.
         ModelError: the model is none of RGB images.
     """
-    check_choice("views", views, VIEWS)
     check_count("mistakes", mistakes, smallest=0)
+    options = {"views": views, "preprocessing": preprocessing, "task": task}
+    task, names, batches = run_on(model, data, class_names, **options)
+    limits = check_thresholds(thresholds, names, task)
+    kept, judged, count = Mistakes([], None, None, np.zeros(0, int)), [], 0
+    for images, labels, values in batches:
+        kept = _merge_mistakes(kept, images, labels, values, count, mistakes, task, limits)
+        judged.append((labels, decide(values, task, limits) if task == CLASSIFICATION else values))
+        count += len(images)
+    labels, values = map(np.concatenate, zip(*judged, strict=True))
+    if task != CLASSIFICATION:
+        return OutputsEvaluation(task, names, labels, values, kept, views, limits)
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(matrix, (labels, values), 1)
+    return Evaluation(names, matrix, kept, views, limits)
+
+
+def run_on(
+    model: keras.Model, data, class_names=None, *, views: int = 1, preprocessing="auto", task: str | None = None
+) -> tuple[str, list[str], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Return task, names, and what yields `(images, labels, outputs)` of each batch; arguments and errors as of `evaluate`.
+
+    Labels are what `prepare_labels` returns, outputs what `class_probabilities` does.
+    """
+    check_choice("views", views, VIEWS)
     rows = adapt(data)
     task = find_task(model, class_names, labels=(rows.first or (None, None))[1], task=task)
     names = class_names_for(model, class_names, task)
-    kept, judged, largest, count = Mistakes([], None, None, np.zeros(0, int)), [], 0, 0
-    for images, given_labels, _ in rows.batches():
-        if not len(images):
-            continue
-        labels = prepare_labels(given_labels, len(names), task)
+
+    def batches():
+        largest = 0
+        for images, given_labels, _ in rows.batches():
+            if not len(images):
+                continue
+            labels = prepare_labels(given_labels, len(names), task)
+            if not largest:
+                outputs.check_size(model, images)
+                files = find_source(data) is not None or hasattr(data, "file_paths")
+                check_range(outputs.pixel_range(model), preprocessing, [images], files=files)
+            largest = max(largest, len(images))
+            given = preprocess(images, preprocessing)
+            yield images, labels, class_probabilities(model, given, views=views, batch_size=largest, task=task)
         if not largest:
-            outputs.check_size(model, images)
-            files = find_source(data) is not None or hasattr(data, "file_paths")
-            check_range(outputs.pixel_range(model), preprocessing, [images], files=files)
-        largest = max(largest, len(images))
-        given = preprocess(images, preprocessing)
-        values = class_probabilities(model, given, views=views, batch_size=largest, task=task)
-        kept = _merge_mistakes(kept, images, labels, values, count, mistakes, task)
-        judged.append((labels, values.argmax(axis=1) if task == CLASSIFICATION else values))
-        count += len(images)
-    if not judged:
-        raise DataError(f"There are no images to evaluate on. {received(data=data)}")
-    labels, values = map(np.concatenate, zip(*judged, strict=True))
-    if task != CLASSIFICATION:
-        return OutputsEvaluation(task, names, labels, values, kept, views)
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(matrix, (labels, values), 1)
-    return Evaluation(names, matrix, kept, views)
+            raise DataError(f"There are no images to evaluate on. {received(data=data)}")
+
+    return task, names, batches()
+
+
+def gather(batches) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels and outputs of all images that `run_on` yields."""
+    labels, values = zip(*(one[1:] for one in batches), strict=True)
+    return np.concatenate(labels), np.concatenate(values)
 
 
 def prepare_labels(labels, units: int, task: str) -> np.ndarray:
@@ -292,7 +328,9 @@ def prepare_labels(labels, units: int, task: str) -> np.ndarray:
     return labels >= THRESHOLD if task == MULTI_LABEL else labels
 
 
-def most_confident_mistakes(labels, probabilities, count: int, task: str = CLASSIFICATION) -> np.ndarray:
+def most_confident_mistakes(
+    labels, probabilities, count: int, task: str = CLASSIFICATION, thresholds: np.ndarray | None = None
+) -> np.ndarray:
     """Return the indexes of at most `count` wrong predictions, the most confident (of numbers the largest errors) first.
 
     `labels` are what `prepare_labels` returns, `probabilities` what the model predicted, `(n, classes)`.
@@ -300,26 +338,28 @@ def most_confident_mistakes(labels, probabilities, count: int, task: str = CLASS
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if not len(labels):
         return np.zeros(0, dtype=int)
-    confidence = wrongness(labels, probabilities, task).max(axis=1)
+    confidence = wrongness(labels, probabilities, task, thresholds).max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     return order[confidence[order] > 0][:count]
 
 
-def wrongness(labels: np.ndarray, outputs: np.ndarray, task: str) -> np.ndarray:
+def wrongness(labels: np.ndarray, outputs: np.ndarray, task: str, thresholds: np.ndarray | None = None) -> np.ndarray:
     """Return the error of each number, or how sure the model is of each wrong class or label, 0 of right ones."""
     if task == REGRESSION:
         return np.abs(outputs - labels)
+    said = decide(outputs, task, thresholds)
     if task == CLASSIFICATION:
-        return np.where((outputs.argmax(axis=1) == labels)[:, None], 0.0, outputs)
-    return np.where((outputs >= THRESHOLD) == labels, 0.0, np.maximum(outputs, 1 - outputs))
+        named = np.arange(outputs.shape[1]) == said[:, None]
+        return np.where(named & (said != labels)[:, None], outputs, 0.0)
+    return np.where(said == labels, 0.0, np.where(said, outputs, 1 - outputs))
 
 
-def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int, task: str) -> Mistakes:
+def _merge_mistakes(kept: Mistakes, images, labels, probabilities, start: int, count: int, *how) -> Mistakes:
     before = len(kept.images)
     positions = np.concatenate([kept.positions, start + np.arange(len(images))])
     if kept.labels is not None:
         labels = np.concatenate([kept.labels, labels])
         probabilities = np.concatenate([kept.probabilities, probabilities])
-    order = most_confident_mistakes(labels, probabilities, count, task)
+    order = most_confident_mistakes(labels, probabilities, count, *how)
     chosen = [kept.images[at] if at < before else np.clip(images[at - before], 0, 255).astype("uint8") for at in order]
     return Mistakes(chosen, labels[order], probabilities[order], positions[order])

@@ -17,8 +17,10 @@ from kerastl.evaluation.inputs import check_range, list_images, preprocess
 from kerastl.evaluation.probabilities import (
     THRESHOLD,
     VIEWS,
+    check_thresholds,
     class_names_for,
     class_probabilities,
+    decide,
     find_task,
     size_to_use,
 )
@@ -34,7 +36,7 @@ class Prediction:
     """What the model says of one image."""
 
     name: str  # the path, or `image 0`, `image 1`, … for arrays
-    label: str  # the most probable class
+    label: str  # the most probable class, or that which a threshold made of it
     probability: float  # of that class
     probabilities: dict[str, float]  # class name to probability, the most probable first, as many as `top` asked for
 
@@ -44,7 +46,8 @@ class LabelsPrediction:
     """What a model of several labels says of one image; `name` and `probabilities` are as in `Prediction`."""
 
     name: str
-    labels: dict[str, float]  # of 0.5 or more, or else of the most probable one; the most probable first
+    # Of 0.5 (or their thresholds) or more, or else of the most probable one; the most probable first
+    labels: dict[str, float]
     probabilities: dict[str, float]
 
 
@@ -67,6 +70,7 @@ class Predictions(Printed, collections.abc.Sequence):
         top: how many classes each `Prediction` lists; `None` for all.
         skipped: the files that can't be read, and why; they have no row.
         task: "classification", "multi-label" or "regression".
+        thresholds: from which probability on each class or label counts, `(classes,)`; `None` where nobody chose any.
     """
 
     names: list[str]
@@ -75,6 +79,7 @@ class Predictions(Printed, collections.abc.Sequence):
     top: int | None = None
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     task: str = CLASSIFICATION
+    thresholds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,10 +93,11 @@ class Predictions(Printed, collections.abc.Sequence):
         order = np.argsort(-row, kind="stable")
         ranked = {self.class_names[place]: float(row[place]) for place in order}
         listed = dict(list(ranked.items())[: self.top])
-        label = self.class_names[order[0]]
+        said = decide(row, self.task, self.thresholds)
         if self.task == MULTI_LABEL:
-            said = {one: value for one, value in ranked.items() if value >= THRESHOLD} or {label: ranked[label]}
-            return LabelsPrediction(name, said, listed)
+            places = [place for place in order if said[place]] or order[:1]
+            return LabelsPrediction(name, {self.class_names[one]: float(row[one]) for one in places}, listed)
+        label = self.class_names[said]
         return Prediction(name, label, ranked[label], listed)
 
     @property
@@ -111,9 +117,10 @@ class Predictions(Printed, collections.abc.Sequence):
 
     def _tables(self, shown_rows: int = _SHOWN_ROWS) -> list[Table]:
         shown = min(self.top or _SHOWN_CLASSES, len(self.class_names))
+        least = f"{THRESHOLD:.0%} or more" if self.thresholds is None else "their thresholds or more"
         header, right = {
             CLASSIFICATION: (["label", "probability", *(["then"] if shown > 1 else [])], {2}),
-            MULTI_LABEL: ([f"labels of {THRESHOLD:.0%} or more, else the likeliest"], ()),
+            MULTI_LABEL: ([f"labels of {least}, else the likeliest"], ()),
             REGRESSION: (self.class_names, range(1, 1 + len(self.class_names))),
         }[self.task]
         rows = [[one.name, *_cells(one, shown)] for one in self[:shown_rows]]
@@ -130,9 +137,10 @@ class Predictions(Printed, collections.abc.Sequence):
 def _cells(one: Prediction | LabelsPrediction | NumbersPrediction, shown: int) -> list[str]:
     if isinstance(one, NumbersPrediction):
         return [f"{value:.4g}" for value in one.numbers.values()]
-    values = one.labels if isinstance(one, LabelsPrediction) else one.probabilities
+    several = isinstance(one, LabelsPrediction)
+    values = one.labels if several else {one.label: one.probability, **one.probabilities}
     percents = [(name, f"{100 * value:.1f} %") for name, value in values.items()]
-    if isinstance(one, LabelsPrediction):
+    if several:
         return [", ".join(map(" ".join, percents))]
     then = ", ".join(map(" ".join, percents[1:shown]))
     return [*percents[0], *([then] if shown > 1 else [])]
@@ -151,6 +159,7 @@ def predict(
     preprocessing: Callable[..., Any] | str | None = "auto",
     white: float | None = None,
     task: str | None = None,
+    thresholds=None,
 ) -> Predictions:
     """Predict the classes, labels or numbers of images, given as files or as arrays, resized as `load_images` does it.
 
@@ -165,8 +174,7 @@ def predict(
         class_names: one name per class, label or number, in the order of the outputs; default: `0`, `1`, …
         views: 2 averages with the mirror image; 4 over both flips and the two together, for augmentation `"flips"`, say.
         resize: `"squash"`, `"crop"` or `"pad"`, as it was in training; default: `"squash"`, or what the bundle says.
-        batch_size: images per step.
-        top: how many classes to list for each image; `None` for all.
+        batch_size, top: images per step; how many classes to list for each image, `None` for all.
         image_size: pixels, one number or `(height, width)`, for a model that takes any size; else the model's.
         preprocessing: "auto" for a model that scales pixels 0–255 itself, as those of `build_classifier` do; else what was
             done to them in training, such as `keras.applications.resnet50.preprocess_input`; `None` for pixels as they are.
@@ -174,6 +182,7 @@ def predict(
         white: of images of more than 8 bits a channel, as in `data.white`; default: decided by all of this call, and said.
         task: "classification", "multi-label" or "regression"; default: told by the last activation and the loss. One
             linear unit without a loss is a number, unless there are two `class_names`.
+        thresholds: what `choose_thresholds` returned, or a dictionary; default: 0.5 for labels, or what the bundle says.
 
     Returns:
         A `Predictions`: `print` it, index it, or take `.probabilities`, `.labels` or `.to_rows()`.
@@ -183,9 +192,10 @@ def predict(
         ArgumentError: any other argument that can't be used.
         ModelError: the model is no classifier of RGB images.
     """
+    options = {"views": views, "batch_size": batch_size, "top": top, "white": white, "thresholds": thresholds}
     if not isinstance(model, keras.Model) and hasattr(model, "card"):
         _refuse_for_bundle(class_names=class_names, image_size=image_size, preprocessing=preprocessing, task=task)
-        return model.predict(images, views=views, resize=resize, batch_size=batch_size, top=top, white=white)
+        return model.predict(images, resize=resize, **options)
     size = size_to_use(model, image_size)
     names = class_names_for(model, class_names, task := find_task(model, class_names, task=task))
 
@@ -193,9 +203,8 @@ def predict(
         batch = preprocess(batch, preprocessing)
         return class_probabilities(model, batch, views=views, batch_size=filled, task=task)
 
-    options = {"views": views, "batch_size": batch_size, "top": top, "white": white, "task": task}
     options |= {"size": None if None in size else size, "resize": image_files.RESIZES[0] if resize is None else resize}
-    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing}
+    options |= {"takes": outputs.pixel_range(model), "preprocessing": preprocessing, "task": task}
     return predict_with(run, images, names, **options)
 
 
@@ -219,6 +228,7 @@ def predict_with(
     preprocessing="auto",
     white=None,
     task=CLASSIFICATION,
+    thresholds=None,
 ) -> Predictions:
     """Do what `predict` does with anything that gives probabilities, `run`.
 
@@ -228,6 +238,7 @@ def predict_with(
     """
     check_choice("views", views, VIEWS)
     check_choice("resize", resize, image_files.RESIZES)
+    thresholds = check_thresholds(thresholds, class_names, task)
     batch_size = check_count("batch_size", batch_size)
     if top is not None:
         check_count("top", top)
@@ -244,9 +255,8 @@ def predict_with(
     if skipped:
         warn(f"{len(skipped)} of {len(items)} images can't be read and are left out:\n  " + "\n  ".join(reasons[:20]))
     probabilities = np.concatenate([one for _, one in results])
-    return Predictions(
-        [name for called, _ in results for name in called], class_names, probabilities, top, skipped, task
-    )
+    names = [name for called, _ in results for name in called]
+    return Predictions(names, class_names, probabilities, top, skipped, task, thresholds)
 
 
 def _batches(items, names, size, resize, batch_size, skipped: dict):

@@ -3,12 +3,12 @@
 Softmax, one sigmoid unit and plain logits all become an array `(count, classes)` of probabilities.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
 
-from kerastl.checks import check_choice, received
+from kerastl.checks import check_choice, check_fraction, nearest, received
 from kerastl.data.images import check_image_size
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
 from kerastl.errors import ArgumentError, DataError, ModelError
@@ -19,7 +19,7 @@ VIEWS = (1, 2, 4)
 NAMED = dict(zip(TASKS, ("classes", "labels", "numbers"), strict=True))
 """What the outputs of each task are."""
 THRESHOLD = 0.5
-"""From this probability on an image has a label."""
+"""From this probability on an image has a label, unless `thresholds` say otherwise."""
 
 
 def find_task(model: keras.Model, class_names=None, *, labels=None, task: str | None = None) -> str:
@@ -97,6 +97,46 @@ def class_names_for(model: keras.Model, class_names, task: str = CLASSIFICATION)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"Class names must differ from each other. {received(class_names_given_twice=twice)}")
     return names
+
+
+def check_thresholds(thresholds, names: list[str], task: str) -> np.ndarray | None:
+    """Return a threshold for each of `names`, `(names,)`, of what `predict` takes; those of two classes add up to 1.
+
+    `ArgumentError`: names that there are not, no numbers between 0 and 1, numbers or many classes to be predicted.
+    """
+    if thresholds is None:
+        return None
+    if not isinstance(thresholds, Mapping):
+        expected = (
+            "`thresholds` must be what `kerastl.choose_thresholds` returned, or a dictionary from names to numbers."
+        )
+        raise ArgumentError(f"{expected} {received(thresholds=thresholds)}")
+    if task == REGRESSION or (task == CLASSIFICATION and (len(names) > 2 or len(thresholds) != 1)):
+        raise ArgumentError(
+            "Thresholds are for models of several labels, or for one of two classes. Leave them out: of more classes the most "
+            f"probable one is named. {received(task=task, names=names, thresholds=dict(thresholds))}"
+        )
+    for name, value in thresholds.items():
+        check_fraction(f"thresholds[{name!r}]", value, one=False)
+        if name not in names:
+            raise ArgumentError(f"There is no {name!r}.{nearest(name, names)} {received(thresholds=dict(thresholds))}")
+    found = np.array([thresholds.get(name, THRESHOLD) for name in names], dtype="float64")
+    if task == CLASSIFICATION:
+        [index] = map(names.index, thresholds)
+        found[1 - index] = 1 - found[index]
+    return found
+
+
+def decide(probabilities: np.ndarray, task: str, thresholds: np.ndarray | None = None) -> np.ndarray:
+    """Return the class of each row, `(count,)`, whether each label is there, `(count, labels)`, or the numbers as they are.
+
+    `thresholds` are what `check_thresholds` returned.
+    """
+    if task == REGRESSION:
+        return probabilities
+    if task == MULTI_LABEL:
+        return probabilities >= (THRESHOLD if thresholds is None else thresholds)
+    return (probabilities if thresholds is None else probabilities - thresholds).argmax(axis=-1)
 
 
 def _forward(model, images) -> np.ndarray:

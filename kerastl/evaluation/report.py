@@ -21,7 +21,7 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.evaluation import plots
 from kerastl.evaluation.measures import Evaluation, OutputsEvaluation, score_table, shown_scores, wrongness
 from kerastl.evaluation.plots.drawing import percent, shorten
-from kerastl.evaluation.probabilities import THRESHOLD
+from kerastl.evaluation.probabilities import decide
 from kerastl.files import new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
@@ -242,21 +242,20 @@ def _mistake_rows(evaluation, file_names) -> list[dict]:
     kept = evaluation.mistakes
     called = [file_names[position] if file_names else f"image {position}" for position in kept.positions]
     rows = zip(called, kept.labels, kept.probabilities, strict=True)
-    return [
-        {"name": name, **_describe_mistake(label, said, evaluation.class_names, evaluation.task)}
-        for name, label, said in rows
-    ]
+    return [{"name": name, **_describe_mistake(label, said, evaluation)} for name, label, said in rows]
 
 
-def _describe_mistake(label, said, names, task: str) -> dict:
+def _describe_mistake(label, said, evaluation) -> dict:
     """Return what is true and what was said: a class, a list of labels (and which is the surest wrong one), or numbers."""
+    names, task, thresholds = evaluation.class_names, evaluation.task, evaluation.thresholds
+    decided = decide(said, task, thresholds)
     if task == CLASSIFICATION:
-        return {"true": names[label], "predicted": names[int(said.argmax())], "probability": float(said.max())}
+        return {"true": names[label], "predicted": names[decided], "probability": float(said[decided])}
     if task == REGRESSION:
         true, predicted = (dict(zip(names, map(float, one), strict=True)) for one in (label, said))
         return {"true": true, "predicted": predicted}
-    worst = int(wrongness(label, said, task).argmax())
-    true, predicted = (list(itertools.compress(names, one)) for one in (label, said >= THRESHOLD))
+    worst = int(wrongness(label, said, task, thresholds).argmax())
+    true, predicted = (list(itertools.compress(names, one)) for one in (label, decided))
     return {"true": true, "predicted": predicted, "label": names[worst], "probability": float(said[worst])}
 
 
@@ -288,7 +287,7 @@ def _plot_mistakes(evaluation, rows):
     kept, names = evaluation.mistakes, [row["name"] for row in rows]
     if not rows:
         return plots.empty_figure(f"No mistakes among {evaluation.count} images.")
-    if evaluation.task == CLASSIFICATION:
+    if evaluation.task == CLASSIFICATION and evaluation.thresholds is None:
         shown = {"names": names, "count": len(rows)}
         return plots.plot_mistakes(kept.images, kept.labels, kept.probabilities, evaluation.class_names, **shown)
     return plots.plot_images(kept.images, [_mistake_title(row) for row in rows], names)
@@ -370,8 +369,19 @@ def _facts(report: dict) -> list[tuple[str, str]]:
         "Data": f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}",
         "Weights": origin,
         "Licences": "; ".join(licences),
+        "Calibration": _calibration(report.get("calibration")),
+        "Thresholds": ", ".join(f"{name} {value:.3f}" for name, value in (report.get("thresholds") or {}).items()),
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _calibration(found: dict | None) -> str | None:
+    if not found:
+        return None
+    shown = {"": found["temperature"]} if isinstance(found["temperature"], float) else found["temperature"]
+    temperatures = ", ".join(f"{name} {value:.3f}".strip() for name, value in shown.items())
+    error = f"{found['error_before']:.3f} before, {found['error_after']:.3f} after"
+    return f"temperature {temperatures}; calibration error {error}, on the validation images"
 
 
 def _markdown(table: Table) -> str:

@@ -18,9 +18,9 @@ import numpy as np
 from kerastl.checks import received
 from kerastl.data.images import RESIZES
 from kerastl.data.labels import CLASSIFICATION, TASKS
-from kerastl.errors import BundleError, ModelError
+from kerastl.errors import ArgumentError, BundleError, ModelError
 from kerastl.evaluation.prediction import Predictions, predict_with
-from kerastl.evaluation.probabilities import NAMED, average_views, to_probabilities
+from kerastl.evaluation.probabilities import NAMED, average_views, check_thresholds, to_probabilities
 from kerastl.evaluation.report import write_json
 from kerastl.features import litert
 from kerastl.files import LITTER
@@ -65,12 +65,13 @@ class Bundle(Printed):
         batch_size: int = 32,
         top: int | None = None,
         white: float | None = None,
+        thresholds=None,
     ) -> Predictions:
         """Predict with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
 
         Args:
             images, views, top, white: as in `kerastl.predict`.
-            resize: `"squash"`, `"crop"` or `"pad"`; default: what the card says.
+            resize, thresholds: as there; default: what the card says.
             batch_size: images that are read at a time; the model runs on one after the other.
 
         Raises:
@@ -84,12 +85,13 @@ class Bundle(Printed):
                 f"Only LiteRT models of a bundle are run here, and {self.folder} holds {', '.join(self.card['models'])}. "
                 'Export it with "litert" among the formats, or load the model with its own tools if you trust it.'
             )
-        task = self.card["output"].get("task", CLASSIFICATION)
+        output = self.card["output"]
+        task, own = output.get("task", CLASSIFICATION), output.get("thresholds")
         runner = self._runner or _make_runner(self.folder, self.card)
 
         def probabilities(pixels):
             pixels = np.clip(np.rint(pixels), 0, 255) if runner.input_type == "uint8" else pixels
-            return to_probabilities(runner(pixels)[0].astype("float32"), self.card["output"]["kind"], task)
+            return to_probabilities(runner(pixels)[0].astype("float32"), output["kind"], task)
 
         return predict_with(
             lambda batch, filled: average_views(probabilities, batch, views),
@@ -102,6 +104,7 @@ class Bundle(Printed):
             top=top,
             white=white,
             task=task,
+            thresholds=own if thresholds is None else thresholds,
         )
 
     def _tables(self):
@@ -192,6 +195,10 @@ def _problem_of(card: dict) -> str | None:
         inside = name != "litert" and any(file.startswith(f"{path}/") for file in card["files"])
         if not isinstance(path, str) or (path not in card["files"] and not inside):
             return f"it doesn't list the file of {name!r}, {path!r}"
+    try:
+        check_thresholds(card["output"].get("thresholds"), card["classes"], card["output"].get("task", CLASSIFICATION))
+    except ArgumentError as error:
+        return str(error)
     return None
 
 

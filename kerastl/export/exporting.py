@@ -15,7 +15,7 @@ from kerastl.data.images import RESIZES
 from kerastl.errors import ArgumentError, BackendError, DataError
 from kerastl.evaluation import report
 from kerastl.evaluation.inputs import check_range
-from kerastl.evaluation.probabilities import class_names_for, find_task
+from kerastl.evaluation.probabilities import check_thresholds, class_names_for, find_task
 from kerastl.export import bundle, gate, usage
 from kerastl.export import formats as writing
 from kerastl.export.conversion import QUANTIZATIONS, check_tensorflow
@@ -58,6 +58,8 @@ def export_model(
     agreement: float = 0.995,
     details: dict | None = None,
     task: str | None = None,
+    views: int = 1,
+    thresholds=None,
     overwrite: bool = False,
     verbose: int = 1,
 ) -> bundle.Bundle:
@@ -73,37 +75,37 @@ def export_model(
         quantize: of LiteRT: `"float16"` (of Core ML, too) or `"dynamic"` weights, or `"int8"`, activations as well.
         representative: images as `fit` takes them, for `"int8"`: training images, of which 200 are used.
         held_out: images for the gate, best with labels; default: the representative ones, else noise.
-        pixels, image_size, opset: `"float32"` or `"uint8"`; for a model of any size; of ONNX, the newest by default.
+        pixels, image_size, opset, views: `"float32"` or `"uint8"`; any-size models; of ONNX; flips that the graph averages.
         labels, resize: class names, in the order of the outputs (default: `0`, `1`, …); how training resized images.
         preprocessing: what is done to pixels 0–255 before the model, see `predict`; a callable becomes part of the export.
         accuracy_loss: what a quantized export may lose, 0.01 for a point; without labels, the part of classes that change.
-        agreement, task: part of the images of which a float32 export must name Keras's class; what it is, see `predict`.
+        agreement, task, thresholds: part of the images with Keras's class in float32; see `predict`, and the card keeps them.
         details, verbose: more for the card, such as `{"weights": …, "data": …, "metrics": …}`; 0 prints nothing.
 
     Raises:
         GateError: the outputs are worse than the limits allow; its `table` says how much.
-        ArgumentError, DataError, ModelError: what can't be used: arguments; images or labels; a model.
-        BackendError, OutputError: no package for a format, or not on TensorFlow; `folder` is taken or can't be written.
+        ArgumentError, DataError, ModelError, BackendError, OutputError: what can't be used, or is missing.
     """
-    quantizations = _check_formats(formats, quantize, opset, resize)
-    limits = _limits(accuracy_loss=accuracy_loss, agreement=agreement)
-    names = _label_names(model, labels, task := find_task(model, labels, task=task))
-    if taken := [key for key in details or () if key in _CARD_KEYS]:
-        raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
-    exported = inference_model(model, pixels=pixels, image_size=image_size, preprocessing=preprocessing)
+    options = {"quantizations": _check_arguments(formats, quantize, opset, resize, details), "thresholds": thresholds}
+    options["limits"] = _limits(accuracy_loss=accuracy_loss, agreement=agreement)
+    names = _label_names(model, labels, task := find_task(model, labels, task=task), thresholds)
+    graph = {"pixels": pixels, "preprocessing": preprocessing, "views": views, "task": task}
+    exported = inference_model(model, image_size=image_size, **graph)
     check_range(outputs.pixel_range(model), preprocessing, files=True)
     check_output_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle")
     calibration, images = export_images(representative, held_out, exported, quantize, len(names), task)
     with new_folder(folder, overwrite=overwrite, files=BUNDLE_FILES, what="bundle") as place:
-        _write_models(exported, quantizations, calibration, opset, place, verbose)
-        gated = _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place, verbose, task)
-        card = _card(model, exported, quantizations, resize, preprocessing, task)
+        _write_models(exported, options["quantizations"], calibration, opset, place, verbose)
+        gated = _pass_gate(model, exported, images, {**options, **graph, "class_names": names}, place, verbose)
+        card = _card(model, exported, {**options, **graph}, resize)
         _write_card(place, {**card, "classes": names, "gate": gated, **(details or {})})
     return bundle.load_bundle(Path(folder).expanduser().resolve())
 
 
-def _check_formats(formats, quantize, opset, resize) -> dict[str, str | None]:
+def _check_arguments(formats, quantize, opset, resize, details) -> dict[str, str | None]:
     """Return format → quantization, once all that is needed for them is there."""
+    if taken := [key for key in details or () if key in _CARD_KEYS]:
+        raise ArgumentError(f"The card says these itself: leave them out of `details`. {received(details=taken)}")
     formats = [formats] if isinstance(formats, str) else list(formats)
     if not formats or len(set(formats)) != len(formats):
         raise ArgumentError(f"`formats` must name one format or several, each once. {received(formats=formats)}")
@@ -135,11 +137,12 @@ def _limits(**limits) -> gate.Limits:
     return gate.Limits(**{name: check_fraction(name, value, zero=True) for name, value in limits.items()})
 
 
-def _label_names(model, labels, task: str) -> list[str]:
+def _label_names(model, labels, task: str, thresholds) -> list[str]:
     # One name a line: some hold line breaks, which would shift all that follow
     names = [" ".join(name.split()) for name in class_names_for(model, labels, task)]
     if not all(names):
         raise DataError(f"A class name must not be empty. {received(labels=labels)}")
+    check_thresholds(thresholds, names, task)
     return names
 
 
@@ -151,13 +154,14 @@ def _write_models(exported, quantizations, calibration, opset, place: Path, verb
         writing.write(name, exported, place / FORMATS[name].path, quantize, pixels, opset)
 
 
-def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessing, place: Path, verbose, task) -> dict:
-    """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it."""
-    running = [name for name in quantizations if FORMATS[name].runs_here()]
+def _pass_gate(model, exported, images, options: dict, place: Path, verbose) -> dict:
+    """Compare what was written with the Keras model; raise where it does worse, and return what the card says of it.
+
+    `options` are those of `gate.compare`.
+    """
+    running = [name for name in options["quantizations"] if FORMATS[name].runs_here()]
     loaded = {name: writing.load(name, place / FORMATS[name].path) for name in running}
-    batches = _with_bar(images, verbose)
-    options = {"quantizations": quantizations, "limits": limits, "class_names": names, "task": task}
-    compared = gate.compare(model, loaded, batches, **options, pixels=pixels, preprocessing=preprocessing)
+    compared = gate.compare(model, loaded, _with_bar(images, verbose), **options, kind=outputs.output_kind(exported))
     gate.check(compared, images.in_words())
     if verbose:
         print(f"Compared with Keras on {images.in_words()}:\n\n{compared}", flush=True)
@@ -165,7 +169,7 @@ def _pass_gate(model, quantizations, images, limits, names, pixels, preprocessin
         "images": images.what,
         "count": images.count,
         "identity": images.identity,
-        "limits": dataclasses.asdict(limits),
+        "limits": dataclasses.asdict(options["limits"]),
         "comparisons": [dataclasses.asdict(one) for one in compared],
     }
 
@@ -178,10 +182,11 @@ def _with_bar(images, verbose):
             bar.update(index)
 
 
-def _card(model, exported, quantizations, resize: str, preprocessing, task: str) -> dict:
+def _card(model, exported, options: dict, resize: str) -> dict:
     """Return what `model_card.json` says of the model and what made it."""
+    preprocessing, thresholds = options["preprocessing"], options["thresholds"]
     pixels, weights = exported.inputs[0], describe_weights(model)
-    shape, kind = [1, *pixels.shape[1:]], outputs.output_kind(model)
+    shape, kind = [1, *pixels.shape[1:]], outputs.output_kind(exported)
     name = getattr(preprocessing, "__qualname__", type(preprocessing).__qualname__)
     scaling = f"`{name}`, part of the exported graph" if callable(preprocessing) else preprocessing or "none"
     models = {
@@ -192,8 +197,9 @@ def _card(model, exported, quantizations, resize: str, preprocessing, task: str)
             "input_name": "pixels",
             "output_name": FORMATS[name].output_name or writing.onnx_output_name(kind),
         }
-        for name, quantize in quantizations.items()
+        for name, quantize in options["quantizations"].items()
     }
+    output = {"task": options["task"], "kind": kind, "units": exported.outputs[0].shape[1], "views": options["views"]}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model_name": model.name,
@@ -205,7 +211,7 @@ def _card(model, exported, quantizations, resize: str, preprocessing, task: str)
             "resize": resize,
             "preprocessing": "the model's own" if scaling == "auto" else scaling,
         },
-        "output": {"task": task, "kind": kind, "units": exported.outputs[0].shape[1]},
+        "output": {**output, "thresholds": None if thresholds is None else dict(thresholds)},
         "models": models,
         "weights": None if weights is None else dataclasses.asdict(weights),
         "versions": report.software_versions(*_PACKAGES),

@@ -9,8 +9,7 @@ import numpy as np
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import GateError, warn
 from kerastl.evaluation.inputs import preprocess
-from kerastl.evaluation.probabilities import THRESHOLD, class_probabilities, to_probabilities
-from kerastl.models import outputs
+from kerastl.evaluation.probabilities import check_thresholds, class_probabilities, decide, to_probabilities
 from kerastl.tables import Printed, Table
 
 _CLASSES_SHOWN = 20
@@ -108,6 +107,9 @@ def compare(
     pixels: str,
     preprocessing="auto",
     task: str = CLASSIFICATION,
+    views: int = 1,
+    kind: str | None = None,
+    thresholds=None,
 ) -> Comparisons:
     """Run a Keras model, as it was before, and what was exported of it on the same images.
 
@@ -115,27 +117,24 @@ def compare(
         exported: format → function from pixels, whose type is `pixels`, to the output, of those that run on this system.
         batches: `(images, labels)`; labels are as `prepare_labels` returns them, or `None`.
         quantizations: of all formats → what was quantized in it.
+        views, kind: how many flips were averaged in what was exported, and what its outputs hold, as `output_kind` says.
+        thresholds: from which probabilities on labels count, see `predict`.
 
     Returns:
         A judged `Comparison` for each format, in the order of those that run here, then the others.
     """
-    kind = outputs.output_kind(model)
     expected, known, found, differences = [], [], {name: [] for name in exported}, dict.fromkeys(exported, 0.0)
-    decide = {
-        CLASSIFICATION: lambda values: values.argmax(axis=1),
-        MULTI_LABEL: lambda values: values >= THRESHOLD,
-        REGRESSION: lambda values: values,
-    }[task]
-    largest = 0
+    thresholds, largest = check_thresholds(thresholds, class_names, task), 0
     for images, labels in batches:
         largest = max(largest, len(images))
         given = np.ascontiguousarray(np.rint(images) if pixels == "uint8" else images, dtype=pixels)
-        reference = class_probabilities(model, preprocess(given, preprocessing), batch_size=largest, task=task)
-        expected.append(decide(reference))
+        prepared = preprocess(given, preprocessing)
+        reference = class_probabilities(model, prepared, views=views, batch_size=largest, task=task)
+        expected.append(decide(reference, task, thresholds))
         known.append(labels)
         for name, run in exported.items():
             probabilities = _probabilities(run(given), kind, task)
-            found[name].append(decide(probabilities))
+            found[name].append(decide(probabilities, task, thresholds))
             differences[name] = np.maximum(differences[name], np.abs(reference - probabilities).max())  # NaN stays
     compared = []
     labels = None if any(one is None for one in known) else np.concatenate(known)

@@ -4,8 +4,9 @@ import keras
 
 from kerastl import keras_internals
 from kerastl.checks import check_choice, received
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, ModelError
-from kerastl.evaluation.probabilities import size_to_use
+from kerastl.evaluation.probabilities import VIEWS, size_to_use
 from kerastl.models import graph, outputs
 from kerastl.models.flatten import connect, replay
 
@@ -13,13 +14,20 @@ PIXEL_TYPES = ("float32", "uint8")
 
 
 def inference_model(
-    model: keras.Model, *, pixels: str = "float32", image_size=None, preprocessing="auto"
+    model: keras.Model,
+    *,
+    pixels: str = "float32",
+    image_size=None,
+    preprocessing="auto",
+    views: int = 1,
+    task: str = CLASSIFICATION,
 ) -> keras.Model:
     """Return what is exported: one flat graph that shares the layers of `model`, without augmentation and dropout.
 
     They have to be left out: Keras 3.15's augmentation layers take `training=True` for granted where nobody says otherwise,
     and its SavedModel and ONNX exporters don't say. The exported model would flip and turn the images it is asked about.
-    Arguments are those of `export_model`.
+    Arguments are those of `export_model`. Several views go through the layers as one larger batch, so that no weight is there
+    twice; logits become probabilities before they are averaged, as `predict` does it.
 
     Raises:
         ArgumentError: an `image_size` that the model doesn't take, or none where it takes any; another type of pixels;
@@ -27,6 +35,7 @@ def inference_model(
         ModelError: no classifier of RGB images, a graph that can't be walked, or one that doesn't compute in float32.
     """
     check_choice("pixels", pixels, PIXEL_TYPES)
+    check_choice("views", views, VIEWS)
     functional = graph.functional_of(model)
     outputs.count_classes(model)
     size = size_to_use(model, image_size)
@@ -47,9 +56,29 @@ def inference_model(
     images = inputs if pixels == "float32" else keras.ops.cast(inputs, "float32")
     if callable(preprocessing):
         images = _preprocessed(images, preprocessing)
-    results = replay(functional, [images], _does_nothing_in_inference)
+    results = replay(functional, [_with_flips(images, views)], _does_nothing_in_inference)
     main = results[outputs.main_index(functional)]
+    if views > 1:
+        main = _averaged(main, views, outputs.output_kind(model), task)
     return connect([inputs], [main], model.name)
+
+
+def _with_flips(images, views: int):
+    """Return the views that `average_views` averages as one batch, `(batch × views, height, width, 3)`, image by image."""
+    if views == 1:
+        return images
+    mirrored = keras.ops.flip(images, 2)
+    flips = [images, mirrored, keras.ops.flip(images, 1), keras.ops.flip(mirrored, 1)]
+    return keras.ops.reshape(keras.ops.concatenate(flips[:views], axis=1), (-1, *images.shape[1:]))
+
+
+def _averaged(values, views: int, kind: str | None, task: str):
+    """Return the mean over the views of outputs, `(batch × views, units)`, as probabilities or numbers."""
+    units = values.shape[-1]
+    if kind == "logits" and task != REGRESSION:
+        squash = "sigmoid" if task == MULTI_LABEL or units == 1 else "softmax"
+        values = keras.layers.Activation(squash, dtype="float32")(values)
+    return keras.ops.mean(keras.ops.reshape(values, (-1, views, units)), axis=1)
 
 
 def _preprocessed(images, preprocessing):

@@ -61,13 +61,19 @@ def readme(card: dict) -> str:
         "multi-label": _TO_LABELS.get(kind, ""),
         "regression": "",
     }[card["output"].get("task", "classification")]
+    further = ""
+    if (views := card["output"].get("views", 1)) > 1:
+        further += f"\n- The model itself averages {views} flips of each image: hand it the image once."
+    if thresholds := card["output"].get("thresholds"):
+        counted = ", ".join(f"{name} from {value:.4g}" for name, value in thresholds.items())
+        further += f"\n- Thresholds, chosen on validation images: {counted}; any other label from 0.5."
     parts = [
         f"""# How to use this model
 
 - Size: {height} × {width} pixels (height × width). An image is turned upright (EXIF), and resized by antialiased bilinear
   interpolation {how} ("{pixels["resize"]}").
 - Pixels: red, green, blue; 0–255 as {pixels["type"]}; `(1, {height}, {width}, 3)`. Preprocessing: {pixels["preprocessing"]}.
-- Outputs: {kind or "as they are"}, in the order of the lines of `labels.txt`. The rest is in `model_card.json`."""
+- Outputs: {kind or "as they are"}, in the order of the lines of `labels.txt`. The rest is in `model_card.json`.{further}"""
     ]
     for format_name, model in card["models"].items():
         imported, run = _RUNTIMES[format_name]

@@ -62,6 +62,8 @@ def deciding_node(tensor):
         inner = getattr(operation, "outputs", None) or [None]
         return deciding_node(inner[keras_internals.tensor_index(tensor)])
     is_linear = isinstance(operation, keras.layers.Activation) and _activation_name(operation) == "linear"
+    # The mean over the views of an exported model, (batch, views, units)
+    is_linear |= type(operation).__name__ == "Mean" and operation.axis in (1, [1], (1,)) and len(tensor.shape) == 2
     if is_linear or type(operation).__name__ in _PASSES_ON:
         return deciding_node(node.input_tensors[0]) if node.input_tensors else None
     return node

@@ -1,0 +1,234 @@
+"""Are the probabilities true? Of images called with 80 %, four in five should be right: measured, and mended."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerastl.checks import check_count, received
+from kerastl.data.labels import MULTI_LABEL, REGRESSION
+from kerastl.errors import ArgumentError, DataError, ModelError, warn
+from kerastl.evaluation.measures import gather, run_on
+from kerastl.models import graph, outputs
+from kerastl.tables import Printed, Table
+
+BINS = 10
+_LARGEST = 50.0  # temperature, and inverse of the smallest
+_HALVINGS = 60
+# The least that a probability counts as: of two, of which float32 rounds one up to 1, and of more
+_TWO_FLOOR, _FLOOR = 1e-8, 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """How sure a model was, and how often it was right, in bins of equal width from 0 to 1; arrays `(bins,)`."""
+
+    confidence: np.ndarray  # the mean probability in each bin; NaN in empty ones
+    accuracy: np.ndarray  # the share that was right
+    count: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean of |accuracy - confidence|, each bin by its count (Guo et al. 2017)."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy - self.confidence)[filled]
+        return float((gaps * self.count[filled]).sum() / self.count.sum())
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Calibration(Printed):
+    """What `calibrate` found and did; prints as a table. Figures are of the images that the temperature was chosen on.
+
+    Attributes:
+        temperature: what the logits were divided by; of several labels a dictionary, one for each.
+        before, after: the `Reliability` without and with it.
+        loss_before, loss_after: the mean log loss, natural logarithm.
+        images: how many there were.
+    """
+
+    temperature: float | dict[str, float]
+    before: Reliability
+    after: Reliability
+    loss_before: float
+    loss_after: float
+    images: int
+
+    @property
+    def error_before(self) -> float:
+        """The expected calibration error before."""
+        return self.before.error
+
+    @property
+    def error_after(self) -> float:
+        """The expected calibration error after."""
+        return self.after.error
+
+    def _tables(self) -> list[Table]:
+        bins = f"calibration error ({len(self.before.count)} bins)"
+        figures = {bins: (self.error_before, self.error_after), "log loss": (self.loss_before, self.loss_after)}
+        rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in figures.items()]
+        several = isinstance(self.temperature, dict)
+        given = self.temperature if several else {"": self.temperature}
+        said = ", ".join(f"{name} {value:.3f}".strip() for name, value in given.items())
+        title = f"Temperature{'s' * several} {said}, on {self.images} images"
+        return [Table(["", "before", "after"], rows, right={1, 2}, title=title)]
+
+
+def calibrate(
+    model: keras.Model,
+    validation,
+    class_names=None,
+    *,
+    bins: int = BINS,
+    preprocessing: Callable[..., Any] | str | None = "auto",
+    task: str | None = None,
+) -> Calibration:
+    """Divide a model's logits by the temperature that makes its probabilities true, in place: by its last layer's weights.
+
+    Temperature scaling (Guo et al., "On calibration of modern neural networks", 2017) minimizes the log loss on images that
+    were not trained on. It changes no most probable class, and is never worse there by that loss. Weights and biases of the
+    last dense layer are divided by it, so the model stays plain Keras: it is saved, exported and trained on as before. Each
+    of several labels gets a temperature of its own. Judge probabilities without averaging views, which makes them less sure.
+
+    Args:
+        model: a classifier of RGB images, or of several labels, that ends in a dense layer.
+        validation: images and labels as `evaluate` takes them, some hundreds; not those it was trained on.
+        class_names: one name per class or label, in order.
+        bins: of the calibration error.
+        preprocessing, task: as in `evaluate`.
+
+    Returns:
+        A `Calibration`, which prints; `kerastl.plot_reliability` plots it.
+
+    Raises:
+        ModelError: it doesn't end in a dense layer of its own.
+        ArgumentError: it predicts numbers, or an argument can't be used.
+        DataError: no images, or labels that don't fit.
+    """
+    check_count("bins", bins)
+    task, names, batches = run_on(model, validation, class_names, preprocessing=preprocessing, task=task)
+    if task == REGRESSION:
+        raise ArgumentError(
+            f"Numbers have no probabilities to calibrate: leave them as they are. {received(task=task)}"
+        )
+    layer = _last_dense(model)
+    labels, probabilities = gather(batches)
+    temperature = find_temperature(probabilities, labels)
+    if (unknown := np.isnan(temperature)).any():
+        of_which = f" of {', '.join(np.array(names)[unknown])}" if task == MULTI_LABEL else ""
+        warn(
+            f"No temperature{of_which} can be told, and none is applied: of the {len(labels)} images too many are right, so "
+            "that surer would always be better, or too many wrong. Take more images that were not trained on."
+        )
+    temperature = np.where(unknown, 1.0, temperature)
+    for weight in layer.weights:
+        weight.assign(weight / keras.ops.cast(temperature, weight.dtype))
+    both = probabilities, scale(probabilities, temperature, labels)
+    figures = [*(reliability(one, labels, bins) for one in both), *(log_loss(one, labels) for one in both)]
+    values = dict(zip(names, temperature.tolist(), strict=True)) if temperature.ndim else float(temperature)
+    return Calibration(values, *figures, len(labels))
+
+
+def _last_dense(model) -> keras.layers.Dense:
+    """Return the dense layer whose outputs, but for the activation, are the model's, or raise `ModelError`."""
+    node, kind = outputs.deciding_node(outputs.main_tensor(model)), outputs.output_kind(model)
+    behind = kind is not None and not graph.has_weights(node.operation)  # an activation of its own
+    node = outputs.deciding_node(node.input_tensors[0]) if behind else node
+    layer = None if node is None else node.operation
+    # LoRA and quantization bring more weights, which can't simply be divided
+    plain = isinstance(layer, keras.layers.Dense) and len(layer.weights) == 1 + layer.use_bias
+    if kind is None or not plain or (behind and layer.activation is not keras.activations.linear):
+        raise ModelError(
+            "Expected a model that ends in a dense layer with softmax, sigmoid or plain logits, whose weights can be divided "
+            "by a temperature. Build its head with `kerastl.build_classifier`, or leave it as it is. "
+            f"{received(last_layer=None if layer is None else type(layer).__name__)}"
+        )
+    return layer
+
+
+def reliability(probabilities, labels, bins: int = BINS) -> Reliability:
+    """Compare in bins how sure a model was with how often it was right.
+
+    Args:
+        probabilities: `(count, classes)`; of labels `(count, labels)` or `(count,)`.
+        labels: true classes `(count,)`; of labels 0 and 1, in the shape of `probabilities`. Then all pairs of image and label
+            count, and "right" is that the image has the label; of classes the most probable one of each image counts.
+        bins: their number, of equal width.
+
+    Raises:
+        DataError: shapes that don't fit each other, or no probabilities.
+    """
+    probabilities, labels = _arrays(probabilities, labels)
+    if probabilities.shape == labels.shape:
+        sure, right = probabilities.ravel(), labels.ravel()
+    else:
+        sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    places = np.clip((sure * bins).astype(int), 0, bins - 1)
+    count = np.bincount(places, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 of empty bins is the NaN that they get
+        means = [np.bincount(places, weights=one, minlength=bins) / count for one in (sure, right)]
+    return Reliability(*means, count)
+
+
+def find_temperature(probabilities, labels) -> np.ndarray:
+    """Return the temperature of the least log loss, `()`, or one for each of several labels, `(labels,)`; see `reliability`.
+
+    NaN where there is no such temperature: every image is right, or too many are wrong for any.
+    """
+    probabilities, labels = _arrays(probabilities, labels)
+    if probabilities.shape != labels.shape:
+        return np.array(_temperature(probabilities, labels.astype(int)))
+    columns = zip(probabilities.T, labels.T.astype(int), strict=True)
+    return np.array([_temperature(np.stack([1 - one, one], axis=1), label) for one, label in columns])
+
+
+def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    scores = np.log(probabilities)
+    true = scores[np.arange(len(labels)), labels].mean()
+
+    def slope(inverse: float) -> float:
+        """Of the loss by the inverse of the temperature; it only rises, as the loss is convex in it."""
+        powers = np.exp(inverse * (scores - scores.max(axis=1, keepdims=True)))
+        return (powers * scores).sum(axis=1) @ (1 / powers.sum(axis=1)) / len(scores) - true
+
+    low, high = 1 / _LARGEST, _LARGEST
+    if not slope(low) < 0 < slope(high):
+        return np.nan
+    for _ in range(_HALVINGS):
+        middle = np.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return float(1 / low)
+
+
+def scale(probabilities, temperature, labels) -> np.ndarray:
+    """Return the probabilities of logits divided by the temperature; what `labels` is like says which kind they are."""
+    probabilities, labels = _arrays(probabilities, labels)
+    powers = probabilities ** (1 / temperature)
+    if probabilities.shape == labels.shape:
+        return powers / (powers + (1 - probabilities) ** (1 / temperature))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def log_loss(probabilities, labels) -> float:
+    """Return the mean of -log of the probability of what is true, over images, or over all pairs of image and label."""
+    probabilities, labels = _arrays(probabilities, labels)
+    if probabilities.shape == labels.shape:
+        true = np.where(labels, probabilities, 1 - probabilities)
+    else:
+        true = probabilities[np.arange(len(labels)), labels.astype(int)]
+    return float(-np.log(true).mean())
+
+
+def _arrays(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = np.asarray(probabilities, "float64"), np.asarray(labels)
+    one_each = probabilities.ndim == 2 and labels.shape == probabilities.shape[:1]
+    if not probabilities.size or not (one_each or labels.shape == probabilities.shape):
+        expected = "Expected probabilities `(count, classes)` and classes `(count,)`, or labels in the shape of theirs."
+        raise DataError(f"{expected} {received(probabilities=probabilities.shape, labels=labels.shape)}")
+    if not (probabilities.min() >= 0 and probabilities.max() <= 1):
+        expected = "Expected probabilities from 0 to 1: `kerastl.predict(...).probabilities`, say."
+        raise DataError(f"{expected} {received(smallest=probabilities.min(), largest=probabilities.max())}")
+    floor = _TWO_FLOOR if labels.shape == probabilities.shape or probabilities.shape[1] == 2 else _FLOOR
+    return np.clip(probabilities, floor, 1 - floor), labels
