@@ -37,6 +37,10 @@ def siglip_tower():
     return keras_hub.models.SigLIPVisionEncoder(image_shape=(SIZE, SIZE, 3), intermediate_dim=16, **TRANSFORMER)
 
 
+def clip_tower():
+    return keras_hub.models.CLIPVisionEncoder(image_shape=(SIZE, SIZE, 3), intermediate_dim=16, **TRANSFORMER)
+
+
 def resnet():
     return keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
@@ -53,6 +57,7 @@ def resnet():
 TRANSFORMERS = [
     (vit, 1, ["transformer_block_1", "transformer_block_2", "transformer_block_3"]),
     (dinov2, 3, ["layers_0", "layers_1", "layers_2"]),
+    (clip_tower, 1, ["encoder_block_0", "encoder_block_1", "encoder_block_2"]),
     (siglip_tower, 0, ["encoder_block_0", "encoder_block_1", "encoder_block_2"]),
 ]
 BUILDERS = [build for build, _, _ in TRANSFORMERS] + [deit]
@@ -153,7 +158,7 @@ def test_stored_features_train_the_same_weights(build, converter):
 
 
 @pytest.mark.parametrize(
-    "build", [vit, dinov2, siglip_tower, resnet]
+    "build", [vit, dinov2, clip_tower, siglip_tower, resnet]
 )  # KerasHub's DeiT encoder has no working `get_config`
 def test_a_classifier_is_saved_and_loaded(build, converter, tmp_path):
     model = kerastl.build_classifier(randomize(build()), 3, input_shape=SIZE, preprocessing=converter)

@@ -131,7 +131,7 @@ def _factor(value):
 
 def _takes(backbone, input_shape) -> bool:
     own = graph.functional_of(getattr(backbone, "vision_encoder", None) or backbone).inputs[0].shape[1:]
-    return all(size in (None, wanted) for size, wanted in zip(own, input_shape, strict=True))
+    return all(size in (None, wanted) for size, wanted in zip(own, input_shape, strict=False))
 
 
 def _call_opened(operation, *arguments, **options):
@@ -168,7 +168,10 @@ def _with_true_length(tokens, layer, arguments, options):
 
     SigLIP's embedding announces a class token that it doesn't have (KerasHub 0.32). At run time this changes nothing.
     """
-    if not graph.has_grid(arguments[0]) or not isinstance(tokens, keras.KerasTensor) or len(tokens.shape) != 3:
+    given = arguments[0] if arguments else None
+    if not isinstance(given, keras.KerasTensor) or not isinstance(tokens, keras.KerasTensor):
+        return tokens
+    if not graph.has_grid(given) or len(tokens.shape) != 3:
         return tokens
     found = keras.Operation.compute_output_spec(layer, *arguments, **options).shape[1]
     return tokens if found is None or found >= tokens.shape[1] else tokens[:, :found]
