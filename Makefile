@@ -10,7 +10,7 @@ CORE = $(filter-out $(addprefix tests/test_,lab_% every_% networks% docs_% noteb
 BACKEND_CORE := $(addprefix tests/test_,backbones.py graph.py freezing.py heads.py compiling.py callbacks.py training.py \
 	training_steps.py training_distribution.py features_device.py)
 
-.PHONY: help quickstart test test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-ray test-gpu notebooks docs docs-test tree lint format clean
+.PHONY: help quickstart test test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-ray test-hub test-gpu notebooks docs docs-test tree lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-jax     models and training on the JAX backend"
 	@echo "make test-torch   the same on the PyTorch backend, in an environment of gigabytes"
 	@echo "make test-ray     extraction by Ray, and stores on an S3 server of this machine"
+	@echo "make test-hub     backbones of KerasHub, tiny and random"
 	@echo "make test-gpu     on a GPU: the same outputs and the same training as plain Keras"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
 	@echo "make docs         build the documentation site (docs/_build/html)"
@@ -67,6 +68,10 @@ test-torch: $(VENV)-torch/.test
 test-ray: $(VENV)-ray/.test
 	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ray]" "moto[server]" s3fs
 	$(VENV)-ray/bin/python -m pytest tests/test_features_remote.py tests/test_features_ray.py -m "slow or not slow"
+
+test-hub: $(VENV)-hub/.test
+	$(VENV)-hub/bin/python -m pip install --quiet --disable-pip-version-check -e ".[hub]"
+	$(VENV)-hub/bin/python -m pytest tests/test_hub.py
 
 # The backend is what KERAS_BACKEND says; the tests hide the GPU unless told otherwise
 test-gpu: $(VENV)/.test

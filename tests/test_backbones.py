@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ RANDOM_PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3)).astype("
 
 def preprocessing_of(row):
     """What Keras itself does for the family; for networks of our own, what their reference implementations do."""
-    if row.name == "efficientnet_lite0":
+    if row.family == "efficientnet_lite":
         return lambda pixels: (pixels - 127) / 128
     if row.constructor.__module__ == "kerastl.models.networks":
         return lambda pixels: keras.applications.imagenet_utils.preprocess_input(pixels, mode="torch")
@@ -179,3 +180,13 @@ def test_a_model_tells_whether_its_preprocessing_is_done(tmp_path):
 def test_a_model_without_its_own_preprocessing_says_what_is_missing():
     bare = load_backbone("mobilenet_v3_small", input_shape=32, weights=None, include_preprocessing=False)
     assert find_backbone_row(bare).preprocessing == "tf"
+
+
+def test_without_keras_hub_the_error_names_the_one_for_this_keras(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    for version, bound in (("3.14.1", "keras-hub>=0.26,<0.30"), ("3.15.0", "keras-hub>=0.30")):
+        monkeypatch.setattr(keras, "__version__", version)
+        with pytest.raises(
+            BackendError, match=rf'pip install "{bound}".*backbone=\'hub:dinov2_small\', keras=\'{version}\''
+        ):
+            load_backbone("hub:dinov2_small")

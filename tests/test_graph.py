@@ -174,3 +174,21 @@ def test_cutting_at_any_dominator_leaves_a_model_that_computes_the_same(shape):
     for node in cuts[1:-1]:
         trunk, tail = keras.Model(inputs, node.outputs[0]), keras.Model(node.outputs[0], model.outputs[0])
         assert (keras.ops.convert_to_numpy(tail(trunk(images))) == expected).all()
+
+
+def test_dropout_that_drops_nothing_is_not_random():
+    """Transformers are full of it."""
+    assert graph.is_random(layers.Dropout(0.1))
+    assert not graph.is_random(layers.Dropout(0.0))
+    assert graph.is_random(layers.GaussianNoise(0.1))
+
+
+def test_a_backbone_may_hold_tokens_between_image_and_feature_map():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Reshape((16, 12))(inputs)
+    for index in range(2):
+        x = layers.Dense(12, name=f"mixer_{index}")(x)
+    outputs = layers.Reshape((4, 4, 12), name="patches")(x)
+    model = keras.Model(inputs, outputs)
+    assert graph.last_spatial_node(model).operation.name == "patches"
+    assert [block.name for block in graph.find_blocks(graph.find_backbone(model))] == ["mixer_0", "mixer_1"]

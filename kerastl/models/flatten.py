@@ -52,19 +52,26 @@ def opens(layer) -> bool:
     return type(layer).call is usual.call
 
 
-def replay(functional, inputs, leave_out=lambda operation: False) -> list:
-    """Call a graph's operations again on other inputs, nested models opened up, `leave_out` passed over; return outputs."""
+def _call(operation, *arguments, **options):
+    return operation(*arguments, **options)
+
+
+def replay(functional, inputs, leave_out=lambda operation: False, call=_call) -> list:
+    """Run a graph's operations again on other inputs, nested models opened up, `leave_out` passed over; return outputs.
+
+    `call(operation, *arguments, **options)` runs one; by default it calls it.
+    """
     known = {id(old): new for old, new in zip(functional.inputs, inputs, strict=True)}
     for node in graph.nodes_in_order(functional):
         if all(id(tensor) in known for tensor in node.outputs):
             continue
         arguments, options = node.arguments.fill_in(known)
         if opens(node.operation):
-            results = replay(graph.functional_of(node.operation), keras.tree.flatten(arguments), leave_out)
+            results = replay(graph.functional_of(node.operation), keras.tree.flatten(arguments), leave_out, call)
         elif leave_out(node.operation):
             results = keras.tree.flatten(arguments)[:1]
         else:
-            results = keras.tree.flatten(node.operation(*arguments, **options))
+            results = keras.tree.flatten(call(node.operation, *arguments, **options))
         known.update({id(old): new for old, new in zip(node.outputs, results, strict=True)})
     return [known[id(tensor)] for tensor in functional.outputs]
 

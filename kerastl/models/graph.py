@@ -166,6 +166,7 @@ def is_random(operation) -> bool:
     for one in keras_internals.flatten_layers(operation) if isinstance(operation, keras.layers.Layer) else ():
         told_by_class = "random" in type(one).__name__.lower() or ".regularization." in type(one).__module__
         draws = told_by_class or getattr(one, "seed_generator", None) is not None
+        draws = draws and getattr(one, "rate", None) != 0  # transformers are full of dropout that drops nothing
         if draws and not isinstance(one, keras.layers.ActivityRegularization):  # which is in dropout's module
             return True
     return False
@@ -258,11 +259,14 @@ def last_spatial_node(model, outputs=None):
         pools = isinstance(node.operation, _GLOBAL_POOLING)
         if not pools and len(node.outputs) == 1 and has_grid(node.outputs[0]):
             last = node
-        elif last is not None:
+        elif _is_computed(model, last):  # images that become tokens are no feature map yet
             break
-    if last is None or not any(has_weights(node.operation) for node in nodes_in_order(model, last.outputs)):
-        return None
-    return last
+    return last if _is_computed(model, last) else None
+
+
+def _is_computed(model, node) -> bool:
+    """Tell whether weights went into what a node gives."""
+    return node is not None and any(has_weights(one.operation) for one in nodes_in_order(model, node.outputs))
 
 
 def _backbone(path, last=None) -> Backbone:

