@@ -342,3 +342,10 @@ def test_steps_that_are_not_compiled_are_refused_on_several_devices(data, monkey
     monkeypatch.setattr("kerastl.backend.devices_of_a_batch", lambda: 2)
     with pytest.raises(ArgumentError, match="run_eagerly=True"):
         session_module.fit(model, *data, cache=EXACT, verbose=0)
+
+
+def test_several_processes_are_for_data_parallel_alone(data, monkeypatch, capsys):
+    monkeypatch.setattr("kerastl.backend.processes", lambda: (0, 2))
+    monkeypatch.setattr("kerastl.backend.of_each_process", lambda number: [number] * 2)
+    session_module.fit(models.compiled(freezing.freeze(models.flat())), *data, verbose=2)
+    assert "by `keras.distribution.DataParallel` alone" in capsys.readouterr().out

@@ -12,8 +12,7 @@ import time
 
 import keras
 
-from kerastl import backend
-from kerastl.checks import check_count, received
+from kerastl.checks import check_count
 from kerastl.data.folders import ImageSplits, load_images
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import CacheOptions, choose_cuts
@@ -221,10 +220,6 @@ def transfer_learn(
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
     """
     asked = {name: value for name, value in locals().items() if name not in _NOT_ASKED}
-    if run_folder is not None and backend.processes()[1] > 1:
-        raise ArgumentError(
-            f"Several processes can't go on together after a kill: leave out `run_folder`. {received(run_folder=run_folder)}"
-        )
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     rates = (head_learning_rate, learning_rate)

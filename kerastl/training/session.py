@@ -304,7 +304,7 @@ class Session(contextlib.ExitStack):
             return
         if shared and (self._model.run_eagerly or not self._model.jit_compile):
             raise ArgumentError(
-                "Several devices share batches in compiled steps alone: leave `run_eagerly` and `jit_compile` out of `compile`. "
+                "Several devices share batches in compiled steps alone: `compile` without `run_eagerly` and `jit_compile`. "
                 f"{received(run_eagerly=self._model.run_eagerly, jit_compile=self._model.jit_compile)}"
             )
         size, images = self._rows["train"].batch_size, self.stores["train"].count // self._views["train"]
