@@ -31,7 +31,8 @@ def opened(folder, phases, asked: dict):
     """Hold a run's folder, new or found, for the length of a `with`, in which its phases (the second may be `None`) run.
 
     Their features go there where they have no folder of their own. Raises `OutputError` where it holds something else
-    or is damaged, `ArgumentError` where its run asked for something else, or was of another model or other data, and in several processes.
+    or is damaged, `ArgumentError` where its run asked for something else, or was of another model or other data, and in
+    several processes.
     """
     folder, settings = Path(folder).expanduser(), phases[0].settings
     if backend.processes()[1] > 1:
