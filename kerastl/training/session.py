@@ -311,6 +311,7 @@ class Session(contextlib.ExitStack):
         count = self._steps_per_execution
         if self._on_device and not self._model.run_eagerly:
             count = max(count, steps_in_one_call(self._cuts[cut], -(-images // size), size, callbacks))
+        count = min(backend.of_each_process(count))  # a callback may be given to one of them alone
         if self._arranged != (cut, count) or self._model.test_function is None:  # else it was compiled, by `evaluate`
             backend.steps_given(self._model, self._on_device, count)
             self._arranged = (cut, count)
