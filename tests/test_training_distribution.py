@@ -74,8 +74,6 @@ for job in jobs:
     found |= {f"{job} {index}": keras.ops.convert_to_numpy(one) for index, one in enumerate(model.weights)}
     found |= {f"{job} {name}": np.array(values) for name, values in history.history.items()}
 np.savez(result, **found)
-if number == 0:
-    model.save(folder + ".keras")  # alone: the others would wait forever if it needed them
 """
 
 
