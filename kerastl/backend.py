@@ -23,6 +23,11 @@ LARGEST_KEPT_BLOCK = 32 * 2**20
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
+# Among a batch's features, an array `(devices, rows)` that says by its shape how many rows are left without those that fill
+# the batch up for the devices; the name comes last where JAX sorts them
+ALL_ROWS = "~rows"
+
+
 def keep_freed_memory() -> None:
     """Let the process keep what tensors leave, up to 1 GB, for the next ones; for good, as glibc doesn't tell what was set."""
     if library := _glibc():
@@ -118,12 +123,80 @@ def is_on_device(values) -> bool:
 
 
 def on_every_device(values):
-    """Return values as a tensor: on the device, or, where Keras distributes over several, a copy on each of them."""
+    """Return values as a tensor: on the device, or, where Keras distributes over several, a copy on each of them.
+
+    Every process must give the same values.
+    """
     distribution = keras.distribution.distribution()
     if distribution is None:
         return keras.ops.convert_to_tensor(values)
     layout = keras.distribution.TensorLayout([None] * len(values.shape), distribution.device_mesh)
-    return keras.distribution.distribute_tensor(values, layout)
+    if processes()[1] == 1:
+        return keras.distribution.distribute_tensor(values, layout)
+    import jax
+
+    sharding = layout.backend_layout  # JAX's own way to it would send the values around, to compare them
+    copies = [jax.device_put(values, one) for one in sharding.addressable_devices]
+    return jax.make_array_from_single_device_arrays(values.shape, sharding, copies)
+
+
+def processes() -> tuple[int, int]:
+    """Return this process's number, from 0, and how many train one model together: on JAX Keras distributes over them."""
+    if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
+def devices_of_a_batch() -> int:
+    """Return how many devices, of all processes together, share each batch."""
+    distribution = keras.distribution.distribution()
+    if keras.backend.backend() != "jax" or distribution is None:
+        return 1
+    mesh = distribution.device_mesh
+    return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+
+
+def of_each_process(number: int) -> list[int]:
+    """Return what each process gives, below 2**32, in their order; all of them must call this, and wait for each other."""
+    if processes()[1] == 1:
+        return [number]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.array([number], "uint32")).reshape(-1).tolist()
+
+
+@contextlib.contextmanager
+def batches_of_our_own():
+    """Let `fit` take the batches of each process as they are, for the length of a `with`; Keras shares datasets out itself."""
+    distribution, shared = keras.distribution.distribution(), processes()[1] > 1
+    before = shared and distribution.auto_shard_dataset
+    if before:
+        distribution.auto_shard_dataset = False
+    try:
+        yield
+    finally:
+        if before:
+            distribution.auto_shard_dataset = True
+
+
+def in_this_process(variables) -> list:
+    """Return the variables' values; where processes share them, the copies of this one, with which it can work alone."""
+    values = [variable.value for variable in variables]
+    if processes()[1] == 1:
+        return values
+    import jax
+
+    return [jax.device_put(value.addressable_data(0), _sharding_here()) for value in values]
+
+
+def _sharding_here(*axes):
+    """Return JAX's layout of an array over the devices of this process alone; an axis "batch" is split among them."""
+    from jax import sharding
+
+    devices = keras.distribution.distribution().device_mesh.backend_mesh.local_devices
+    return sharding.NamedSharding(sharding.Mesh(np.array(devices), "batch"), sharding.PartitionSpec(*axes))
 
 
 _quiet, _quiet_users, _quiet_lock = contextlib.ExitStack(), [], threading.Lock()
@@ -190,17 +263,23 @@ def _tensorflow_forward(model, step):
 def _jax_forward(model, _):
     import jax
 
+    distribution = keras.distribution.distribution()  # which Keras keeps for this thread alone
+
     @jax.jit
     def forward(trainable, non_trainable, images):
         return model.stateless_call(trainable, non_trainable, images.astype("float32"), training=False)[0]
 
     def run(images):
-        trainable = [variable.value for variable in model.trainable_variables]
-        non_trainable = [variable.value for variable in model.non_trainable_variables]
-        distribution = keras.distribution.distribution()
-        if distribution is not None:  # a part of the images for each device
-            images = keras.distribution.distribute_tensor(images, distribution.get_data_layout(images.shape))
-        return keras.tree.flatten(forward(trainable, non_trainable, images))
+        if distribution is None:
+            return in_scope(images)
+        with distribution.scope():
+            layout = distribution.get_data_layout(images.shape).backend_layout
+            layout = layout if processes()[1] == 1 else _sharding_here("batch")
+            return in_scope(jax.device_put(images, layout))  # a part of the images for each device
+
+    def in_scope(images):
+        weights = map(in_this_process, (model.trainable_variables, model.non_trainable_variables))
+        return keras.tree.flatten(forward(*weights, images))
 
     return run
 
@@ -264,6 +343,9 @@ def _jax_steps(step, features, count):
     import jax
 
     def one(state, data, given):
+        if isinstance(data[0], dict) and ALL_ROWS in data[0]:
+            *_, count = data[0].pop(ALL_ROWS).shape
+            data = jax.tree.map(lambda values: values[:count], data)
         outside = dict(features)
         features.update(given)
         try:

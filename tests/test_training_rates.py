@@ -52,7 +52,9 @@ def test_the_saved_file_holds_keras_s_own_optimizer(data, tmp_path):
 def test_the_head_and_the_first_layers_have_their_factors():
     model = models.nested(16)
     factors = block_factors(model, 0.5)
-    names = {layer.name: {factors.get(id(one), 1.0) for one in layer.variables} for layer in model.get_layer("tiny").layers}
+    names = {
+        layer.name: {factors.get(id(one), 1.0) for one in layer.variables} for layer in model.get_layer("tiny").layers
+    }
     assert names["conv2_block3_1_conv"] == {0.5}
     assert names["conv1_conv"] == {0.5**4}
     assert all(id(one) not in factors for one in model.get_layer("predictions").variables)

@@ -158,6 +158,12 @@ def test_a_state_that_is_none_is_passed_over(tmp_path, content):
     assert resume.Keeper(tmp_path / "fine_tune", 0).epoch == 0
 
 
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("kerastl.backend.processes", lambda: (0, 2))
+    with pytest.raises(ArgumentError, match="leave out `run_folder`"):
+        train(tmp_path / "run")
+
+
 def test_another_run_is_refused_and_both_are_named(tmp_path, whole):
     def stop():
         raise RuntimeError

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kerastl.data.batches import adapt
 from kerastl.errors import ArgumentError
 from kerastl.features.plan import CacheOptions
 from kerastl.models import freezing
@@ -295,3 +296,56 @@ def test_what_a_frozen_layer_of_ones_own_does_in_training_alone_is_never_left_ou
     np.testing.assert_allclose(first.history["loss"], second.history["loss"], rtol=2e-2 if reason is None else 1e-4)
     if layer is Counts:
         assert cached.get_layer("own").count.numpy() == plain.get_layer("own").count.numpy()
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (2, 4), (1, 4)])
+def test_processes_share_each_batch(processes, devices, place, data, monkeypatch):
+    """Together they hold what one would, in its order, filled up so that each device has as many rows."""
+
+    def batches(number, count, devices):
+        monkeypatch.setattr("kerastl.backend.processes", lambda: (number, count))
+        monkeypatch.setattr("kerastl.backend.devices_of_a_batch", lambda: devices)
+        options = {"part": "train", "batch_size": 9, "shuffle": True, "seed": 3}
+        made = session_module.FeatureBatches(session.stores["train"], ["features_0"], **options)
+        return [made[index] for index in range(len(made))]
+
+    options, rows = CacheOptions(place=place, dtype="float32", engine="keras"), adapt(*data)
+    model = freezing.freeze(models.flat())
+    with session_module.frozen_part_once(model, rows, None, options, False, epochs=[1]) as session:
+        alone = batches(0, 1, 1)
+        shares = [batches(number, processes, devices) for number in range(processes)]
+    for index, (features, labels) in enumerate(alone):
+        parts = [share[index] for share in shares]
+        assert len({len(part[1]) for part in parts}) == 1
+        whole = np.concatenate([part[1] for part in parts])
+        assert len(whole) % devices == 0
+        assert len(whole) - len(labels) < devices
+        np.testing.assert_array_equal(whole[: len(labels)], labels)
+        together = np.concatenate([part[0]["features_0"] for part in parts])
+        np.testing.assert_array_equal(together[: len(labels)], features["features_0"])
+        for part in parts:
+            assert part[0]["~rows"].shape == (devices // processes, len(labels))
+
+
+def test_processes_with_other_data_are_refused(data, monkeypatch):
+    """Of two that train together, one with a label less: both must raise, as either would wait for the other."""
+    monkeypatch.setattr("kerastl.backend.of_each_process", lambda number: [number, 1])
+    model = models.compiled(freezing.freeze(models.flat()))
+    with pytest.raises(ArgumentError, match="must have the same data"):
+        session_module.fit(model, *data, cache=EXACT, verbose=0)
+
+
+def test_steps_that_are_not_compiled_are_refused_on_several_devices(data, monkeypatch):
+    model = freezing.freeze(models.flat())
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    monkeypatch.setattr("kerastl.backend.devices_of_a_batch", lambda: 2)
+    with pytest.raises(ArgumentError, match="run_eagerly=True"):
+        session_module.fit(model, *data, cache=EXACT, verbose=0)
+
+
+def test_several_processes_are_for_data_parallel_alone(data, monkeypatch, capsys):
+    monkeypatch.setattr("kerastl.backend.processes", lambda: (0, 2))
+    monkeypatch.setattr("kerastl.backend.of_each_process", lambda number: [number] * 2)
+    session_module.fit(models.compiled(freezing.freeze(models.flat())), *data, verbose=2)
+    assert "by `keras.distribution.DataParallel` alone" in capsys.readouterr().out

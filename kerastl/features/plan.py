@@ -234,6 +234,10 @@ def _obstacle(model, train, cuts, views, augmentation) -> str | None:
             return f"flips make only {distinct} different views; pass views={distinct}, or another augmentation"
     if keras_internals.distribution_strategy(model) is not None:
         return "the model trains under a distribution strategy"
+    if backend.processes()[1] > 1 and not isinstance(
+        keras.distribution.distribution(), keras.distribution.DataParallel
+    ):
+        return "several processes train on features by `keras.distribution.DataParallel` alone"
     regularized = [node.operation for node in graph.nodes_in_order(cuts[0].flat, cuts[0].tensors)]
     if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
         return "a frozen layer has an activity regularizer, whose loss depends on every image"

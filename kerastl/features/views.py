@@ -5,7 +5,7 @@ import itertools
 import keras
 import numpy as np
 
-from kerastl import keras_internals
+from kerastl import backend, keras_internals
 from kerastl.models import graph
 
 
@@ -23,6 +23,9 @@ class Views:
         layers = [] if front is None else keras_internals.flatten_layers(front)
         generators = (one for layer in layers for one in keras_internals.seed_generators(layer))
         self._generators = list(dict.fromkeys(generators))  # layers may share one
+        states = {id(one.state) for one in self._generators}
+        others = [one for one in ([] if front is None else front.variables) if id(one) not in states]
+        self._given = list(zip(others, backend.in_this_process(others), strict=True))
 
     def make(self, images: np.ndarray, batch: int, number: int) -> np.ndarray:
         """Return view `number` of the images `(batch, height, width, 3)`, batch `batch` of the data."""
@@ -33,19 +36,16 @@ class Views:
         if number < len(self._flips):
             rows, columns = self._flips[number]
             return self._run(np.ascontiguousarray(images[:, rows, columns]), training=False)
-        states = [keras.ops.convert_to_numpy(one.state) for one in self._generators]
-        for index, generator in enumerate(self._generators):
-            generator.state.assign(np.array([self._seed + index, batch * self.count + number], "uint32"))
-        try:
-            return self._run(images, training=True)
-        finally:
-            for generator, state in zip(self._generators, states, strict=True):
-                generator.state.assign(state)
+        draw = batch * self.count + number
+        seeds = [(one, (self._seed + index, draw)) for index, one in enumerate(self._generators)]
+        return self._run(images, training=True, seeds=seeds)
 
-    def _run(self, images, training):
+    def _run(self, images, training, seeds=()):
         if not training and all(map(graph.is_random, _operations(self._front))):
             return images  # such layers do nothing in inference mode
-        outputs = self._front(keras.ops.convert_to_tensor(images, "float32"), training=training)
+        states = [(one.state, keras.ops.convert_to_tensor(np.array(seed, "uint32"))) for one, seed in seeds]
+        with keras.StatelessScope(self._given + states):  # the variables themselves stay as they are
+            outputs = self._front(keras.ops.convert_to_tensor(images, "float32"), training=training)
         return np.asarray(keras.ops.convert_to_numpy(outputs))
 
 

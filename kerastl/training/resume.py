@@ -17,7 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerastl import keras_internals
+from kerastl import backend, keras_internals
 from kerastl.checks import received
 from kerastl.errors import ArgumentError, OutputError
 from kerastl.features.store import lock
@@ -31,9 +31,14 @@ def opened(folder, phases, asked: dict):
     """Hold a run's folder, new or found, for the length of a `with`, in which its phases (the second may be `None`) run.
 
     Their features go there where they have no folder of their own. Raises `OutputError` where it holds something else
-    or is damaged, `ArgumentError` where its run asked for something else, or was of another model or other data.
+    or is damaged, `ArgumentError` where its run asked for something else, or was of another model or other data, and in
+    several processes.
     """
     folder, settings = Path(folder).expanduser(), phases[0].settings
+    if backend.processes()[1] > 1:
+        raise ArgumentError(
+            f"Several processes can't go on together after a kill: leave out `run_folder`. {received(run_folder=folder)}"
+        )
     with lock(folder / "run", on_wait=lambda: print(f"Another process is working on {folder}; waiting for it.")):
         seed = _check_run(folder, {**asked, **_facts(settings, asked["backbone"])})
         for left_behind in folder.glob(".*.npz.*"):

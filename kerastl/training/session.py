@@ -2,11 +2,13 @@
 
 import contextlib
 import inspect
+import zlib
 
 import keras
 import numpy as np
 
 from kerastl import backend, keras_internals
+from kerastl.checks import received
 from kerastl.data.batches import Rows, adapt, is_tf_dataset, only_array, rows_of, split_validation
 from kerastl.errors import ArgumentError, ChangingDataError
 from kerastl.features.cut import tensors_of
@@ -128,6 +130,8 @@ def frozen_part_once(
     plan = make_plan(model, train, validation, options=options, views_if_possible=views_if_possible, **planned)
     if verbose and options is not None:
         print(plan)
+    sizes = [(rows.count, rows.batch_size, rows.shuffles) for rows in (train, validation) if rows is not None]
+    _check_agreement([plan.chosen, plan.place, plan.dtype, [cut.layer_names for cut in plan.cuts], sizes])
     if not plan.chosen:
         yield None
         return
@@ -143,6 +147,24 @@ def frozen_part_once(
         yield found
 
 
+def _check_agreement(facts) -> None:
+    """Raise `ArgumentError` unless all processes that train one model have the same facts: else they wait forever."""
+    text = repr(facts)
+    if len(set(backend.of_each_process(zlib.crc32(text.encode())))) > 1:
+        raise ArgumentError(
+            "The processes that train together must have the same data, and the same plan for its features. Give each the "
+            "same images, and `CacheOptions` with a `place` and a `dtype` that suit the machine with the least memory. "
+            f"{received(process=backend.processes()[0], facts=text)}"
+        )
+
+
+def _facts_of(store) -> list:
+    """Return what the order of training on a store's features follows from."""
+    labels = zlib.crc32(np.ascontiguousarray(store.read("labels", slice(None))))
+    shards = (list(store.shard_ends), store.shards_at_once)
+    return [list(store.specs.values()), store.count, bool(store.tensors), shards, labels]
+
+
 class FeatureBatches(keras.utils.PyDataset):
     """Batches of a store's features `names` with their labels; of the `views` rows of an image one is drawn in each epoch.
 
@@ -156,6 +178,7 @@ class FeatureBatches(keras.utils.PyDataset):
         self._store, self._names, self.batch_size = store, list(names), batch_size
         self._part, self.on_device = part, bool(store.tensors)
         self._shuffle, self._views = shuffle, views
+        self._sharing = (*backend.processes(), backend.devices_of_a_batch())  # in other threads nobody knows
         self._seed, self._epoch = seed, epoch
         self.count = store.count // views
         self._labels, self.weights = store.read("labels", slice(None))[::views], None
@@ -175,13 +198,23 @@ class FeatureBatches(keras.utils.PyDataset):
         return self._batch(self._order)
 
     def _batch(self, images):
+        images, whole = self._share(images)
         rows = images * self._views + self._view[images]
         if self.on_device:
             features = {self._part: rows.astype("int32")}
         else:
             features = {name: self._store.read(name, rows) for name in self._names}  # the tail casts them, much faster
+        features |= whole
         batch = (features, self._labels[images])
         return batch if self.weights is None else (*batch, self.weights[images])
+
+    def _share(self, images) -> tuple[np.ndarray, dict]:
+        """Return this process's part of a batch, filled up so that all devices have as many rows, and what says so."""
+        number, count, devices = self._sharing
+        if devices == 1:
+            return images, {}
+        filled = np.resize(images, -(-len(images) // devices) * devices)
+        return np.split(filled, count)[number], {backend.ALL_ROWS: np.zeros((devices // count, len(images)), "bool")}
 
     def weigh(self, class_weight: dict) -> None:
         """Weigh each image by its class; a class that is left out weighs 1, which Keras would refuse from a dataset."""
@@ -222,6 +255,8 @@ class Session(contextlib.ExitStack):
                 self.stores[part] = self.enter_context(store)
                 if store.tensors:
                     self._on_device[part] = store.tensors
+            if backend.processes()[1] > 1:
+                _check_agreement([_facts_of(store) for store in self.stores.values()])
         except BaseException:
             self.close()
             raise
@@ -234,7 +269,7 @@ class Session(contextlib.ExitStack):
             train.weigh(class_weight)
             class_weight = None  # Keras itself refuses it beside sample weights
         backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
-        with self._taking_features(cut):
+        with self._taking_features(cut), backend.batches_of_our_own():
             return self.model.fit(
                 backend.batches_for_fit(train),
                 validation_data=self._validation_data(cut),
@@ -246,7 +281,7 @@ class Session(contextlib.ExitStack):
     def evaluate(self, cut: int = 0, part: str = "validation") -> dict:
         """Return the logs of the model on the validation images, or on "train"."""
         self._arrange_steps(cut)
-        with self._taking_features(cut):
+        with self._taking_features(cut), backend.batches_of_our_own():
             data = backend.batches_for_fit(self._batches(cut, part))
             return self.model.evaluate(data, verbose=0, return_dict=True)
 
@@ -280,12 +315,19 @@ class Session(contextlib.ExitStack):
 
     def _arrange_steps(self, cut, callbacks=()) -> None:
         """Let the steps take features from the device, many in one call where that pays and nobody asks for each batch."""
-        if not self._on_device:
+        shared = backend.devices_of_a_batch() > 1
+        if not self._on_device and not shared:
             return
+        if shared and (self.model.run_eagerly or not self.model.jit_compile):
+            raise ArgumentError(
+                "Several devices share batches in compiled steps alone: `compile` without `run_eagerly` and `jit_compile`. "
+                f"{received(run_eagerly=self.model.run_eagerly, jit_compile=self.model.jit_compile)}"
+            )
         size, images = self._rows["train"].batch_size, self.stores["train"].count // self._views["train"]
         count = self._steps_per_execution
-        if not self.model.run_eagerly:
+        if self._on_device and not self.model.run_eagerly:
             count = max(count, steps_in_one_call(self._cuts[cut], -(-images // size), size, callbacks))
+        count = min(backend.of_each_process(count))  # a callback may be given to one of them alone
         if self._arranged != (cut, count) or self.model.test_function is None:  # else it was compiled, by `evaluate`
             backend.steps_given(self.model, self._on_device, count)
             self._arranged = (cut, count)
