@@ -130,10 +130,10 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
             "`backbone` must be a name (`kerastl.list_backbones()` lists them) or a `keras.Model`. "
             f"{received(backbone=backbone)}"
         )
-    return base, _preprocessing(row, base, preprocessing)
+    return base, preprocessing_of(row, base, preprocessing)
 
 
-def _preprocessing(row, base, preprocessing):
+def preprocessing_of(row, base, preprocessing):
     if callable(preprocessing):
         return preprocessing
     if preprocessing is None:
