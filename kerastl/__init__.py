@@ -30,7 +30,7 @@ _HOMES = {
     "kerastl.models.heads": ["build_classifier"],
     "kerastl.evaluation.plots": [
         *("plot_comparison", "plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam"),
-        *("plot_gradient_norms", "plot_history", "plot_mistakes"),
+        *("plot_gradient_norms", "plot_history", "plot_mistakes", "plot_probe"),
     ],
     "kerastl.evaluation.prediction": ["Predictions", "predict"],
     "kerastl.lab.pruning": [
@@ -40,6 +40,7 @@ _HOMES = {
     "kerastl.lab.feature_maps": ["feature_maps", "layer_filters"],
     "kerastl.evaluation.explanation": ["grad_cam"],
     "kerastl.models.weights": ["describe_weights"],
+    "kerastl.training.probe": ["ProbeResult", "probe"],
     "kerastl.training.recipe": ["TransferResult", "extract_features", "fine_tune", "train_head", "transfer_learn"],
     "kerastl.training.session": ["fit"],
 }

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -123,13 +124,13 @@ def _text(value: float | None) -> str:
 
 
 def probe(
-    model,
+    model: keras.Model | str,
     train,
     validation=None,
     *,
     blocks: bool = True,
     mirrored: bool = True,
-    class_names=None,
+    class_names: Sequence[str] | None = None,
     task: str | None = None,
     preprocessing="auto",
     backbone: str | None = None,

@@ -1,7 +1,7 @@
-"""Pictures: curves, confusion matrix, labels, numbers, mistakes, gradients, feature maps, filters, Grad-CAM, backbones.
+"""Pictures: curves, confusion matrix, labels, numbers, mistakes, probes, gradients, feature maps, filters, Grad-CAM, ….
 
-`plot_history`, `plot_confusion_matrix`, `plot_label_scores`, `plot_numbers`, `plot_mistakes`, `plot_images` and
-`plot_comparison` return a `matplotlib.figure.Figure`, the others the axes that they drew on (`axes.figure` is the figure).
+`plot_history`, `plot_confusion_matrix`, `plot_label_scores`, `plot_numbers`, `plot_mistakes`, `plot_images`, `plot_probe`
+and `plot_comparison` return a `matplotlib.figure.Figure`, the others the axes that they drew on (`axes.figure` is the figure).
 What is returned belongs to no global state: show it as the last line of a notebook cell, or write it with
 `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches pyplot.
 """
@@ -13,6 +13,7 @@ from kerastl.evaluation.plots.heat import plot_grad_cam
 from kerastl.evaluation.plots.history import plot_history
 from kerastl.evaluation.plots.maps import plot_feature_maps, plot_filters
 from kerastl.evaluation.plots.norms import plot_gradient_norms
+from kerastl.evaluation.plots.probe import plot_probe
 from kerastl.evaluation.plots.scores import plot_label_scores, plot_numbers
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "plot_label_scores",
     "plot_mistakes",
     "plot_numbers",
+    "plot_probe",
 ]
