@@ -7,7 +7,7 @@ import pytest
 import kerastl
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.evaluation import plots
-from kerastl.training.probe import CurvePoint, _advice, probe
+from kerastl.training.probe import CurvePoint, _advice, _compare, _Part, _Problem, probe
 from tests import models
 
 
@@ -36,6 +36,7 @@ def test_every_block_is_probed_and_the_output_is_the_last(build):
     assert result.rows[-1].channels == 8 * len(result.rows[-1].name.split(" + "))
     assert result.accuracy == result.rows[result.best].linear > 0.95
     assert result.measured == "cross-validation"
+    assert result.curve[-1].images == 72
     assert set(result.seconds) == {"extraction", "fitting"}
     assert [one.name for one in result.per_class] == ["0", "1", "2"]
     text = str(result)
@@ -71,26 +72,44 @@ def test_noise_is_not_known_and_more_of_it_adds_little():
 def test_validation_images_are_measured_on_and_decide_nothing():
     model, train = small(), photographs()
     images, labels = photographs(60, seed=1)
-    plain = probe(model, train, mirrored=False, verbose=0)
     right = probe(model, train, (images, labels), mirrored=False, verbose=0)
     wrong = probe(model, train, (images, (labels + 1) % 3), mirrored=False, verbose=0)
     assert right.measured == "validation"
     assert right.accuracy == right.rows[right.best].validation > 0.9
     assert wrong.accuracy < 0.1
-    assert plain.best == right.best == wrong.best
-    assert [row.linear for row in plain.rows] == [row.linear for row in wrong.rows]
+    assert right.best == wrong.best
+    assert [row.linear for row in right.rows] == [row.linear for row in wrong.rows]
     assert right.curve[-1] == CurvePoint(90, right.accuracy, None)
-    assert plain.curve[-1].images == 72
 
 
-def test_mirror_images_are_averaged_where_the_loss_is_lower():
-    """The class shows in the left half of some images and in the right half of others: without position it is one thing."""
-    images, labels = photographs(noise=70)
-    result = probe(small(), (images, labels), blocks=False, verbose=0)
-    plain = probe(small(), (images, labels), blocks=False, mirrored=False, verbose=0)
-    assert result.mirrored == (result.rows[0].loss < plain.rows[0].loss)
-    if not result.mirrored:
-        assert result.rows[0] == plain.rows[0]
+def compared(*features, classes=2):
+    """Compare blocks that give these features, `(images, views, channels)`, of images whose classes take turns."""
+    labels = np.arange(len(features[0])) % classes
+    names = [f"block{place}" for place in range(len(features))]
+    return _compare(names, _Part(list(features), labels, None), None, _Problem("classification", ["a", "b"]), 0)
+
+
+@pytest.mark.parametrize("other_noise", [1.0, 30.0])
+def test_mirror_images_are_averaged_where_that_is_better(other_noise):
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=(100, 2, 4)) * np.array([1.0, other_noise])[:, None]
+    features = (noise + 0.5 * (np.arange(100) % 2)[:, None, None]).astype("float32")
+    result = compared(features)
+    assert result.mirrored == (other_noise == 1)
+    assert (
+        result.accuracy == result.rows[0].linear == compared(features if result.mirrored else features[:, :1]).accuracy
+    )
+
+
+def test_blocks_that_know_different_things_are_best_side_by_side():
+    generator = np.random.default_rng(0)
+    classes = (np.arange(200) % 2)[:, None, None]
+    first, second, third = (generator.normal(size=(200, 1, 3)).astype("float32") for _ in range(3))
+    result = compared(first + classes * 0.8, third, second + classes * 0.8)
+    assert result.best == "block0 + block2"
+    assert [row.name for row in result.rows] == ["block0", "block1", "block2", "block0 + block2"]
+    assert result.fit.kernel.shape == (6, 2)
+    assert result.accuracy > max(row.linear for row in result.rows[:3])
 
 
 def test_several_labels_and_numbers():
@@ -143,7 +162,7 @@ def test_a_backbone_by_name_gets_its_preprocessing(monkeypatch):
     ("images", "words"),
     [
         ([0.60, 0.70, 0.80], "more would help"),
-        ([0.60, 0.61, 0.61], "would add little"),
+        ([0.60, 0.61, 0.605], "would add little"),
         ([0.90, 0.70, 0.50], "would add little"),
     ],
 )
@@ -174,7 +193,7 @@ def test_the_plot_shows_blocks_and_curve():
     assert list(curve.get_lines()[0].get_xdata()) == [one.images for one in result.curve]
     assert curve.get_title() == result.advice
     figure.draw_without_rendering()
-    with pytest.raises(ArgumentError, match="kerastl.probe"):
+    with pytest.raises(ArgumentError, match="probe"):
         plots.plot_probe([1, 2])
 
 
