@@ -7,7 +7,8 @@ import pytest
 import kerastl
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.evaluation import plots
-from kerastl.training.probe import CurvePoint, _advice, _compare, _Part, _Problem, probe
+from kerastl.training.probe import CurvePoint, _advice, _compare, _Part, probe
+from kerastl.training.scoring import Problem
 from tests import models
 
 
@@ -86,7 +87,7 @@ def compared(*features, classes=2):
     """Compare blocks that give these features, `(images, views, channels)`, of images whose classes take turns."""
     labels = np.arange(len(features[0])) % classes
     names = [f"block{place}" for place in range(len(features))]
-    return _compare(names, _Part(list(features), labels, None), None, _Problem("classification", ["a", "b"]), 0)
+    return _compare(names, _Part(list(features), labels, None), None, Problem("classification", ["a", "b"]), 0)
 
 
 @pytest.mark.parametrize("other_noise", [1.0, 30.0])

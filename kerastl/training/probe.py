@@ -11,16 +11,15 @@ import numpy as np
 from kerastl.checks import check_choice, received
 from kerastl.data.batches import rows_of
 from kerastl.data.folders import ImageSplits
-from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS, class_indices, label_kind
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
 from kerastl.errors import ArgumentError, DataError
 from kerastl.features.pooled import pooled_features, pooled_trunk
 from kerastl.models import backbones, compiling, graph, heads, outputs
 from kerastl.tables import NamedRows, Printed, Table
-from kerastl.training.linear import LinearFit, cross_entropy, fit_ridge, fit_sigmoid, fit_softmax, folds_of
+from kerastl.training.linear import LinearFit, folds_of
+from kerastl.training.scoring import Problem, neighbour_score, task_of_labels
 from kerastl.training.session import check_first_batch
 
-_NEIGHBOURS = (1, 3, 5, 10, 20, 50)
-_ROWS_AT_ONCE = 1024  # of the table of similarities
 _JOINED = (2, 3, 4, 6)  # blocks side by side that are tried, the best ones
 # The learning curve: one part of so many of the photographs, drawn so often
 _PARTS, _DRAWS = (8, 4, 2), 3
@@ -48,15 +47,6 @@ class CurvePoint:
     images: int
     score: float  # mean of several draws
     spread: float | None  # their standard deviation; of all images there is one draw
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassAccuracy:
-    """How well the best linear model knows one class (the share found), one label (rightly told), or one number (R²)."""
-
-    name: str
-    score: float | None  # `None` where there is no image of the class
-    images: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -173,13 +163,11 @@ def probe(
     }
     start = time.perf_counter()
     model = _with_preprocessing(model, rows["train"], preprocessing)
-    for one in rows.values():
-        check_first_batch(model, one)
     trunk, names = pooled_trunk(model, blocks=blocks, backbone=backbone)
-    parts = {
-        name: _Part(*pooled_features(trunk, one, mirrored=mirrored, part=name, verbose=verbose != 0))
-        for name, one in rows.items()
-    }
+    parts = {}
+    for name, one in rows.items():
+        check_first_batch(model, one)
+        parts[name] = _Part(*pooled_features(trunk, one, mirrored=mirrored, part=name, verbose=verbose != 0))
     seconds, start = {"extraction": time.perf_counter() - start}, time.perf_counter()
     problem = _problem(model, parts, task, class_names)
     result = _compare(names, parts["train"], parts.get("validation"), problem, seed)
@@ -223,80 +211,19 @@ class _Part:
         return self.features[index].mean(axis=1) if mean else self.features[index][:, 0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Problem:
-    """The task with its labels in one form: classes `(images,)`, or rows of labels or of numbers."""
-
-    task: str
-    names: list
-
-    def targets(self, labels) -> np.ndarray:
-        if self.task == CLASSIFICATION:
-            return class_indices(labels, len(self.names))
-        label_kind(labels, len(self.names), self.task)
-        rows = np.asarray(labels, "float64").reshape(len(labels), -1)
-        return (rows > 0.5).astype("int64") if self.task == MULTI_LABEL else rows
-
-    def fit(self, features, targets, weights, seed) -> LinearFit:
-        options = {"sample_weights": weights, "seed": seed}
-        if self.task == CLASSIFICATION:
-            return fit_softmax(features, targets, num_classes=len(self.names), **options)
-        return (fit_sigmoid if self.task == MULTI_LABEL else fit_ridge)(features, targets, **options)
-
-    def loss(self, predicted, targets) -> float:
-        if self.task == REGRESSION:
-            return 1 - self.score(predicted, targets)
-        if self.task == CLASSIFICATION:
-            return cross_entropy(predicted, targets)
-        both = np.stack([1 - predicted, predicted], axis=-1).reshape(-1, 2)
-        return cross_entropy(both, targets.reshape(-1))
-
-    def score(self, predicted, targets) -> float:
-        """Return the accuracy, or the mean R²."""
-        if self.task == CLASSIFICATION:
-            return float((predicted.argmax(axis=1) == targets).mean())
-        return float(np.mean([one.score for one in self.per_class(predicted, targets) if one.score is not None]))
-
-    def per_class(self, predicted, targets) -> list[ClassAccuracy]:
-        rows = []
-        for place, name in enumerate(self.names):
-            if self.task == CLASSIFICATION:
-                hits, count = predicted.argmax(axis=1)[targets == place] == place, int((targets == place).sum())
-                score = float(hits.mean()) if count else None
-            elif self.task == MULTI_LABEL:
-                score, count = float(((predicted > 0.5) == targets)[:, place].mean()), len(targets)
-            else:
-                variance, count = targets[:, place].var(), len(targets)
-                error = np.square(predicted[:, place] - targets[:, place]).mean()
-                score = float(1 - error / variance) if variance else None
-            rows.append(ClassAccuracy(str(name), score, count))
-        return rows
-
-    def standard_error(self, accuracy: float, images: int) -> float | None:
-        return None if self.task == REGRESSION else float(np.sqrt(accuracy * (1 - accuracy) / images))
-
-
-def _problem(model, parts, task, class_names) -> _Problem:
+def _problem(model, parts, task, class_names) -> Problem:
     labels = np.concatenate([part.labels for part in parts.values()])
     units = labels.shape[1] if labels.ndim == 2 else 1
     has_head = len(outputs.main_tensor(model).shape) == 2 and outputs.output_kind(model) is not None
     if task is None:
-        task = compiling.task_of(model, labels) if has_head else _task_of_labels(labels)
+        task = compiling.task_of(model, labels) if has_head else task_of_labels(labels)
     check_choice("task", task, TASKS)
     count = units if units > 1 or task == REGRESSION else int(labels.max()) + 1
     if has_head and task == CLASSIFICATION:
         count = max(outputs.count_classes(model), 2)
     if class_names is not None and len(class_names) != count:
         raise ArgumentError(f"`class_names` must be {count} names. {received(class_names=class_names)}")
-    return _Problem(task, list(class_names or range(count)))
-
-
-def _task_of_labels(labels) -> str:
-    """Tell by labels alone what they are for: rows of 0 and 1, whole numbers, or other numbers."""
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        one_hot = (labels >= 0).all() and np.allclose(labels.sum(axis=1), 1, atol=1e-3)
-        return CLASSIFICATION if one_hot else MULTI_LABEL if np.isin(labels, (0, 1)).all() else REGRESSION
-    return CLASSIFICATION if (labels == np.floor(labels)).all() and labels.min() >= 0 else REGRESSION
+    return Problem(task, list(class_names or range(count)))
 
 
 def _compare(names, train, held, problem, seed) -> ProbeResult:
@@ -384,29 +311,12 @@ class _Search:
             name,
             features.shape[1],
             problem.score(fit.probabilities, targets),
-            _neighbour_score(features, targets, problem),
+            neighbour_score(features, targets, problem),
             problem.loss(fit.probabilities, targets),
             fit.c,
             None if held is None else problem.score(fit.outputs(held), self.held_targets),
         )
         return _Found(row, fit, features, held)
-
-
-def _neighbour_score(features, targets, problem) -> float:
-    """Return the score of the nearest neighbours' mean, by cosine, with the best number of neighbours; none is its own."""
-    units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    rows = np.eye(len(problem.names))[targets] if problem.task == CLASSIFICATION else targets
-    counts = [count for count in _NEIGHBOURS if count < len(rows)]
-    predicted = np.empty((len(counts), *rows.shape))
-    for start in range(0, len(units), _ROWS_AT_ONCE):
-        similar = units[start : start + _ROWS_AT_ONCE] @ units.T
-        images = np.arange(len(similar))
-        similar[images, start + images] = -np.inf
-        near = np.argpartition(-similar, counts[-1] - 1, axis=1)[:, : counts[-1]]
-        near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similar, near, axis=1), axis=1), axis=1)
-        for place, count in enumerate(counts):
-            predicted[place, start + images] = rows[near[:, :count]].mean(axis=1)
-    return max(problem.score(one, targets) for one in predicted)
 
 
 def _learning_curve(search, best) -> tuple[CurvePoint, ...]:
