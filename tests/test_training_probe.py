@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import kerastl
 from kerastl.errors import ArgumentError, DataError, ModelError
@@ -141,6 +142,19 @@ def test_one_hot_labels_weights_datasets_and_names_are_taken():
     assert listed.accuracy == plain.accuracy
     assert [one.name for one in listed.per_class] == ["r", "g", "b"]
     assert [one.images for one in listed.per_class] == [30, 30, 30]
+
+
+def test_what_load_images_returned_is_taken_with_its_names(tmp_path):
+    images, labels = photographs(60, classes=2)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / ("reddish", "greenish")[label] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    data = kerastl.load_images(tmp_path, image_size=16, validation=0.25, test=0)
+    result = probe(small(classes=2), data, blocks=False, mirrored=False, verbose=0)
+    assert result.measured == "validation"
+    assert [one.name for one in result.per_class] == list(data.class_names) == ["greenish", "reddish"]
+    assert sum(one.images for one in result.per_class) == data.split_sizes["validation"]
 
 
 def test_a_backbone_by_name_gets_its_preprocessing(monkeypatch):

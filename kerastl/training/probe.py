@@ -145,7 +145,8 @@ def probe(
         blocks: look at every block; `False` for the backbone's output alone.
         mirrored: also look at mirror images, and average where that is better; takes twice the time of the backbone.
         class_names: in the order of the labels; default: those of `load_images`, or numbers.
-        task: "classification", "multi-label" or "regression"; default: what the head or else the labels are for.
+        task: "classification", "multi-label" or "regression"; default: what `load_images` says, the head, or
+            else the labels.
         preprocessing: for a backbone, as in `build_classifier`.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         verbose: 0 for no progress.
@@ -156,7 +157,7 @@ def probe(
         DataError: labels that don't fit the head, are all the same, or data that can be read only once.
     """
     if isinstance(train, ImageSplits):
-        class_names = class_names or train.class_names
+        class_names, task = class_names or train.class_names, task or train.task
         train, validation = train.train, train.validation if validation is None else validation
     rows = {
         name: _rows_of(name, data) for name, data in (("train", train), ("validation", validation)) if data is not None
