@@ -30,7 +30,7 @@ _HOMES = {
     "kerastl.models.heads": ["build_classifier"],
     "kerastl.evaluation.plots": [
         *("plot_comparison", "plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam"),
-        *("plot_gradient_norms", "plot_history", "plot_mistakes", "plot_reliability"),
+        *("plot_gradient_norms", "plot_history", "plot_mistakes", "plot_probe", "plot_reliability"),
     ],
     "kerastl.evaluation.prediction": ["Predictions", "predict"],
     "kerastl.evaluation.calibration": ["Calibration", "calibrate"],
@@ -42,6 +42,7 @@ _HOMES = {
     "kerastl.lab.feature_maps": ["feature_maps", "layer_filters"],
     "kerastl.evaluation.explanation": ["grad_cam"],
     "kerastl.models.weights": ["describe_weights"],
+    "kerastl.training.probe": ["ProbeResult", "probe"],
     "kerastl.training.recipe": ["TransferResult", "extract_features", "fine_tune", "train_head", "transfer_learn"],
     "kerastl.training.session": ["fit"],
 }

@@ -26,6 +26,7 @@ from kerastl.evaluation.plots import plot_grad_cam as plot_grad_cam
 from kerastl.evaluation.plots import plot_gradient_norms as plot_gradient_norms
 from kerastl.evaluation.plots import plot_history as plot_history
 from kerastl.evaluation.plots import plot_mistakes as plot_mistakes
+from kerastl.evaluation.plots import plot_probe as plot_probe
 from kerastl.evaluation.plots import plot_reliability as plot_reliability
 from kerastl.evaluation.prediction import Predictions as Predictions
 from kerastl.evaluation.prediction import predict as predict
@@ -64,6 +65,8 @@ from kerastl.models.graph import Block as Block
 from kerastl.models.heads import build_classifier as build_classifier
 from kerastl.models.weights import describe_weights as describe_weights
 from kerastl.training.callbacks import early_stopping as early_stopping
+from kerastl.training.probe import ProbeResult as ProbeResult
+from kerastl.training.probe import probe as probe
 from kerastl.training.recipe import TransferResult as TransferResult
 from kerastl.training.recipe import extract_features as extract_features
 from kerastl.training.recipe import fine_tune as fine_tune

@@ -211,7 +211,7 @@ def _make_shards(trunk, rows, views, part, place, manifest) -> None:
         remote.write_file(place, shards.MANIFEST, shards.sealed(listed))
 
     missing = [number for number in range(math.ceil(rows.count / size)) if number not in made]
-    bar = _progress_bar(rows.count, len(made) * size, part, trunk.verbose)
+    bar = progress_bar(rows.count, len(made) * size, part, trunk.verbose)
     save()
     by_ray = options.engine == "ray" and missing
     for shard in remote.made_by_ray(make, missing, options.workers) if by_ray else map(make, missing):
@@ -232,14 +232,14 @@ def _run(trunk, rows, views, writer, part, first: int | None = None) -> dict:
     engine, maker = trunk.engine(None), Views(trunk.front, views, trunk.options.seed)
     done = (first or 0) + writer.rows_done // views
     fingerprint = _Fingerprint() if rows.identity is None else None
-    bar, bad = _progress_bar(rows.count, done, part, trunk.verbose if first is None else 0), []
+    bar, bad = progress_bar(rows.count, done, part, trunk.verbose if first is None else 0), []
     size = engine.batch
 
     def prepared():
         for index, (images, labels, weights) in enumerate(read_ahead(rows.batches(done, size)), start=done // size):
             if fingerprint is not None:
                 fingerprint.add(images, labels, weights)
-            yield (images, labels, weights), [_padded(maker.make(images, index, view), size) for view in range(views)]
+            yield (images, labels, weights), [padded(maker.make(images, index, view), size) for view in range(views)]
 
     def run(batch):
         return batch[0], [engine(images) for images in batch[1]]
@@ -321,7 +321,7 @@ def _not_finite(features: dict, images: int) -> np.ndarray:
     return bad.nonzero()[0]
 
 
-def _padded(images: np.ndarray, size: int) -> np.ndarray:
+def padded(images: np.ndarray, size: int) -> np.ndarray:
     """Fill up the last batch, so that every run has one shape: compilers and LiteRT prepare for a shape."""
     missing = size - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images
@@ -335,7 +335,7 @@ def _beside(views: list) -> np.ndarray:
     return operations.reshape(operations.stack(views, axis=1), (-1, *views[0].shape[1:]))
 
 
-def _progress_bar(count, done, part, verbose) -> keras.utils.Progbar:
+def progress_bar(count, done, part, verbose) -> keras.utils.Progbar:
     """Say what is run; return a bar, which shows where output is watched as it comes, in a terminal or a notebook."""
     if verbose:
         total = "" if count is None else f"{count} "

@@ -140,10 +140,10 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
             "`backbone` must be a name (`kerastl.list_backbones()` lists them) or a `keras.Model`. "
             f"{received(backbone=backbone)}"
         )
-    return base, _preprocessing(row, base, preprocessing)
+    return base, preprocessing_of(row, base, preprocessing)
 
 
-def _preprocessing(row, base, preprocessing):
+def preprocessing_of(row, base, preprocessing):
     if hub.is_from_hub(preprocessing):
         return hub.plain_preprocessing(preprocessing)
     if callable(preprocessing):
