@@ -153,7 +153,7 @@ class AuditResult(Printed):
         for kind, heading in KINDS.items():
             found = self.of_kind(kind)
             rows.append([heading, str(len(found)), "", ""])
-            rows += [["", "", " = ".join(one.names), one.why] for one in found[:_ROWS_SHOWN]]
+            rows += [["", "", " = ".join(map(_short, one.names[:2])), one.why] for one in found[:_ROWS_SHOWN]]
             rows += [["", "", f"… {len(found) - _ROWS_SHOWN} more", ""]] if len(found) > _ROWS_SHOWN else []
         notes = [f"Not checked: {what}" for what in self.not_checked]
         return [
@@ -381,6 +381,11 @@ def _bad_files(images: _Images, verbose: int) -> list[Finding]:
     said = look_at_all(look, range(len(images.names)), verbose=verbose)
     broken = [Finding("file", (name,), ("",), ("",), "", 2.0, "can't be read") for name in images.skipped]
     return broken + [images.finding("file", [index], 1.0, why) for index, why in enumerate(said) if why]
+
+
+def _short(name: str) -> str:
+    """Return the last two parts of a path: the folder and the file."""
+    return "/".join(name.replace("\\", "/").split("/")[-2:])
 
 
 def _as_bytes(pixels: np.ndarray) -> np.ndarray:

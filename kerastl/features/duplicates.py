@@ -39,7 +39,7 @@ class Pair:
     Attributes:
         first, second: indices, the smaller first.
         similarity: the cosine of their features.
-        places: how many places of the pictures one shift and stretch brings together; 0 for mere copies without corners.
+        places: how many places of the pictures one shift and stretch brings together; 0 for copies with too few corners for that.
         mirrored: whether one is the mirror image of the other.
     """
 
@@ -70,13 +70,13 @@ def find_duplicates(features: np.ndarray, read: Callable[[int], np.ndarray], *, 
     candidates, nearest = _candidates(features)
     usual = np.quantile(nearest, 1 - _NEAR_SHARE) if len(nearest) else 0
     sketches = look_at_all(lambda index: _sketch(read(index)), range(len(features)), verbose=verbose)
-    pairs = []
+    turned, pairs = [sketch.mirrored() for sketch in sketches], []
     for first, second, similarity in candidates:
-        one, other = sketches[first], sketches[second]
-        places, mirrored = max((_agreeing(one, other), False), (_agreeing(one.mirrored(), other), True))
-        needed = _PROOF_WHERE_NEAR if similarity >= usual else _PROOF
-        difference = min(one.difference(other), one.mirrored().difference(other))
-        if places >= needed or difference < _SAME_LEVELS:
+        needed, other = _PROOF_WHERE_NEAR if similarity >= usual else _PROOF, sketches[second]
+        found = [(_agreeing(one, other, needed), one.difference(other)) for one in (sketches[first], turned[first])]
+        mirrored = found[1][0] > found[0][0] or (found[1][0] == 0 and found[1][1] < found[0][1])
+        places, difference = found[mirrored]
+        if places or difference < _SAME_LEVELS:
             pairs.append(Pair(first, second, similarity, places, mirrored))
     return sorted(pairs, key=lambda pair: (-pair.places, -pair.similarity))
 
@@ -183,10 +183,13 @@ def _corners(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([x, y], axis=1).astype("float32"), np.sqrt(cells).reshape(-1, 4, 4, 4)
 
 
-def _agreeing(one: _Sketch, other: _Sketch) -> int:
-    """Return how many places of two images one shift and stretch brings together, all pairs of matches tried for it."""
+def _agreeing(one: _Sketch, other: _Sketch, needed: int) -> int:
+    """Return how many places of two images one shift and stretch brings together, 0 where fewer than needed.
+
+    All pairs of matches are tried for it: that is exact, and quick where matches are few.
+    """
     here, there, ratio = _matches(one, other)
-    if len(here) < 3:
+    if len(here) < needed:
         return 0
     start, end = np.triu_indices(len(here), 1)
     base, image = here[end] - here[start], there[end] - there[start]
@@ -202,7 +205,8 @@ def _agreeing(one: _Sketch, other: _Sketch) -> int:
     close &= np.abs(stretch[:, 1, None] * here[:, 1] + shift[:, 1, None] - there[:, 1]) < _TOLERANCE
     close &= np.abs(np.log(stretch).mean(axis=1)[:, None] - ratio) < 0.5  # found at a scale that goes with the stretch
     best = close[close.sum(axis=1).argmax()]
-    return min(len(np.unique(np.floor(places[best] * _GRID), axis=0)) for places in (here, there))
+    count = min(len(np.unique(np.floor(places[best] * _GRID), axis=0)) for places in (here, there))
+    return count if count >= needed else 0
 
 
 def _matches(one: _Sketch, other: _Sketch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -229,5 +233,6 @@ def _matches(one: _Sketch, other: _Sketch) -> tuple[np.ndarray, np.ndarray, np.n
 
 def _best_elsewhere(cosines, places, chosen) -> np.ndarray:
     """Return of each row of `cosines` the largest at a place that is not near the chosen one."""
-    near = (np.abs(places[chosen][:, None] - places[None]) < _APART).all(axis=-1)
+    near = np.abs(places[chosen, 0, None] - places[:, 0]) < _APART
+    near &= np.abs(places[chosen, 1, None] - places[:, 1]) < _APART
     return np.where(near, -1, cosines).max(axis=1)
