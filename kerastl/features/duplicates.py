@@ -39,7 +39,7 @@ class Pair:
     Attributes:
         first, second: indices, the smaller first.
         similarity: the cosine of their features.
-        places: how many places of the pictures one shift and stretch brings together; 0 for copies with too few corners for that.
+        places: how many places of the pictures one shift and stretch brings together; 0 for copies with too few corners.
         mirrored: whether one is the mirror image of the other.
     """
 
