@@ -30,7 +30,8 @@ h1 { font-size: 1.5rem; margin: .2rem 0; } h2 { font-size: 1.15rem; margin: 2rem
 nav { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: .8rem 0; } p { margin: .3rem 0 .8rem; }
 .quiet, figcaption { color: var(--quiet); } .cards { display: flex; flex-wrap: wrap; gap: .7rem; }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: .5rem; flex: 0 1 auto; max-width: 100%; }
-.card > p { margin: .3rem 0 0; max-width: 15rem; font-size: .85rem; } .wide > p { max-width: none; }
+.card > p { margin: .3rem 0 0; font-size: .85rem; }
+.single { display: flex; gap: .5rem; width: 15.5rem; } .single > p { margin: 0; }
 .pictures { display: flex; flex-wrap: wrap; gap: .5rem; }
 figure { margin: 0; width: 112px; } figcaption { font-size: .72rem; line-height: 1.25; }
 img { display: block; max-width: 96px; max-height: 96px; border-radius: 3px; }
@@ -41,7 +42,7 @@ def audit_page(result, kinds: Mapping[str, str]) -> str:
     """Return the page of an `AuditResult` as HTML; `kinds` are the headings. Every name is escaped."""
     shown = {kind: result.of_kind(kind)[:_MOST] for kind in kinds}
     needed = sorted({index for found in shown.values() for one in found for index in one.indices})
-    pictures = dict(zip(needed, in_threads(lambda index: _thumbnail(result.read(index)), needed), strict=True))
+    pictures = dict(zip(needed, in_threads(lambda index: thumbnail(result.read(index)), needed), strict=True))
     counts = {kind: len(result.of_kind(kind)) for kind in kinds}
     links = "".join(
         f'<a href="#{kind}">{_text(heading)} ({counts[kind]})</a>' for kind, heading in kinds.items() if counts[kind]
@@ -90,7 +91,7 @@ def _card(finding, pictures: dict) -> str:
     )
 
 
-def _thumbnail(pixels: np.ndarray) -> str:
+def thumbnail(pixels: np.ndarray) -> str:
     """Return an image as a data: URI, JPEG, its longer side 96 pixels at most."""
     image, content = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
