@@ -214,7 +214,7 @@ def test_several_labels_an_image_leave_the_labels_unchecked_and_say_so(tmp_path)
         splits = kerastl.load_images(tmp_path, labels="labels.csv", image_size=160, verbose=0)
     result = kerastl.audit(splits, np.eye(13) + 1, verbose=0)
     assert result.accuracy is result.label_quality is None
-    assert "multi-label" in result.not_checked[0]
+    assert "labels" in result.not_checked[0]
     assert [one.kind for one in result.findings if one.kind in ("label", "classes")] == []
     assert "Not checked" in str(result)
     assert "Not checked" in (result.write(tmp_path / "out") / "audit.html").read_text("utf-8")

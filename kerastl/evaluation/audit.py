@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import io
+import itertools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_count, received
-from kerastl.data.batches import find_source, read_ahead, rows_of
+from kerastl.data.batches import find_source, rows_of
 from kerastl.data.folders import ImageSplits, load_images
-from kerastl.data.images import look_at_all, size_in_file
+from kerastl.data.images import in_threads, look_at_all, size_in_file
 from kerastl.data.labels import CLASSIFICATION, class_indices
 from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation.audit_page import audit_page
@@ -224,29 +226,16 @@ def audit(
     """
     seed, row = check_count("seed", seed, smallest=0), backbones.backbone_row(backbone)
     images = _images_of(data, image_size or row.native_size, class_names, seed, verbose)
-    if features is None:
-        features = _extract(images, row.name, weights, verbose)
-    features = np.asarray(features, "float32")
+    features = np.asarray(_extract(images, row.name, weights, verbose) if features is None else features, "float32")
     if features.ndim != 2 or len(features) != len(images.names) or not np.isfinite(features).all():
         expected = f"Expected finite `features` of shape ({len(images.names)}, features), a row for each image"
         raise DataError(f"{expected}, in the order of `ImageSplits.files`. {received(shape=features.shape)}")
     pairs = find_duplicates(features, images.read, verbose=verbose)
-    findings, not_checked = _duplicates(images, pairs), []
-    accuracy = quality = errors = None
-    if images.task == CLASSIFICATION and len(np.unique(images.labels)) > 1:
-        groups = groups_of(len(features), pairs)
-        fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
-        quality, errors = label_errors(fit.probabilities, images.labels)
-        accuracy, probabilities = fit.accuracy, fit.probabilities
-        findings += [_label_finding(images, probabilities, index) for index in np.flatnonzero(quality < 0)]
-        findings += _alike(images, probabilities)
-    else:
-        not_checked.append(f"labels and classes that look alike, which need one class an image, not {images.task}")
-    findings += _outliers(images, features) + _bad_files(images, verbose)
+    found, *known = _labels_and_classes(images, features, groups_of(len(features), pairs), seed)
+    findings = [*_duplicates(images, pairs), *found, *_outliers(images, features), *_bad_files(images, verbose)]
     order = list(KINDS)
     findings.sort(key=lambda one: (order.index(one.kind), -one.score))
-    about = (images.name, len(images.names), images.class_names, accuracy, quality, errors, tuple(not_checked))
-    return AuditResult(tuple(findings), *about, images.read)
+    return AuditResult(tuple(findings), images.name, len(images.names), images.class_names, *known, images.read)
 
 
 def label_errors(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
@@ -304,13 +293,15 @@ def _extract(images: _Images, backbone: str, weights, verbose: int) -> np.ndarra
     model = keras.Model(pixels, base(backbones.preprocess(backbone, pixels)))
     model.trainable = False
     engine = choose_engine(model, len(images.names), verbose=verbose)
-    found, bar = [], keras.utils.Progbar(len(images.names), unit_name="image", verbose=verbose)
+    count, found = len(images.names), []
     if verbose:
-        print(f"Running {backbone} over {len(images.names)} images", flush=True)
-    for rows in images.rows:
-        for batch in read_ahead(rows.batches(0, engine.batch)):
-            found.append(np.asarray(keras.ops.convert_to_numpy(engine(batch[0])[0]), "float32"))
-            bar.update(sum(map(len, found)))
+        print(f"Running {backbone} over {count} images", flush=True)
+    watched = verbose and ("ipykernel" in sys.modules or sys.stdout.isatty())
+    bar = keras.utils.Progbar(count, unit_name="image", verbose=1 if watched else 0)
+    pixels = in_threads(images.read, range(count), threads=4, ahead=2 * engine.batch)
+    while batch := list(itertools.islice(pixels, engine.batch)):
+        found.append(np.asarray(keras.ops.convert_to_numpy(engine(np.stack(batch))[0]), "float32"))
+        bar.update(sum(map(len, found)))
     return np.concatenate(found)
 
 
@@ -325,6 +316,22 @@ def _duplicates(images: _Images, pairs) -> list[Finding]:
             why += "; their labels differ"
         findings.append(images.finding(kind, both, pair.places + pair.similarity, why))
     return findings
+
+
+def _labels_and_classes(images: _Images, features, groups, seed: int) -> tuple:
+    """Return findings, accuracy, the labels' quality, about how many are wrong, and what can't be checked of them."""
+    if images.task != CLASSIFICATION or len(np.unique(images.labels)) < 2:
+        return (
+            [],
+            None,
+            None,
+            None,
+            ("labels and classes that look alike, as there is not one of several classes an image",),
+        )
+    fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
+    quality, wrong = label_errors(fit.probabilities, images.labels)
+    findings = [_label_finding(images, fit.probabilities, index) for index in np.flatnonzero(quality < 0)]
+    return findings + _alike(images, fit.probabilities), fit.accuracy, quality, wrong, ()
 
 
 def _label_finding(images: _Images, probabilities, index: int) -> Finding:
