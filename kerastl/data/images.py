@@ -118,6 +118,12 @@ def largest_value(source: bytes | Path, name: str | None = None) -> int | float 
             return _decode(image, low)[1].max().item()
 
 
+def size_in_file(source, name: str | None = None) -> tuple[int, int]:
+    """Return height and width of an image as its file holds it, in pixels, without decoding it; raise as `read_image`."""
+    with naming_the_image(name or source):
+        return _open_both(source)[0].size[::-1]
+
+
 def decide_white(largest: list[tuple[int | float, str]]) -> tuple[int, str | None]:
     """Return which value is white in images of more than 8 bits a channel, and what to say of it.
 

@@ -1,0 +1,244 @@
+"""Audit: each kind of fault is found where it was put, and nothing elsewhere; the page says what was found."""
+
+import base64
+import csv
+import html.parser
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kerastl
+from kerastl.errors import ArgumentError, DataError, KerastlWarning, OutputError
+from kerastl.evaluation import audit as module
+from kerastl.evaluation.audit import KINDS, label_errors
+from kerastl.evaluation.audit_page import thumbnail
+from kerastl.features.duplicates import Pair
+from tests.test_features_duplicates import cropped, scene
+
+CLASSES = ("<b>rose</b>", "tulip & co")
+
+
+def features_of(labels, seed=0, spread=0.3):
+    """Return features in which classes lie apart."""
+    generator = np.random.default_rng(seed)
+    centers = generator.normal(size=(int(labels.max()) + 1, 16))
+    return centers[labels] + spread * generator.normal(size=(len(labels), 16))
+
+
+def noise(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3)).astype("uint8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty scenes in two classes and three splits, with a leak, a copy, a blank, a tiny and a broken file."""
+    root = tmp_path_factory.mktemp("audit") / "data"
+    for split, start in (("train", 0), ("validation", 100), ("test", 200)):
+        for number, name in enumerate(CLASSES):
+            # a name with a slash can't be a folder's
+            place = root / split / name.replace("/", "")
+            place.mkdir(parents=True)
+            for index in range(12 if split == "train" else 4):
+                scene(start + 50 * number + index).save(place / f'{index:02} "<i>.png')
+    rose, tulip = (root / "train" / name.replace("/", "") for name in CLASSES)
+    cropped(scene(3)).save(root / "test" / rose.name / "leak.png")
+    scene(55).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tulip / "copy.png")
+    Image.new("RGB", (160, 160), "teal").save(rose / "blank.png")
+    scene(900).resize((20, 30)).save(tulip / "tiny.png")
+    (rose / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    return root
+
+
+@pytest.fixture(scope="module")
+def splits(folder):
+    with pytest.warns(KerastlWarning, match="can't be read"):
+        return kerastl.load_images(folder, image_size=160, skip_unreadable=True, verbose=0)
+
+
+@pytest.fixture(scope="module")
+def result(splits):
+    names = [name for split in splits.split_sizes for name in splits.files[split]]
+    labels = np.array([int("tulip" in name) for name in names])
+    features = features_of(labels)
+    where = {"/".join(name.split("/")[-3:]): index for index, name in enumerate(names)}
+    rose, tulip = (name.replace("/", "") for name in CLASSES)
+
+    def at(split, name, file):
+        return where[f"{split}/{name}/{file}"]
+
+    features[at("test", rose, "leak.png")] = features[at("train", rose, '03 "<i>.png')] + 0.01
+    features[at("train", tulip, "copy.png")] = features[at("train", tulip, '05 "<i>.png')] + 0.01
+    features[at("train", tulip, '07 "<i>.png')] = features[at("train", rose, '06 "<i>.png')] + 0.1  # looks like a rose
+    features[at("train", rose, '09 "<i>.png')] = -4  # far from all
+    return kerastl.audit(splits, features, verbose=0)
+
+
+def files(finding):
+    return tuple(name.split("/")[-1] for name in finding.names)
+
+
+def test_a_copy_in_another_split_is_a_leak_and_comes_first(result):
+    (leak,) = result.of_kind("leak")
+    assert result.findings[0] is leak
+    assert sorted(zip(files(leak), leak.splits, strict=True)) == [('03 "<i>.png', "train"), ("leak.png", "test")]
+    assert "places agree" in leak.why
+
+
+def test_a_copy_in_its_own_split_is_a_duplicate(result):
+    (copy,) = result.of_kind("duplicate")
+    assert set(files(copy)) == {'05 "<i>.png', "copy.png"}
+    assert copy.why.endswith("places agree, mirrored")
+
+
+def test_an_image_among_those_of_another_class_is_a_probable_label_error(result):
+    first = result.of_kind("label")[0]
+    assert (files(first), first.labels, first.suggestion) == (('07 "<i>.png',), ("tulip & co",), "<b>rose<b>")
+    assert first.indices[0] == result.label_quality.argmin()
+    assert result.accuracy > 0.9
+    assert result.wrong_labels >= 1
+
+
+def test_an_image_far_from_all_is_an_outlier(result):
+    assert ('09 "<i>.png',) in map(files, result.of_kind("outlier"))
+    assert result.of_kind("outlier")[0].score > 3.5
+
+
+def test_bad_files_are_found(result):
+    found = {files(one)[0]: one.why for one in result.of_kind("file")}
+    assert found.keys() == {"broken.jpg", "blank.png", "tiny.png"}
+    assert "30×20" in found["tiny.png"]
+
+
+def test_it_prints_a_table_with_every_kind(result):
+    text = str(result)
+    assert [heading for heading in KINDS.values() if heading not in text] == []
+    assert f"{result.count} images" in text
+    assert "labels are wrong" in text
+
+
+class _Page(html.parser.HTMLParser):
+    """Collects tags and what they point to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_needs_nothing_beside_it_and_escapes_every_name(result, tmp_path):
+    result.write(tmp_path / "out")
+    page = _Page((tmp_path / "out" / "audit.html").read_text("utf-8"))
+    assert "i" not in page.tags  # of the file names
+    assert page.tags.count("b") == len(result.of_kind("label")) + len(result.of_kind("classes"))
+    assert any("tulip & co" in text for text in page.text)
+    assert {source.partition(",")[0] for source in page.sources if source[0] != "#"} == {"data:image/jpeg;base64"}
+    assert page.tags.count("img") == sum(len(one.indices) for one in result.findings)
+
+
+def test_thumbnails_are_small():
+    for shape in ((300, 150, 3), (40, 20, 3)):
+        content = base64.b64decode(thumbnail(np.zeros(shape, "uint8")).partition(",")[2])
+        assert max(Image.open(io.BytesIO(content)).size) == min(96, max(shape))
+
+
+def test_tables_hold_every_finding(result, tmp_path):
+    folder = result.write(tmp_path / "out")
+    with open(folder / "findings.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((folder / "findings.json").read_text("utf-8"))
+    assert len(rows) == len(content["findings"]) == len(result.findings)
+    assert rows[0]["kind"] == content["findings"][0]["kind"] == "leak"
+    assert {rows[0]["split"], rows[0]["split_2"]} == {"train", "test"}
+    assert content["accuracy"] == pytest.approx(result.accuracy)
+    with pytest.raises(OutputError, match="not empty"):
+        result.write(folder)
+    assert result.write(folder, overwrite=True) == folder
+
+
+def test_label_errors_are_those_of_confident_learning():
+    probabilities = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6], [0.1, 0.9], [0.55, 0.45]])
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    quality, wrong = label_errors(probabilities, labels)
+    np.testing.assert_allclose(quality, [0.8, 0.4, -0.6, 0.2, 0.8, -0.1], atol=1e-6)
+    # thresholds are 0.6 and 0.65: row 2 is surely of class 1; row 5 not surely of class 0
+    assert wrong == 1
+
+
+def test_flipped_labels_come_first():
+    labels = np.arange(200) % 4
+    features, flipped = features_of(labels, spread=0.6), np.random.default_rng(3).choice(200, 10, replace=False)
+    given = labels.copy()
+    given[flipped] = (given[flipped] + 1) % 4
+    result = kerastl.audit((noise(200), given), features, class_names=list("abcd"), verbose=0)
+    first = [one.indices[0] for one in result.of_kind("label")][:15]
+    assert len({*first} & {*flipped.tolist()}) >= 9
+    assert result.findings[0].splits == ("",) * len(result.findings[0].names)
+
+
+def test_copies_never_lie_in_two_folds(monkeypatch, splits, result):
+    seen = []
+    fit = module.fit_softmax
+    monkeypatch.setattr(module, "fit_softmax", lambda *a, **more: seen.append(more["groups"]) or fit(*a, **more))
+    pairs = [Pair(0, 5, 0.9, 20, False), Pair(5, 9, 0.9, 20, False)]
+    monkeypatch.setattr(module, "find_duplicates", lambda *a, **more: pairs)
+    kerastl.audit(splits, features_of(np.arange(result.count) % 2), verbose=0)
+    assert len({*seen[0][[0, 5, 9]]}) == 1
+
+
+def test_classes_that_look_alike_are_named():
+    labels = np.arange(120) % 3
+    features = features_of(np.minimum(labels, 1))  # the last two are one
+    result = kerastl.audit((noise(120), labels), features, class_names=["a", "b", "c"], verbose=0)
+    (found,) = result.of_kind("classes")
+    assert found.suggestion == "b / c"
+    assert found.score > 0.25
+
+
+def test_several_labels_an_image_leave_the_labels_unchecked_and_say_so(tmp_path):
+    for index in range(12):
+        scene(index).save(tmp_path / f"{index}.png")
+    scene(4).save(tmp_path / "again.png")
+    lines = [f"{index}.png,{'a|b' if index % 2 else 'a'}" for index in range(12)]
+    (tmp_path / "labels.csv").write_text("\n".join(["filename,labels", *lines, "again.png,a|b", ""]))
+    with pytest.warns(KerastlWarning):  # so few
+        splits = kerastl.load_images(tmp_path, labels="labels.csv", image_size=160, verbose=0)
+    result = kerastl.audit(splits, np.eye(13) + 1, verbose=0)
+    assert result.accuracy is result.label_quality is None
+    assert "labels" in result.not_checked[0]
+    assert [one.kind for one in result.findings if one.kind in ("label", "classes")] == []
+    assert "Not checked" in str(result)
+    assert "Not checked" in (result.write(tmp_path / "out") / "audit.html").read_text("utf-8")
+
+
+def test_features_come_from_the_backbone(splits, monkeypatch):
+    seen = []
+    find = module.find_duplicates
+    monkeypatch.setattr(
+        module, "find_duplicates", lambda found, *a, **more: seen.append(found) or find(found, *a, **more)
+    )
+    result = kerastl.audit(splits, backbone="mobilenet_v3_small", weights=None, verbose=0)
+    assert seen[0].shape == (result.count, 576)
+    assert np.ptp(seen[0], axis=0).max() > 0
+
+
+def test_wrong_arguments_say_what_was_expected(splits, result):
+    with pytest.raises(DataError, match=rf"\({result.count}, features\)"):
+        kerastl.audit(splits, np.zeros((3, 4)), verbose=0)
+    with pytest.raises(DataError, match="finite"):
+        kerastl.audit(splits, np.full((result.count, 4), np.nan), verbose=0)
+    with pytest.raises(ArgumentError, match="pair of arrays"):
+        kerastl.audit(iter(()), np.zeros((3, 4)), verbose=0)
+    with pytest.raises(ArgumentError, match="no such backbone"):
+        kerastl.audit(splits, backbone="resnet51", verbose=0)
+    with pytest.raises(DataError, match="no folder"):
+        kerastl.audit("nowhere", verbose=0)
