@@ -59,6 +59,8 @@ from kerastl.models.graph import Block as Block
 from kerastl.models.heads import build_classifier as build_classifier
 from kerastl.models.weights import describe_weights as describe_weights
 from kerastl.training.callbacks import early_stopping as early_stopping
+from kerastl.training.doctor import CheckResult as CheckResult
+from kerastl.training.doctor import check as check
 from kerastl.training.recipe import TransferResult as TransferResult
 from kerastl.training.recipe import extract_features as extract_features
 from kerastl.training.recipe import fine_tune as fine_tune

@@ -18,7 +18,7 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import CacheOptions, choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
-from kerastl.training import resume
+from kerastl.training import doctor, resume
 from kerastl.training.phases import Phase, Settings
 from kerastl.training.rates import cosine_decay, lower
 
@@ -200,7 +200,7 @@ def transfer_learn(
 ) -> TransferResult:
     """Train the head, then fine-tune the end of the backbone, with early stopping; keep the best weights of both.
 
-    One pass over the images serves both phases.
+    One pass over the images serves both phases. What `check` finds in arrays and first batches is warned of.
 
     Args:
         model, train, validation, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
@@ -230,6 +230,7 @@ def transfer_learn(
         choice["last_blocks"] = min(3, len(freezing.list_blocks(model, backbone=backbone)))
     unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
     unfreeze()  # what can't be used raises now
+    doctor.warn_of_findings(settings, backbone)
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
         return _run_both(*phases, functools.partial(freezing.freeze, model, backbone=backbone), unfreeze, rates)
 
