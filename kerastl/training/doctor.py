@@ -125,7 +125,9 @@ def _state_findings(case: Case):
     if trained:
         yield from _moving_batch_norm(case)
     if model.compiled and any(gap := compiling.unheld(model)):
-        evidence = f"The optimizer lacks {gap[0]} trainable variables and holds {gap[1]} that are not: they changed after `compile`."
+        evidence = (
+            f"The optimizer lacks {gap[0]} trainable variables and holds {gap[1]} that are not trainable any more."
+        )
         yield Finding("optimizer holds other weights", evidence, sum(gap), "kerastl.recompile(model, divide_by=10)")
         return
     if model.compiled and trained and (fine_tuned or fresh):
@@ -141,13 +143,14 @@ def _again(model, expression: str, rate: float | None = None) -> str:
 
 
 def _was_trained(layers) -> bool:
-    """Tell whether a bias or a normalization's statistics have left the constants that they start at."""
+    """Tell whether a bias, a factor or a statistic has left the 0 or 1 at which all start; a `Normalization` is no sign."""
     for leaf in graph.leaf_layers(*layers):
-        vectors = () if isinstance(leaf, keras.layers.Normalization) else leaf.weights
-        for vector in vectors:
-            if len(vector.shape) == 1 and (values := keras.ops.convert_to_numpy(vector)).size:
-                if (values != values[0]).any() or (values.size == 1 and values[0] not in (0, 1)):
-                    return True
+        vectors = (
+            [] if isinstance(leaf, keras.layers.Normalization) else [one for one in leaf.weights if len(one.shape) == 1]
+        )
+        for values in map(keras.ops.convert_to_numpy, vectors):
+            if np.ptp(values) or values[0] not in (0, 1):
+                return True
     return False
 
 
@@ -169,19 +172,15 @@ def _has_fresh_head(case) -> bool:
 
 def _moving_batch_norm(case):
     layers = case.backbone.layers
-    norms = graph.batch_norm_layers(case.backbone.path[-1]) if len(case.backbone.path) > 1 else _norms_of(layers)
+    norms = [one for layer in layers for one in graph.batch_norm_layers(layer)]
     moving = [one for one in norms if one.trainable]
     if not moving:
         return
     first = next((one for one in layers if one.trainable_weights and not isinstance(one, type(moving[0]))), None)
     mend = "kerastl.freeze(model)" if first is None else f'kerastl.unfreeze(model, from_layer="{first.name}")'
     size = case.rows["train"].batch_size if "train" in case.rows else 32
-    evidence = f"{len(moving)} of the backbone's {len(norms)} BatchNorm layers would take new statistics from batches of {size}."
+    evidence = f"{len(moving)} of {len(norms)} BatchNorm layers of the backbone would move their statistics by batches of {size}."
     yield Finding("BatchNorm about to move", evidence, len(moving), _again(case.model, mend))
-
-
-def _norms_of(layers) -> list:
-    return [one for layer in layers for one in graph.batch_norm_layers(layer)]
 
 
 def _rate(model, what: str):
@@ -194,6 +193,7 @@ def _rate(model, what: str):
     scheduled = compiling.has_schedule(model)
     if low <= rate < high * (_SCHEDULED if scheduled else 1):
         return
-    evidence = f"The learning rate is {rate:.3g}, for {what} with {type(optimizer).__name__}; usual are {good / 10:.0e} to {good:.0e}."
+    kind = f"{what} with {type(optimizer).__name__}"
+    evidence = f"The learning rate is {rate:.3g}, for {kind}; usual is {good:g}, or some ten times less or more."
     mend = _again(model, "model", good) if scheduled else f"model.optimizer.learning_rate = {good:g}"
     yield Finding("learning rate far off", evidence, rate, mend)

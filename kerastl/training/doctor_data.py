@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 
@@ -18,6 +19,7 @@ _FULL = (
     16  # pixels above are 0–255: scaled ones end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
 )
 _GRID = 32  # rows and columns of pixels by which the same image is known again
+_LARGEST = 2e9  # bytes of an array that is looked at as a whole
 _ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
 # Layers that one family of keras.applications has alone, to know a backbone that is no model of its own by
 _FAMILIES = {
@@ -32,6 +34,8 @@ _FAMILIES = {
     "mixed0": "inception_v3",
     "stem_bn1": "nasnet_mobile",
 }
+_LOSSES = {"one-hot": "categorical", MULTI_LABEL: "binary"}
+_TAKES = {"sparse": "integer labels", "binary": "labels of 0 and 1 for each unit", "categorical": "one-hot labels"}
 _ACTIVATIONS = {CLASSIFICATION: "softmax", MULTI_LABEL: "sigmoid", REGRESSION: "linear"}
 
 
@@ -79,11 +83,15 @@ class Case:
 
     def _look_through(self, rows):
         keys, labels = [], []
-        everything = rows.skips and not isinstance(rows, ImageSource)
+        everything = (
+            rows.skips and rows.count * rows.first[0][0].nbytes <= _LARGEST and not isinstance(rows, ImageSource)
+        )
         for images, some, _ in rows.batches() if everything or self.limit else ():
             steps = [max(side // _GRID, 1) for side in images.shape[1:3]]
             grids = np.ascontiguousarray(images[:, :: steps[0], :: steps[1]])
-            keys += [grid.tobytes() if np.ptp(grid) else None for grid in grids]  # blank ones are no one's copy
+            blank = grids.reshape(len(grids), -1).max(axis=1) == grids.reshape(len(grids), -1).min(axis=1)
+            digests = (hashlib.blake2b(grid, digest_size=16).digest() for grid in grids)
+            keys += [None if empty else digest for empty, digest in zip(blank, digests, strict=True)]  # no one's copy
             labels.append(some)
             if not everything and len(keys) >= self.limit:
                 break
@@ -101,10 +109,8 @@ class Case:
         lines = []
         for part in parts:
             if isinstance(self.given[part], tuple):
-                both = [
-                    re.sub(r"\b(images|labels)\b", lambda one: _PLACE[one[0]].format(part), text)
-                    for text in (images, labels)
-                ]
+                places = {"images": f"{part}[0]", "labels": f"{part}[1]"}
+                both = [re.sub("images|labels", lambda one, to=places: to[one[0]], text) for text in (images, labels)]
                 lines.append(f"{part} = ({both[0]}, {both[1]}, *{part}[2:])")
             elif is_tf_dataset(self.given[part]):
                 lines.append(f"{part} = {part}.map(lambda images, labels, *rest: ({images}, {labels}, *rest))")
@@ -124,9 +130,6 @@ class Case:
         if hasattr(self.model.layers[-1], "activation"):
             return f"model.layers[-1].activation = keras.activations.{name}"
         return f'# end the model with keras.layers.Activation("{name}")'
-
-
-_PLACE = {"images": "{}[0]", "labels": "{}[1]"}
 
 
 def data_findings(case: Case):
@@ -277,46 +280,26 @@ def _activation(case):
 
 
 def _loss(case):
-    """Yield where the compiled loss takes other labels than these, or other outputs than the model's."""
-    loss, name, kind = (
-        compiling.compiled_loss(case.model),
-        compiling.loss_name(case.model),
-        outputs.output_kind(case.model),
-    )
-    if (
-        "train" not in case.labels
-        or "crossentropy" not in name
-        or kind is None
-        or (case.units == 1 and kind == "softmax")
-    ):
+    """Yield where the compiled cross-entropy takes other labels than these, or other outputs than the model's."""
+    model, labels = case.model, case.labels.get("train")
+    loss, name, kind = compiling.compiled_loss(model), compiling.loss_name(model), outputs.output_kind(model)
+    if labels is None or "crossentropy" not in name or kind is None or (kind, case.units) == ("softmax", 1):
         return
-    labels = (
-        label_kind(case.labels["train"], outputs.count_classes(case.model), case.task)
-        if case.task == CLASSIFICATION
-        else ""
-    )
-    wants = {"integer": "sparse" if case.units > 1 else "binary", "one-hot": "categorical", "": "binary"}[labels]
-    takes = next((one for one in ("sparse", "binary", "categorical") if one in name), wants)
+    given = MULTI_LABEL
+    if case.task == CLASSIFICATION:
+        given = label_kind(labels, outputs.count_classes(model))
+    wanted = ("sparse" if case.units > 1 else "binary") if given == "integer" else _LOSSES.get(given, "binary")
+    taken = next((one for one in ("sparse", "binary", "categorical") if one in name), wanted)
     logits = bool(getattr(loss, "get_config", dict)().get("from_logits", False))
-    if takes != wants and not (labels == "one-hot" and takes == "binary"):
-        evidence = (
-            f"The loss, {name}, is for {_TAKES[takes]}; the labels are {labels or case.task}, of {case.units} units."
-        )
+    if taken != wanted and (given, taken) != ("one-hot", "binary"):
+        evidence = f"The loss, {name}, is for {_TAKES[taken]}; the labels are {given}, of {case.units} units."
     elif logits != (kind == "logits"):
         evidence = f"The loss has from_logits={logits}, and the {case.units} outputs are {kind}."
     else:
         return
-    with_logits = ", from_logits=True" if kind == "logits" else ""
-    right = {
-        "sparse": "SparseCategoricalCrossentropy",
-        "binary": "BinaryCrossentropy",
-        "categorical": "CategoricalCrossentropy",
-    }
-    call = f"keras.losses.{right[wants]}({with_logits.removeprefix(', ')})"
+    right = {"sparse": "SparseCategorical", "binary": "Binary", "categorical": "Categorical"}[wanted]
+    call = f"keras.losses.{right}Crossentropy({'from_logits=True' if kind == 'logits' else ''})"
     yield Finding("loss", evidence, case.units, f'model.compile(model.optimizer, {call}, metrics=["accuracy"])')
-
-
-_TAKES = {"sparse": "integer labels", "binary": "labels of 0 and 1 for each unit", "categorical": "one-hot labels"}
 
 
 def _width(case):
@@ -340,18 +323,13 @@ def _leak(case):
     if not twice:
         return
     count = len(held & set(train))
-    evidence = (
-        f"{count:,} of the {len(held):,} validation images looked at are among the {len(train):,} training images."
-    )
+    evidence = f"{count:,} of the {len(held):,} validation images looked at are among {len(train):,} training images."
     mend = "train, validation = keras.utils.split_dataset(train, left_size=0.8, shuffle=True, seed=0)"
     if isinstance(case.given["train"], tuple):
         mend = f"train = tuple(np.delete(part, {_runs(twice)}, axis=0) for part in train)"
         if len(twice) > len(train) / 2:
-            fifth, rest = (
-                "tuple(part[::5] for part in train)",
-                "tuple(np.delete(part, np.s_[::5], axis=0) for part in train)",
-            )
-            mend = f"train, validation = {rest}, {fifth}"
+            fifth, rest = "part[::5]", "np.delete(part, np.s_[::5], axis=0)"
+            mend = f"train, validation = tuple({rest} for part in train), tuple({fifth} for part in train)"
     elif not is_tf_dataset(case.given["train"]):
         mend = "# split the images once, before anything draws from them"
     yield Finding("split leaks", evidence, count, mend)
@@ -375,9 +353,7 @@ def _order(case):
     expected, changes = len(labels) * (1 - (shares**2).sum()), int((labels[1:] != labels[:-1]).sum())
     if len(labels) < 2 * _ENOUGH or (len(shares) > 1 and (expected < _ENOUGH or changes > expected / 5)):
         return
-    evidence = (
-        f"The class changes {changes} times in {len(labels):,} images; shuffled, it would about {expected:.0f} times."
-    )
+    evidence = f"The class changes {changes} times in {len(labels):,} images; shuffled, it would {expected:.0f} times."
     if is_tf_dataset(case.given["train"]):
         mend = f"train = train.unbatch().shuffle(10_000).batch({rows.batch_size})"
     else:
@@ -400,7 +376,7 @@ def _frozen_augmentation(case):
         return
     images = case.images.get("train", ())
     evidence = (
-        f"Random numbers are drawn before `.cache()`: in every epoch the same view of the {len(images)} first images."
+        f"Random numbers are drawn before `.cache()`: each epoch sees the same views of the {len(images)} first images."
     )
     change = "tf.image.random_flip_left_right(images)"
     yield Finding("augmentation frozen by a cache", evidence, len(images), case.changed(["train"], change))
