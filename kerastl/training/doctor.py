@@ -179,7 +179,9 @@ def _moving_batch_norm(case):
     first = next((one for one in layers if one.trainable_weights and not isinstance(one, type(moving[0]))), None)
     mend = "kerastl.freeze(model)" if first is None else f'kerastl.unfreeze(model, from_layer="{first.name}")'
     size = case.rows["train"].batch_size if "train" in case.rows else 32
-    evidence = f"{len(moving)} of {len(norms)} BatchNorm layers of the backbone would move their statistics by batches of {size}."
+    evidence = (
+        f"{len(moving)} of {len(norms)} BatchNorm layers of the backbone would take statistics of batches of {size}."
+    )
     yield Finding("BatchNorm about to move", evidence, len(moving), _again(case.model, mend))
 
 
