@@ -4,13 +4,15 @@ Nothing here raises for what it finds, and nothing of the model changes. What th
 """
 
 import dataclasses
+import math
+import warnings
 
 import keras
 import numpy as np
 
 from kerastl.checks import check_count
 from kerastl.data.batches import adapt
-from kerastl.errors import ModelError, warn
+from kerastl.errors import KerastlWarning, ModelError, warn
 from kerastl.models import compiling, graph, outputs
 from kerastl.tables import Printed, Table
 from kerastl.training.doctor_data import Case, Finding, data_findings
@@ -98,7 +100,9 @@ def warn_of_findings(settings, backbone: str | None = None) -> None:
 
 def _backbone_of(model, name):
     try:
-        return graph.find_backbone(model, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KerastlWarning)  # freezing says what is not clear
+            return graph.find_backbone(model, name)
     except ModelError:
         if name is not None:
             raise
@@ -114,7 +118,7 @@ def _state_findings(case: Case):
         yield Finding("nothing trainable", evidence, 0, f"{mend}; {_again(model, 'model')}".removesuffix("; model"))
         return
     trained = backbone is not None and _was_trained(backbone.layers)
-    fine_tuned = _trainable_share(backbone) if trained else 0.0
+    fine_tuned = _trainable_share(case) if trained else 0.0
     fresh = trained and _has_fresh_head(case)
     if fresh and fine_tuned > 0.5:
         evidence = f"{fine_tuned:.0%} of the trained backbone's weights are trainable, and the head is as initialised."
@@ -154,13 +158,13 @@ def _was_trained(layers) -> bool:
     return False
 
 
-def _trainable_share(backbone) -> float:
-    """Return the share of a backbone's weights that training would change, BatchNorm's aside."""
-    on = total = 0
-    for leaf in graph.leaf_layers(*backbone.layers):
-        if not isinstance(leaf, keras.layers.BatchNormalization):
-            total += leaf.count_params() if leaf.built else 0
-            on += sum(int(np.prod(weight.shape)) for weight in leaf.trainable_weights)
+def _trainable_share(case) -> float:
+    """Return the share of the backbone's weights that training would change, BatchNorm's aside."""
+    trained, total, on = {id(variable) for variable in case.model.trainable_variables}, 0, 0
+    for leaf in graph.leaf_layers(*case.backbone.layers):
+        for weight in () if isinstance(leaf, keras.layers.BatchNormalization) else leaf.weights:
+            size = math.prod(weight.shape)
+            total, on = total + size, on + size * (id(weight) in trained)
     return on / max(total, 1)
 
 

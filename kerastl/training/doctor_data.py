@@ -137,9 +137,10 @@ def data_findings(case: Case):
     fits = list(_sizes(case))
     yield from fits or _pixels(case)
     odd = list(_labels(case))
-    yield from odd or itertools.chain(_activation(case), _loss(case), _width(case))
+    order = list(_order(case))
+    yield from odd or itertools.chain(_activation(case), _loss(case), () if order else _width(case))
     yield from _leak(case)
-    yield from _order(case)
+    yield from order
     yield from _frozen_augmentation(case)
 
 
@@ -305,9 +306,14 @@ def _loss(case):
 def _width(case):
     """Yield where the head has more units than the labels have classes, of enough labels to tell."""
     labels = case.labels.get("train")
-    if case.task != CLASSIFICATION or labels is None or case.units == 1 or labels.ndim != 1 or not labels.size:
+    if (
+        case.task != CLASSIFICATION
+        or labels is None
+        or labels.ndim != 1
+        or not (case.limit or case.rows["train"].skips)
+    ):
         return
-    classes = int(labels.max()) + 1
+    classes = int(labels.max(initial=0)) + 1
     if 1 < classes < case.units and len(labels) >= _ENOUGH * case.units:
         evidence = f"The head has {case.units} units, and the {len(labels):,} labels seen are 0…{classes - 1}."
         yield Finding("output width", evidence, case.units, case.new_head(classes, CLASSIFICATION))
@@ -345,8 +351,10 @@ def _runs(indices: list[int]) -> str:
 def _order(case):
     """Yield where training images come class by class, and nothing draws their order."""
     rows = case.rows.get("train")
-    if rows is None or case.task != CLASSIFICATION or "train" not in case.images or (rows.skips and rows.shuffles):
+    if rows is None or case.task != CLASSIFICATION or "train" not in case.images:
         return
+    if rows.shuffles if rows.skips else not case.limit:
+        return  # drawn in every epoch, or not read
     labels = np.asarray(case.labels["train"])
     labels = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
     shares = np.unique(labels, return_counts=True)[1] / max(len(labels), 1)
