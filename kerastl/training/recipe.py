@@ -204,8 +204,7 @@ def transfer_learn(
 
     Args:
         model, train, validation, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
-        head_epochs: at most so many epochs on the frozen backbone.
-        fine_tune_epochs: at most so many epochs with the end of the backbone unfrozen; 0 leaves the phase out.
+        head_epochs, fine_tune_epochs: at most so many on the frozen backbone, and with its end unfrozen (0: no such phase).
         head_learning_rate, learning_rate: rates of the two phases, as in `train_head` and `fine_tune`.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; `last_blocks=3` when none is given.
         patience: epochs without improvement after which a phase stops (3, as in the notes); `None` for never.
