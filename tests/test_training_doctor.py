@@ -111,7 +111,8 @@ def flat_mobilenet_without_preprocessing():
     inputs = keras.Input((32, 32, 3))
     base = keras.applications.MobileNetV2(include_top=False, weights=None, alpha=0.35, input_tensor=inputs)
     pooled = layers.GlobalAveragePooling2D()(base.output)
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(pooled)), pixels(), held()
+    model = trained(keras.Model(inputs, layers.Dense(3, activation="softmax")(pooled)))
+    return kerastl.freeze(model), pixels(), held()
 
 
 def resnet_given_0_to_1():
@@ -409,6 +410,11 @@ def from_nothing():
     return compiled(models.flat()), pixels(), held()
 
 
+def mobilenet_from_nothing_given_0_to_1():
+    base = keras.applications.MobileNetV2(include_top=False, weights=None, alpha=0.35, input_shape=(32, 32, 3))
+    return compiled(on(base)), *((images / 255, labels) for images, labels in (pixels(), held()))
+
+
 def fine_tuning_with_frozen_batch_norm():
     model = kerastl.unfreeze(fitted(compiled(guide())), last_blocks=1)
     return kerastl.recompile(model, learning_rate=1e-5), pixels(), held()
@@ -444,7 +450,14 @@ RIGHT = [
         bytes_in_a_dataset,
         one_hot_with_smoothing,
     ),
-    *(from_nothing, fine_tuning_with_frozen_batch_norm, augmented_after_the_cache, in_batches_of_its_own, a_generator),
+    *(
+        from_nothing,
+        mobilenet_from_nothing_given_0_to_1,
+        fine_tuning_with_frozen_batch_norm,
+        augmented_after_the_cache,
+        in_batches_of_its_own,
+        a_generator,
+    ),
 ]
 
 
@@ -490,6 +503,16 @@ def test_what_is_read_of_a_dataset_is_limited():
     assert len(read) < 8
     with pytest.raises(ArgumentError, match="`images` must be"):
         kerastl.check(guide(), train, images=0)
+
+
+def test_arrays_on_a_disk_are_read_as_datasets_are(tmp_path):
+    images, labels = pixels()
+    kept = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", images.dtype, images.shape)
+    kept[:] = images
+    result = kerastl.check(guide(), (kept, labels), (images[40:], labels[40:]), images=32)
+    assert result.looked_at == {"train": 32, "validation": 8}
+    (found,) = kerastl.check(guide(), (kept, labels), (images[40:], labels[40:])).findings
+    assert found.number == 8
 
 
 def test_what_has_no_backbone_is_checked_for_the_rest():

@@ -8,14 +8,13 @@ import math
 import warnings
 
 import keras
-import numpy as np
 
 from kerastl.checks import check_count
 from kerastl.data.batches import adapt
 from kerastl.errors import KerastlWarning, ModelError, warn
 from kerastl.models import compiling, graph, outputs
 from kerastl.tables import Printed, Table
-from kerastl.training.doctor_data import Case, Finding, data_findings
+from kerastl.training.doctor_data import Case, Finding, data_findings, was_trained
 
 # The lowest rate and the first that is too high, of optimizers that scale each step themselves and of plain SGD. Fine-tuning
 # with Adam wins at 1e-4 to 1e-3, with warm-up; its default of 1e-3 from the first step on is what ruins pretrained weights.
@@ -67,8 +66,8 @@ def check(
     Args:
         model: a classifier, or a model that predicts numbers, as it is about to be trained; compiled or not.
         train, validation: what `transfer_learn` takes.
-        images: of datasets, at most so many images of each part are read; arrays are looked at as a whole. A generator isn't
-            read.
+        images: of datasets, at most so many images of each part are read; arrays in memory are looked at as a whole, up to
+            2 GB. A generator isn't read.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
 
     Raises:
@@ -117,7 +116,7 @@ def _state_findings(case: Case):
         evidence = f"0 of {model.count_params():,} weights are trainable."
         yield Finding("nothing trainable", evidence, 0, f"{mend}; {_again(model, 'model')}".removesuffix("; model"))
         return
-    trained = backbone is not None and _was_trained(backbone.layers)
+    trained = backbone is not None and was_trained(backbone.layers)
     fine_tuned = _trainable_share(case) if trained else 0.0
     fresh = trained and _has_fresh_head(case)
     if fresh and fine_tuned > 0.5:
@@ -146,18 +145,6 @@ def _again(model, expression: str, rate: float | None = None) -> str:
     return f"kerastl.models.compiling.compile_again({expression}, {rate:.3g})"
 
 
-def _was_trained(layers) -> bool:
-    """Tell whether a bias, a factor or a statistic has left the 0 or 1 at which all start; a `Normalization` is no sign."""
-    for leaf in graph.leaf_layers(*layers):
-        vectors = (
-            [] if isinstance(leaf, keras.layers.Normalization) else [one for one in leaf.weights if len(one.shape) == 1]
-        )
-        for values in map(keras.ops.convert_to_numpy, vectors):
-            if np.ptp(values) or values[0] not in (0, 1):
-                return True
-    return False
-
-
 def _trainable_share(case) -> float:
     """Return the share of the backbone's weights that training would change, BatchNorm's aside."""
     trained, total, on = {id(variable) for variable in case.model.trainable_variables}, 0, 0
@@ -171,7 +158,7 @@ def _trainable_share(case) -> float:
 def _has_fresh_head(case) -> bool:
     inside = {id(leaf) for leaf in graph.leaf_layers(*case.backbone.layers, *case.backbone.before)}
     head = [leaf for leaf in graph.leaf_layers(case.model) if id(leaf) not in inside and leaf.weights]
-    return any(getattr(leaf, "bias", None) is not None for leaf in head) and not _was_trained(head)
+    return any(getattr(leaf, "bias", None) is not None for leaf in head) and not was_trained(head)
 
 
 def _moving_batch_norm(case):

@@ -79,13 +79,12 @@ class Case:
     @functools.cached_property
     def seen(self) -> dict[str, tuple[list[bytes | None], np.ndarray]]:
         """By part, what tells each image that was looked at from any other, in their order, and the labels."""
-        return {part: self._look_through(rows) for part, rows in self.rows.items() if part in self.images}
+        return {part: self._look_through(part) for part in self.images}
 
-    def _look_through(self, rows):
-        keys, labels = [], []
-        everything = (
-            rows.skips and rows.count * rows.first[0][0].nbytes <= _LARGEST and not isinstance(rows, ImageSource)
-        )
+    def _look_through(self, part):
+        rows, given, keys, labels = self.rows[part], self.given[part], [], []
+        in_memory = isinstance(given, tuple) and (type(given[0]) is np.ndarray or keras.ops.is_tensor(given[0]))
+        everything = in_memory and rows.count * rows.first[0][0].nbytes <= _LARGEST
         for images, some, _ in rows.batches() if everything or self.limit else ():
             steps = [max(side // _GRID, 1) for side in images.shape[1:3]]
             grids = np.ascontiguousarray(images[:, :: steps[0], :: steps[1]])
@@ -192,13 +191,23 @@ def _pixels(case):
             )
 
 
+def was_trained(layers) -> bool:
+    """Tell whether a bias, a factor or a statistic has left the 0 or 1 at which all start; a `Normalization` is no sign."""
+    for leaf in graph.leaf_layers(*layers):
+        for weight in () if isinstance(leaf, keras.layers.Normalization) else leaf.weights:
+            values = keras.ops.convert_to_numpy(weight) if len(weight.shape) == 1 else np.zeros(1)
+            if np.ptp(values) or values[0] not in (0, 1):
+                return True
+    return False
+
+
 def _plain(value):
     return np.full((1, 1, 1, 3), value, "float32")
 
 
 def _row_of(case):
-    """Return the row of the backbone whose preprocessing the model doesn't hold, where its name or its layers tell it."""
-    if case.backbone is None:
+    """Return the row of a trained backbone whose preprocessing the model doesn't hold, as its name or its layers tell it."""
+    if case.backbone is None or not was_trained(case.backbone.layers):
         return None
     row = backbones.find_backbone_row(case.backbone.path[-1])
     if row is None:
