@@ -43,6 +43,7 @@ _HOMES = {
     "kerastl.lab.feature_maps": ["feature_maps", "layer_filters"],
     "kerastl.evaluation.explanation": ["grad_cam"],
     "kerastl.models.weights": ["describe_weights"],
+    "kerastl.training.doctor": ["CheckResult", "check"],
     "kerastl.training.probe": ["ProbeResult", "probe"],
     "kerastl.training.recipe": ["TransferResult", "extract_features", "fine_tune", "train_head", "transfer_learn"],
     "kerastl.training.session": ["fit"],

@@ -67,6 +67,8 @@ from kerastl.models.graph import Block as Block
 from kerastl.models.heads import build_classifier as build_classifier
 from kerastl.models.weights import describe_weights as describe_weights
 from kerastl.training.callbacks import early_stopping as early_stopping
+from kerastl.training.doctor import CheckResult as CheckResult
+from kerastl.training.doctor import check as check
 from kerastl.training.probe import ProbeResult as ProbeResult
 from kerastl.training.probe import probe as probe
 from kerastl.training.recipe import TransferResult as TransferResult

@@ -166,3 +166,20 @@ def seed_generators(layer) -> list:
 def distribution_strategy(model):
     """Return the `tf.distribute` strategy under which a model was made, or `None`: `Trainer._distribute_strategy`."""
     return getattr(model, "_distribute_strategy", None)
+
+
+def dataset_steps(dataset):
+    """Yield `(class name, whether its function draws random numbers)` of a `tf.data.Dataset`'s steps, the last one first.
+
+    TensorFlow's `Dataset._inputs`, and `_map_func` of those that map. What can't be looked into draws nothing.
+    """
+    waiting = [dataset]
+    while waiting:
+        step = waiting.pop()
+        draws = False
+        with contextlib.suppress(AttributeError):
+            graph = step._map_func.function.graph.as_graph_def()
+            nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+            draws = any("Random" in node.op for node in nodes)
+        yield type(step).__name__, draws
+        waiting += step._inputs() if hasattr(step, "_inputs") else []

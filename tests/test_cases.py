@@ -331,7 +331,8 @@ def the_recipe_takes_callbacks_as_fit_does(here, given):
     assert ("mine" in history.history) is (given is not None)
     if given:
         options |= {"head_epochs": options["epochs"], "fine_tune_epochs": options.pop("epochs"), "last_blocks": 1}
-        result = kerastl.transfer_learn(twins()[0], here.data, here.data, **options)
+        held = (here.data[0][:, ::-1], here.data[1])
+        result = kerastl.transfer_learn(twins()[0], here.data, held, **options)
         assert {"mine"} <= result.head.history.keys() & result.fine_tune.history.keys()
 
 

@@ -87,7 +87,9 @@ def test_cache_false_is_model_fit(data, monkeypatch):
 
 def test_transfer_learn_reads_the_images_once_for_both_phases(data, passes):
     model = models.nested()
-    result = training.transfer_learn(model, data, (data[0][:10], data[1][:10]), last_blocks=1, head_epochs=2, **QUIET)
+    result = training.transfer_learn(
+        model, data, (data[0][:10, ::-1], data[1][:10]), last_blocks=1, head_epochs=2, **QUIET
+    )
     assert passes == [("train", 40), ("validation", 10)]
     assert "extraction" in result.seconds
 
@@ -102,7 +104,7 @@ def test_both_phases_together_equal_plain_keras(data):
         result = training.transfer_learn(
             model,
             train,
-            (data[0][:10], data[1][:10]),
+            (data[0][:10, ::-1], data[1][:10]),
             last_blocks=1,
             head_epochs=2,
             fine_tune_epochs=2,

@@ -106,9 +106,10 @@ def test_training_finds_what_was_kept(url, monkeypatch):
 @pytest.mark.usefixtures("small_shards")
 def test_both_phases_find_what_was_kept_for_them(data, monkeypatch):
     url, (model, twin) = "memory://both", twins(models.flat)
-    kerastl.extract_features(data, model, to=url, last_blocks=1, validation=data)
+    held = (data[0][:, ::-1], data[1])
+    kerastl.extract_features(data, model, to=url, last_blocks=1, validation=held)
     monkeypatch.setattr(extraction, "_run", lambda *arguments: pytest.fail("the trunk ran again"))
-    kerastl.transfer_learn(twin, data, data, last_blocks=1, head_epochs=1, fine_tune_epochs=1, cache=url, **QUIET)
+    kerastl.transfer_learn(twin, data, held, last_blocks=1, head_epochs=1, fine_tune_epochs=1, cache=url, **QUIET)
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -59,7 +59,7 @@ def test_a_cached_run_equals_an_uncached_one(choice, data):
 def test_both_phases_run_in_every_precision(policy, data):
     model = kerastl.build_classifier(models.tiny_backbone(), 3, input_shape=32, preprocessing=scaled)
     result = training.transfer_learn(
-        model, data, (data[0][:10], data[1][:10]), last_blocks=1, head_epochs=3, fine_tune_epochs=2, verbose=0
+        model, data, (data[0][:10, ::-1], data[1][:10]), last_blocks=1, head_epochs=3, fine_tune_epochs=2, verbose=0
     )
     assert "extraction" in result.seconds
     assert np.isfinite(result.fine_tune.history["val_loss"]).all()

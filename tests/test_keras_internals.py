@@ -166,3 +166,13 @@ def test_every_function_is_tried_here():
     functions |= {"functional_class"}
     text = pathlib.Path(__file__).read_text()
     assert {name for name in functions if f"internals.{name}" not in text} == set()
+
+
+def test_dataset_steps_tell_which_of_them_draw_random_numbers():
+    tf = pytest.importorskip("tensorflow")
+    images = tf.data.Dataset.from_tensor_slices(np.zeros((4, 8, 8, 3), "float32")).shuffle(4).batch(2)
+    layer = layers.RandomFlip(seed=0)
+    for draw in (tf.image.random_flip_left_right, lambda batch: layer(batch, training=True)):
+        steps = internals.dataset_steps(images.map(lambda batch: batch / 255).map(draw).cache())
+        assert [draws for name, draws in steps if "Map" in name] == [True, False]
+    assert next(name for name, _ in internals.dataset_steps(images.cache())) == "CacheDataset"

@@ -71,7 +71,7 @@ def train(folder, note=lambda _: None, then=lambda: None, model=None, logs=(), *
     ]
     options = {"head_epochs": 2, "fine_tune_epochs": 2, "last_blocks": 1, "learning_rate": 1e-2, **options}
     options = {"head_learning_rate": 0.1, "cache": True, "batch_size": 8, "verbose": 0, "seed": 3, **options}
-    held = (pixels[:12], labels[:12])
+    held = (pixels[:12, ::-1], labels[:12])
     return model, transfer_learn(model, (pixels, labels), held, callbacks=callbacks, run_folder=folder, **options)
 
 

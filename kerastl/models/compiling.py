@@ -93,10 +93,16 @@ def last_learning_rate(model) -> float:
     """Return the learning rate that the model was trained with last; of a schedule, its peak."""
     compile_settings(model)  # raises for a model that was never compiled
     optimizer = _inner(model.optimizer)
-    schedule = keras_internals.rate_setting(optimizer)
-    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        return check_rate("learning_rate", schedule)
+    if has_schedule(model):
+        return check_rate("learning_rate", keras_internals.rate_setting(optimizer))
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def has_schedule(model) -> bool:
+    """Tell whether a compiled model's learning rate follows a schedule."""
+    return isinstance(
+        keras_internals.rate_setting(_inner(model.optimizer)), keras.optimizers.schedules.LearningRateSchedule
+    )
 
 
 def check_rate(argument: str, value) -> float:
@@ -140,25 +146,24 @@ def check_ready(model) -> None:
         raise ArgumentError(
             f"Nothing in {model.name!r} is trainable, so `fit` would change nothing. Call `kerastl.unfreeze`, or add a head."
         )
-    optimizer = _inner(model.optimizer)
-    if not optimizer.built:
-        return
-    held = {id(variable) for variable in keras_internals.optimized_variables(optimizer)}
-    wanted = {id(variable) for variable in model.trainable_variables}
-    if held != wanted:
+    new, gone = unheld(model)
+    if new or gone:
+        count = len(model.trainable_variables)
         raise CompileError(
-            f"The optimizer of {model.name!r} holds {len(held)} variables, but {len(wanted)} are trainable now "
-            f"({len(wanted - held)} new, {len(held - wanted)} gone): `trainable` was changed after `compile`, and `fit` "
+            f"The optimizer of {model.name!r} holds {count - new + gone} variables, but {count} are trainable now "
+            f"({new} new, {gone} gone): `trainable` was changed after `compile`, and `fit` "
             "would ignore that. Call `kerastl.recompile(model, learning_rate=...)`."
         )
 
 
-def loss_name(model) -> str:
-    """Return the name of the (first) loss of the last `compile`, in small letters and without "_"; "" where there is none."""
-    losses = [one for one in keras.tree.flatten((keras_internals.compile_arguments(model) or {}).get("loss")) if one]
-    loss = keras.losses.get(losses[0]) if losses else None
-    function = getattr(loss, "fn", loss)
-    return "" if loss is None else getattr(function, "__name__", type(function).__name__).replace("_", "").lower()
+def unheld(model) -> tuple[int, int]:
+    """Return how many trainable variables a compiled model's optimizer doesn't hold, and how many it holds that aren't."""
+    optimizer = _inner(model.optimizer)
+    if not optimizer.built:
+        return 0, 0
+    held = {id(variable) for variable in keras_internals.optimized_variables(optimizer)}
+    wanted = {id(variable) for variable in model.trainable_variables}
+    return len(wanted - held), len(held - wanted)
 
 
 def task_of(model, labels=None) -> str:
@@ -180,6 +185,19 @@ def task_of(model, labels=None) -> str:
     if rows.shape[1:] != (units,) or rows.dtype.kind not in "iuf" or np.isin(rows, (0, 1)).all():
         return CLASSIFICATION
     return CLASSIFICATION if np.allclose(rows.sum(axis=1), 1, atol=1e-3) else REGRESSION
+
+
+def loss_name(model) -> str:
+    """Return the name of the main output's loss in small letters, such as "binarycrossentropy"; "" without a compile."""
+    loss = compiled_loss(model)
+    function = getattr(loss, "fn", loss)
+    return "" if loss is None else getattr(function, "__name__", type(function).__name__).replace("_", "").lower()
+
+
+def compiled_loss(model):
+    """Return the loss that the main output was compiled with last, a `keras.losses.Loss` or function, or `None`."""
+    losses = [one for one in keras.tree.flatten((keras_internals.compile_arguments(model) or {}).get("loss")) if one]
+    return keras.losses.get(losses[0]) if losses else None
 
 
 def usual_loss(model, label_kind: str | None) -> keras.losses.Loss:

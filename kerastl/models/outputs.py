@@ -120,6 +120,22 @@ def pixel_range(model) -> str | None:
     0–255 or centers it on zero was made for it. Other arithmetic was made for scaled pixels: a `Normalization` by a mean of
     0.485, `Rescaling(2, -1)`, a BatchNorm that was trained on 0–1. A fresh BatchNorm takes any.
     """
+    if (found := probe_pixels(model)) is None:
+        return None
+    span, center, brighter, normalized = found
+    if not brighter:
+        return "any"
+    if 0.9 < span / 255 < 1.1 and abs(center - 127.5) < 20:
+        return "any" if normalized else None
+    return "0-255" if span < 100 or abs(center) < span / 4 else "scaled"
+
+
+def probe_pixels(model) -> tuple[float, float, bool, bool] | None:
+    """Return what the first layers with weights are given for black and white: how far apart they are, and their middle.
+
+    Also whether white counts for more than a little above black, and whether a normalization ran; `None` where nobody can
+    tell. Medians, as BatchNorm divides a channel that never changes by next to nothing.
+    """
     if not graph.is_walkable(model) or len(graph.functional_of(model).inputs[0].shape) != 4:
         return None
     reached, normalized = _reached_by_probe(flatten_model(model))
@@ -127,13 +143,10 @@ def pixel_range(model) -> str | None:
         return None
     black, dark, white = np.concatenate([one.reshape(3, -1) for one in reached], axis=1)
     moves = white != black  # not what padding adds
-    # Medians, as BatchNorm divides a channel that never changes by next to nothing
-    if not moves.any() or np.median(np.abs(dark - black)[moves]) > np.median(np.abs(white - black)[moves]) / 2:
-        return "any"
+    if not moves.any():
+        return 0.0, 0.0, False, normalized
     span, center = np.median(np.abs(white - black)[moves]), np.median((white + black)[moves]) / 2
-    if 0.9 < span / 255 < 1.1 and abs(center - 127.5) < 20:
-        return "any" if normalized else None
-    return "0-255" if span < 100 or abs(center) < span / 4 else "scaled"
+    return float(span), float(center), bool(np.median(np.abs(dark - black)[moves]) <= span / 2), normalized
 
 
 def _reached_by_probe(flat) -> tuple[list[np.ndarray], bool]:

@@ -18,7 +18,7 @@ from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import CacheOptions, choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
-from kerastl.training import resume, solving
+from kerastl.training import doctor, resume, solving
 from kerastl.training.phases import Phase, Settings
 from kerastl.training.rates import RECIPE_RATE, block_factors, cosine_decay, lower
 
@@ -210,7 +210,7 @@ def transfer_learn(
 ) -> TransferResult:
     """Fit the head on the frozen backbone's outputs, then fine-tune the end of the backbone; never keep a worse model.
 
-    One pass over the images serves both phases.
+    One pass over the images serves both phases. What `check` finds in arrays and first batches is warned of.
 
     Args:
         model, train, validation, class_weight, cache, monitor, batch_size, verbose, backbone: as in `train_head`.
@@ -248,6 +248,7 @@ def transfer_learn(
     factors = _rate_factors(model, layer_decay, backbone)
     if phases[1] is not None:
         phases[1].rate_factors = factors
+    doctor.warn_of_findings(settings, backbone)
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
         freeze = functools.partial(freezing.freeze, model, backbone=backbone)
         return _run_both(*phases, freeze, unfreeze, rates, may_solve=head_epochs is None)

@@ -1,0 +1,399 @@
+"""What `check` asks of the data, and of the data and the model together: pixels, labels, loss, split, order, caches."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import re
+
+import keras
+import numpy as np
+
+from kerastl import keras_internals
+from kerastl.data.batches import ImageSource, Rows, is_tf_dataset
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, label_kind
+from kerastl.errors import DataError
+from kerastl.models import backbones, compiling, graph, outputs
+
+_FULL = (
+    16  # pixels above are 0–255: scaled ones end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
+)
+_GRID = 32  # rows and columns of pixels by which the same image is known again
+_LARGEST = 2e9  # bytes of an array that is looked at as a whole
+_ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
+# Layers that one family of keras.applications has alone, to know a backbone that is no model of its own by
+_FAMILIES = {
+    "bn_Conv1": "mobilenet_v2",
+    "conv2_block1_3_bn": "resnet50",
+    "conv2_block1_preact_bn": "resnet50_v2",
+    "pool2_bn": "densenet121",
+    "conv_dw_1": "mobilenet",
+    "block1_conv1_bn": "xception",
+    "block5_conv3": "vgg16",
+    "mixed_5b": "inception_resnet_v2",
+    "mixed0": "inception_v3",
+    "stem_bn1": "nasnet_mobile",
+}
+_LOSSES = {"one-hot": "categorical", MULTI_LABEL: "binary"}
+_TAKES = {"sparse": "integer labels", "binary": "labels of 0 and 1 for each unit", "categorical": "one-hot labels"}
+_ACTIVATIONS = {CLASSIFICATION: "softmax", MULTI_LABEL: "sigmoid", REGRESSION: "linear"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        name: what, in a few words that never change: `"labels out of range"`.
+        evidence: what it rests on, as a sentence.
+        number: the figure in it.
+        mend: the line of Python that mends it, where `model`, `train` and `validation` are what was checked; a comment where
+            it takes more.
+    """
+
+    name: str
+    evidence: str
+    number: float
+    mend: str
+
+
+@dataclasses.dataclass
+class Case:
+    """What is checked: a model, and by part ("train", "validation") the data as given and their `Rows`.
+
+    Of datasets the first `limit` images of a part are read; with `None` no more than the first batch.
+    """
+
+    model: keras.Model
+    given: dict[str, object]
+    rows: dict[str, Rows]
+    limit: int | None = None
+    backbone: graph.Backbone | None = None
+
+    def __post_init__(self):
+        self.rows = {part: rows for part, rows in self.rows.items() if rows is not None and rows.first is not None}
+        self.images = {part: rows.first[0] for part, rows in self.rows.items() if rows.first[0].ndim == 4}
+        self.task = compiling.task_of(self.model, self.labels.get("train"))
+        self.units = outputs.main_tensor(self.model).shape[-1]
+
+    @functools.cached_property
+    def seen(self) -> dict[str, tuple[list[bytes | None], np.ndarray]]:
+        """By part, what tells each image that was looked at from any other, in their order, and the labels."""
+        return {part: self._look_through(part) for part in self.images}
+
+    def _look_through(self, part):
+        rows, given, keys, labels = self.rows[part], self.given[part], [], []
+        in_memory = isinstance(given, tuple) and (type(given[0]) is np.ndarray or keras.ops.is_tensor(given[0]))
+        everything = in_memory and rows.count * rows.first[0][0].nbytes <= _LARGEST
+        for images, some, _ in rows.batches() if everything or self.limit else ():
+            steps = [max(side // _GRID, 1) for side in images.shape[1:3]]
+            grids = np.ascontiguousarray(images[:, :: steps[0], :: steps[1]])
+            blank = grids.reshape(len(grids), -1).max(axis=1) == grids.reshape(len(grids), -1).min(axis=1)
+            digests = (hashlib.blake2b(grid, digest_size=16).digest() for grid in grids)
+            keys += [None if empty else digest for empty, digest in zip(blank, digests, strict=True)]  # no one's copy
+            labels.append(some)
+            if not everything and len(keys) >= self.limit:
+                break
+        return keys, np.concatenate(labels) if labels else rows.first[1]
+
+    @functools.cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """By part, all labels where that takes no reading, else those of what was read."""
+        parts = {part: rows.labels if rows.skips else rows.first[1] for part, rows in self.rows.items()}
+        read = {part for part, rows in self.rows.items() if not rows.skips and self.limit and part in self.images}
+        return {**parts, **{part: self.seen[part][1] for part in read}}
+
+    def changed(self, parts, images: str = "images", labels: str = "labels") -> str:
+        """Return the line that makes something else of the `images` or `labels` of some parts."""
+        lines = []
+        for part in parts:
+            if isinstance(self.given[part], tuple):
+                places = {"images": f"{part}[0]", "labels": f"{part}[1]"}
+                both = [re.sub("images|labels", lambda one, to=places: to[one[0]], text) for text in (images, labels)]
+                lines.append(f"{part} = ({both[0]}, {both[1]}, *{part}[2:])")
+            elif is_tf_dataset(self.given[part]):
+                lines.append(f"{part} = {part}.map(lambda images, labels, *rest: ({images}, {labels}, *rest))")
+            else:
+                lines.append(f"# in the batches of {part}: images, labels = {images}, {labels}")
+        return "; ".join(lines)
+
+    def new_head(self, units: int, task: str) -> str:
+        """Return the line that puts another last layer on the model, which is then to be compiled."""
+        dense = f'keras.layers.Dense({units}, activation="{_ACTIVATIONS[task]}")'
+        if isinstance(self.model.layers[-1], keras.layers.Dense):
+            return f"model = keras.Model(model.inputs, {dense}(model.layers[-1].input))"
+        return f"# end the model with {dense}"
+
+    def new_activation(self, name: str) -> str:
+        """Return the line that gives the last layer another activation."""
+        if hasattr(self.model.layers[-1], "activation"):
+            return f"model.layers[-1].activation = keras.activations.{name}"
+        return f'# end the model with keras.layers.Activation("{name}")'
+
+
+def data_findings(case: Case):
+    """Yield what is wrong with the data, or doesn't go with the model."""
+    fits = list(_sizes(case))
+    yield from fits or _pixels(case)
+    odd = list(_labels(case))
+    order = list(_order(case))
+    yield from odd or itertools.chain(_activation(case), _loss(case), () if order else _width(case))
+    yield from _leak(case)
+    yield from order
+    yield from _frozen_augmentation(case)
+
+
+def _sizes(case):
+    for part, images in case.images.items():
+        try:
+            outputs.check_size(case.model, images)
+        except DataError as error:
+            wanted, given = case.model.inputs[0].shape[1:], images.shape[1:]
+            change = f"keras.ops.image.resize(images, {tuple(wanted[:2])})"
+            if wanted[-1] != given[-1]:
+                change = "keras.ops.repeat(images, 3, axis=-1)" if given[-1] == 1 else "images[..., :3]"
+            yield Finding("image size", str(error).partition(" Load")[0], given[0], case.changed([part], change))
+
+
+def _pixels(case):
+    model, takes = case.model, outputs.pixel_range(case.model)
+    probed, row = outputs.probe_pixels(model), None if takes == "0-255" else _row_of(case)
+    if takes == "0-255" and probed[0] < max(0.1, abs(probed[1]) / 10):
+        yield Finding(
+            "scaled twice in the model",
+            f"From black to white, 255, the first layer with weights is given {probed[0]:.2g}, around {probed[1]:.3g}.",
+            probed[0],
+            _without_scaling(case),
+        )
+    for part, images in case.images.items():
+        low, high = float(images.min()), float(images.max())
+        if not np.isfinite([low, high]).all():
+            count, change = int((~np.isfinite(images)).sum()), "keras.ops.nan_to_num(images)"
+            evidence = f"{count:,} pixels of the first {len(images)} images of {part} are NaN or infinite."
+            yield Finding("broken pixels", evidence, count, case.changed([part], change))
+        elif takes == "0-255" and outputs.scaled_range(images):
+            evidence = (
+                f"The pixels of {part} are {low:.3g} to {high:.3g}; the model takes 0–255 and scales them itself."
+            )
+            yield Finding("preprocessing doubled", evidence, high, case.changed([part], _undone(low, high)))
+        elif takes == "scaled" and high > _FULL:
+            evidence = f"The pixels of {part} go up to {high:.3g}; the model is made for smaller numbers, such as 0–1."
+            yield Finding("preprocessing missing", evidence, high, case.changed([part], "images / 255"))
+        elif row is not None and low >= 0 and high > 0:
+            black, white = (keras.ops.convert_to_numpy(backbones.preprocess(row, _plain(value))) for value in (0, 255))
+            full = "images * 255" if high <= 1 and images.dtype.kind == "f" else "images"
+            yield Finding(
+                "preprocessing missing",
+                f"The pixels of {part} are {low:.3g} to {high:.3g}; {row.name} was trained on {black.min():.4g} to "
+                f"{white.max():.4g}, and nothing in the model makes them so.",
+                high,
+                case.changed([part], f'kerastl.models.backbones.preprocess("{row.name}", {full})'),
+            )
+
+
+def was_trained(layers) -> bool:
+    """Tell whether a bias, a factor or a statistic has left the 0 or 1 at which all start; a `Normalization` is no sign."""
+    for leaf in graph.leaf_layers(*layers):
+        for weight in () if isinstance(leaf, keras.layers.Normalization) else leaf.weights:
+            values = keras.ops.convert_to_numpy(weight) if len(weight.shape) == 1 else np.zeros(1)
+            if np.ptp(values) or values[0] not in (0, 1):
+                return True
+    return False
+
+
+def _plain(value):
+    return np.full((1, 1, 1, 3), value, "float32")
+
+
+def _row_of(case):
+    """Return the row of a trained backbone whose preprocessing the model doesn't hold, as its name or its layers tell it."""
+    if case.backbone is None or not was_trained(case.backbone.layers):
+        return None
+    row = backbones.find_backbone_row(case.backbone.path[-1])
+    if row is None:
+        names = {layer.name for layer in case.backbone.layers}
+        row = next((backbones.BACKBONES[name] for layer, name in _FAMILIES.items() if layer in names), None)
+    return None if row is None or row.preprocessing == backbones.IN_MODEL else row
+
+
+def _undone(low: float, high: float) -> str:
+    """Return what turns scaled pixels back into 0–255: from 0…1, −1…1, ImageNet's mean and deviation, or minus its mean."""
+    if low >= 0:
+        return "images * 255"
+    if low >= -1.01 and high <= 1.01:
+        back = "(images + 1) * 127.5"
+    elif low > -4:
+        back = "(images * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255"
+    else:
+        back = "images[..., ::-1] + [123.68, 116.779, 103.939]"
+    return f"keras.ops.clip({back}, 0, 255)"
+
+
+def _without_scaling(case) -> str:
+    inside = {id(layer) for layer in case.backbone.path[-1].layers} if case.backbone else set()
+    scaling = [layer for layer in case.model.layers if isinstance(layer, keras.layers.Rescaling)]
+    outer = [layer for layer in scaling if id(layer) not in inside] or scaling
+    if outer:
+        layer = f'model.get_layer("{outer[0].name}")'
+        return f"{layer}.scale, {layer}.offset = 1.0, 0.0"
+    if case.backbone and len(case.backbone.path) == 2 and case.backbone.name in [one.name for one in case.model.layers]:
+        return f'model = kerastl.build_classifier(model.get_layer("{case.backbone.name}"), {case.units}, task="{case.task}")'
+    return "# leave one of the two scalings out where the model is built"
+
+
+def _labels(case):
+    """Yield what `label_kind` refuses, for the first part that has it."""
+    for part, labels in case.labels.items():
+        classes = outputs.count_classes(case.model) if case.task == CLASSIFICATION else case.units
+        try:
+            label_kind(labels, classes, case.task)
+        except DataError as error:
+            numbers = labels is not None and labels.size and labels.dtype.kind in "iufb"
+            low, high = (float(labels.min()), float(labels.max())) if numbers else (np.nan, np.nan)
+            ends = f"The labels of {part} go from {low:.6g} to {high:.6g}, in an array of {np.shape(labels)}. "
+            evidence = ends * bool(numbers) + str(error).partition(" For these")[0]
+            yield Finding("labels", evidence, high, _labels_mended(case, labels, classes))
+            return
+
+
+def _labels_mended(case, labels, classes: int) -> str:
+    if labels is None or labels.dtype.kind not in "iufb" or not np.isfinite(labels).all() or labels.ndim > 2:
+        return "# labels must be numbers: classes, rows of 0 and 1, or what to predict"
+    rows = labels.ndim == 2 and labels.shape[1] > 1
+    if (labels != np.floor(labels)).any():
+        return case.new_head(labels.shape[1] if rows else 1, REGRESSION)
+    if rows:
+        task = CLASSIFICATION if (labels.sum(axis=1) == 1).all() else MULTI_LABEL
+        return (
+            case.new_head(labels.shape[1], task)
+            if labels.shape[1] != case.units
+            else case.new_activation(_ACTIVATIONS[task])
+        )
+    if case.task == MULTI_LABEL:
+        return case.new_activation("softmax")
+    present = np.unique(labels).astype(int).tolist()
+    if len(present) > classes or (present[0] == 0 and present[-1] >= classes and len(present) == present[-1] + 1):
+        return case.new_head(present[-1] + 1, CLASSIFICATION)
+    if present[-1] - present[0] < classes:
+        return case.changed(case.rows, labels=f"labels - {present[0]}" if present[0] > 0 else f"labels + {-present[0]}")
+    return case.changed(case.rows, labels=f"keras.ops.searchsorted({present}, keras.ops.cast(labels, 'int32'))")
+
+
+def _activation(case):
+    kind = outputs.output_kind(case.model)
+    if kind == "softmax" and case.units == 1:
+        evidence = "A softmax over 1 unit is 1.0 for every image."
+        yield Finding("activation", evidence, 1, case.new_activation("sigmoid"))
+    elif kind is None and not compiling.was_compiled(case.model):
+        evidence = f"The last layer's activation on its {case.units} units is neither softmax, sigmoid nor linear."
+        yield Finding("activation", evidence, case.units, case.new_activation(_ACTIVATIONS[case.task]))
+
+
+def _loss(case):
+    """Yield where the compiled cross-entropy takes other labels than these, or other outputs than the model's."""
+    model, labels = case.model, case.labels.get("train")
+    loss, name, kind = compiling.compiled_loss(model), compiling.loss_name(model), outputs.output_kind(model)
+    if labels is None or "crossentropy" not in name or kind is None or (kind, case.units) == ("softmax", 1):
+        return
+    given = MULTI_LABEL
+    if case.task == CLASSIFICATION:
+        given = label_kind(labels, outputs.count_classes(model))
+    wanted = ("sparse" if case.units > 1 else "binary") if given == "integer" else _LOSSES.get(given, "binary")
+    taken = next((one for one in ("sparse", "binary", "categorical") if one in name), wanted)
+    logits = bool(getattr(loss, "get_config", dict)().get("from_logits", False))
+    if taken != wanted and (given, taken) != ("one-hot", "binary"):
+        evidence = f"The loss, {name}, is for {_TAKES[taken]}; the labels are {given}, of {case.units} units."
+    elif logits != (kind == "logits"):
+        evidence = f"The loss has from_logits={logits}, and the {case.units} outputs are {kind}."
+    else:
+        return
+    right = {"sparse": "SparseCategorical", "binary": "Binary", "categorical": "Categorical"}[wanted]
+    call = f"keras.losses.{right}Crossentropy({'from_logits=True' if kind == 'logits' else ''})"
+    yield Finding("loss", evidence, case.units, f'model.compile(model.optimizer, {call}, metrics=["accuracy"])')
+
+
+def _width(case):
+    """Yield where the head has more units than the labels have classes, of enough labels to tell."""
+    labels = case.labels.get("train")
+    if (
+        case.task != CLASSIFICATION
+        or labels is None
+        or labels.ndim != 1
+        or not (case.limit or case.rows["train"].skips)
+    ):
+        return
+    classes = int(labels.max(initial=0)) + 1
+    if 1 < classes < case.units and len(labels) >= _ENOUGH * case.units:
+        evidence = f"The head has {case.units} units, and the {len(labels):,} labels seen are 0…{classes - 1}."
+        yield Finding("output width", evidence, case.units, case.new_head(classes, CLASSIFICATION))
+
+
+def _leak(case):
+    """Yield where the same image is in both parts; `load_images` says so itself of what it loads."""
+    if len(case.images) < 2 or all(isinstance(rows, ImageSource) for rows in case.rows.values()):
+        return
+    train, validation = (case.seen[part][0] for part in ("train", "validation"))
+    held = set(validation) - {None}
+    twice = [index for index, key in enumerate(train) if key in held]
+    if not twice:
+        return
+    count = len(held & set(train))
+    evidence = f"{count:,} of the {len(held):,} validation images looked at are among {len(train):,} training images."
+    mend = "train, validation = keras.utils.split_dataset(train, left_size=0.8, shuffle=True, seed=0)"
+    if isinstance(case.given["train"], tuple):
+        mend = f"train = tuple(np.delete(part, {_runs(twice)}, axis=0) for part in train)"
+        if len(twice) > len(train) / 2:
+            fifth, rest = "part[::5]", "np.delete(part, np.s_[::5], axis=0)"
+            mend = f"train, validation = tuple({rest} for part in train), tuple({fifth} for part in train)"
+    elif not is_tf_dataset(case.given["train"]):
+        mend = "# split the images once, before anything draws from them"
+    yield Finding("split leaks", evidence, count, mend)
+
+
+def _runs(indices: list[int]) -> str:
+    """Return sorted indices as `np.r_[0:12, 15]`."""
+    groups = itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
+    runs = [[index for _, index in group] for _, group in groups]
+    return f"np.r_[{', '.join(f'{run[0]}:{run[-1] + 1}' if len(run) > 1 else str(run[0]) for run in runs)}]"
+
+
+def _order(case):
+    """Yield where training images come class by class, and nothing draws their order."""
+    rows = case.rows.get("train")
+    if rows is None or case.task != CLASSIFICATION or "train" not in case.images:
+        return
+    if rows.shuffles if rows.skips else not case.limit:
+        return  # drawn in every epoch, or not read
+    labels = np.asarray(case.labels["train"])
+    labels = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    shares = np.unique(labels, return_counts=True)[1] / max(len(labels), 1)
+    expected, changes = len(labels) * (1 - (shares**2).sum()), int((labels[1:] != labels[:-1]).sum())
+    if len(labels) < 2 * _ENOUGH or (len(shares) > 1 and (expected < _ENOUGH or changes > expected / 5)):
+        return
+    evidence = f"The class changes {changes} times in {len(labels):,} images; shuffled, it would {expected:.0f} times."
+    if is_tf_dataset(case.given["train"]):
+        mend = f"train = train.unbatch().shuffle(10_000).batch({rows.batch_size})"
+    else:
+        mend = "# shuffle the training images"
+    yield Finding("class order", evidence, changes, mend)
+
+
+def _frozen_augmentation(case):
+    """Yield where a `tf.data.Dataset` caches what a random function drew, and draws nothing afterwards."""
+    if not is_tf_dataset(case.given["train"]):
+        return
+    caches = 0
+    for step, draws in keras_internals.dataset_steps(case.given["train"]):
+        caches += "Cache" in step
+        if draws:
+            break
+    else:
+        return
+    if not caches:
+        return
+    images = case.images.get("train", ())
+    evidence = (
+        f"Random numbers are drawn before `.cache()`: each epoch sees the same views of the {len(images)} first images."
+    )
+    change = "tf.image.random_flip_left_right(images)"
+    yield Finding("augmentation frozen by a cache", evidence, len(images), case.changed(["train"], change))
