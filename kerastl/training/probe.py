@@ -164,11 +164,7 @@ def probe(
     }
     start = time.perf_counter()
     model = _with_preprocessing(model, rows["train"], preprocessing)
-    trunk, names = pooled_trunk(model, blocks=blocks, backbone=backbone)
-    parts = {}
-    for name, one in rows.items():
-        check_first_batch(model, one)
-        parts[name] = _Part(*pooled_features(trunk, one, mirrored=mirrored, part=name, verbose=verbose != 0))
+    names, parts = _extract(model, rows, blocks, mirrored, backbone, verbose != 0)
     seconds, start = {"extraction": time.perf_counter() - start}, time.perf_counter()
     problem = _problem(model, parts, task, class_names)
     result = _compare(names, parts["train"], parts.get("validation"), problem, seed)
@@ -198,6 +194,16 @@ def _with_preprocessing(model, rows, preprocessing) -> keras.Model:
     prepare = heads.preprocessing_of(row, model, preprocessing)
     inputs = keras.Input(model.inputs[0].shape[1:], name="image", dtype="float32")
     return keras.Model(inputs, model(prepare(inputs)), name=f"{model.name.replace('.', '_')}_probed")
+
+
+def _extract(model, rows, blocks, mirrored, backbone, verbose) -> tuple[list[str], dict]:
+    """Run the backbone over all images; return the blocks' names, and a `_Part` of each part of the data."""
+    trunk, names = pooled_trunk(model, blocks=blocks, backbone=backbone)
+    parts = {}
+    for name, one in rows.items():
+        check_first_batch(model, one)
+        parts[name] = _Part(*pooled_features(trunk, one, mirrored=mirrored, part=name, verbose=verbose))
+    return names, parts
 
 
 @dataclasses.dataclass
