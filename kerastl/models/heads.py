@@ -1,5 +1,6 @@
 """Put a head for classes, labels or numbers, with augmentation and preprocessing in front, on a backbone."""
 
+import functools
 import numbers
 
 import keras
@@ -90,25 +91,26 @@ def _head(x, pooling, hidden_units, dropout, units, activation):
     return keras.layers.Dense(units, activation=activation, dtype="float32", name="predictions")(x)
 
 
-def augmentation_layer(augmentation) -> keras.layers.Layer | None:
+def augmentation_layer(augmentation, seed: int | None = None) -> keras.layers.Layer | None:
     """Return the layer for an `augmentation` argument: `None`, "flips", "photo", "light", or a layer, which is returned."""
     if augmentation is None or isinstance(augmentation, keras.layers.Layer):
         return augmentation
+    flip, reflect = functools.partial(keras.layers.RandomFlip, seed=seed), {"fill_mode": "reflect", "seed": seed}
     if augmentation == "flips":
-        layers = [keras.layers.RandomFlip("horizontal_and_vertical")]
+        layers = [flip("horizontal_and_vertical")]
     elif augmentation == "photo":
         # a side of 0.775 is 60 % of the area, and may lie anywhere in the image
-        layers = [
-            keras.layers.RandomFlip("horizontal"),
-            keras.layers.RandomTranslation(0.1, 0.1, fill_mode="reflect"),
-            keras.layers.RandomZoom((-0.225, 0.0), fill_mode="reflect"),
-        ]
+        shift, zoom = (
+            keras.layers.RandomTranslation(0.1, 0.1, **reflect),
+            keras.layers.RandomZoom((-0.225, 0.0), **reflect),
+        )
+        layers = [flip("horizontal"), shift, zoom]
     elif augmentation == "light":
         layers = [
-            keras.layers.RandomFlip("horizontal"),
-            keras.layers.RandomRotation(10 / 360, fill_mode="reflect"),
-            keras.layers.RandomZoom(0.1, fill_mode="reflect"),
-            keras.layers.RandomTranslation(0.1, 0.1, fill_mode="reflect"),
+            flip("horizontal"),
+            keras.layers.RandomRotation(10 / 360, **reflect),
+            keras.layers.RandomZoom(0.1, **reflect),
+            keras.layers.RandomTranslation(0.1, 0.1, **reflect),
         ]
     else:
         raise ArgumentError(

@@ -118,7 +118,8 @@ class Phase:
         self.settings, self.model = settings, settings.model
         check_choice("keep", keep, ("best", "last", "average"))
         self.epochs, self.keep = check_count("epochs", epochs), keep
-        self.solves, self.rate_factors = False, {}
+        self.may_solve = self.solves = False
+        self.rate_factors = {}
         self.callbacks = callback_module.as_list(callbacks)
         self.history, self.start, self.keeper = None, (), None
 
@@ -232,8 +233,8 @@ class Phase:
 def _augmentation(model) -> keras.Model:
     """Return the recipe's augmentation as a model, the same in every run: `features.views` seeds it."""
     inputs = x = keras.Input(model.input_shape[1:])
-    for layer in heads.augmentation_layer("photo").layers:
-        x = type(layer).from_config({**layer.get_config(), "seed": 0})(x)
+    for layer in heads.augmentation_layer("photo", seed=0).layers:
+        x = layer(x)
     return keras.Model(inputs, x)
 
 

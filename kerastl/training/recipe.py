@@ -210,26 +210,22 @@ def transfer_learn(
 ) -> TransferResult:
     """Fit the head on the frozen backbone's outputs, then fine-tune the end of the backbone; never keep a worse model.
 
-    One pass over the images serves both phases. What `check` finds in arrays and first batches is warned of.
+    One pass over the images serves both phases. What `check` finds in arrays and first batches is warned of. Returns a
+    `TransferResult`; the model holds the weights of the better phase.
 
     Args:
         model, train, validation, class_weight, cache, monitor, batch_size, verbose, backbone: as in `train_head`.
         head_epochs: `None` puts a head of one dense layer where logistic regression on the stored features says (Kumar et
             al., 2022), and trains any other until validation stops improving; a number is at most so many epochs of Adam.
-        fine_tune_epochs: at most so many epochs with the end of the backbone unfrozen; 0 leaves the phase out.
+        fine_tune_epochs: at most so many with the end of the backbone unfrozen; 0 leaves the phase out.
         head_learning_rate, learning_rate: rates of the two phases, as in `train_head` and `fine_tune`.
-        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; `last_blocks=5` when none is given,
-            but no more than half of them.
-        layer_decay, keep: as in `fine_tune`; of the head's epochs the best one stays.
-        patience: epochs without improvement after which a phase stops (3 in the notes); `None` for never.
-        callbacks: Keras callbacks, used in both phases.
+        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; default: five blocks, at most half.
+        layer_decay, keep, callbacks: as in `fine_tune`; of the head's epochs the best one stays.
+        patience: epochs without improvement after which a phase stops; `None` for never.
         views: as in `kerastl.fit`; `None` for four where they can be had: mirrored, and crops of 60–100 % of the area, or
             what the model's own random layers make. 1 for the plain images alone.
         seed: makes the run repeatable on CPU; `None` leaves the random state alone.
         run_folder: a folder of this run alone, which outlives a kill: the same call goes on after the last epoch kept there.
-
-    Returns:
-        A `TransferResult`. The model holds the weights of the better phase.
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
@@ -237,21 +233,14 @@ def transfer_learn(
     asked = {name: value for name, value in locals().items() if name not in _NOT_ASKED}
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
-    rates = (head_learning_rate, learning_rate)
-    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks, keep)
+    rates, factors = (head_learning_rate, learning_rate), _rate_factors(model, layer_decay, backbone)
+    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks, keep, factors)
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
-    if not any(value is not None for value in choice.values()):
-        choice["last_blocks"] = default_blocks(model, backbone)
-    unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
-    unfreeze()  # what can't be used raises now
-    factors = _rate_factors(model, layer_decay, backbone)
-    if phases[1] is not None:
-        phases[1].rate_factors = factors
+    freeze, unfreeze = _freezing(model, choice, batch_norm, backbone)
     doctor.warn_of_findings(settings, backbone)
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
-        freeze = functools.partial(freezing.freeze, model, backbone=backbone)
-        return _run_both(*phases, freeze, unfreeze, rates, may_solve=head_epochs is None)
+        return _run_both(*phases, freeze, unfreeze, rates)
 
 
 def extract_features(
@@ -297,12 +286,21 @@ def extract_features(
         return
 
 
+def _freezing(model, choice, batch_norm, backbone):
+    """Return what freezes the backbone for the head's phase, and what unfreezes the chosen part, which is done already."""
+    if not any(value is not None for value in choice.values()):
+        choice["last_blocks"] = default_blocks(model, backbone)
+    unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
+    unfreeze()  # what can't be used raises now
+    return functools.partial(freezing.freeze, model, backbone=backbone), unfreeze
+
+
 def default_blocks(model, backbone: str | None = None) -> int:
     """Return how many blocks are unfrozen where nobody says: five, but no more than half of them."""
     return max(min(5, len(freezing.list_blocks(model, backbone=backbone)) // 2), 1)
 
 
-def _checked_phases(settings, epochs, rates, patience, callbacks, keep) -> list:
+def _checked_phases(settings, epochs, rates, patience, callbacks, keep, factors) -> list:
     """Return the head's phase, and the second one or `None`; raise for arguments that can't be used."""
     open_end = epochs[0] is None
     head_epochs = _MOST_HEAD_EPOCHS if open_end else check_count("head_epochs", epochs[0])
@@ -310,8 +308,11 @@ def _checked_phases(settings, epochs, rates, patience, callbacks, keep) -> list:
     for rate in rates:
         if rate is not None:
             compiling.check_rate("learning_rate", rate)
-    head = Phase(settings, head_epochs, callbacks)
-    second = Phase(settings, epochs[1], callbacks, keep) if epochs[1] else None
+    head, second = Phase(settings, head_epochs, callbacks), None
+    head.may_solve = open_end
+    if epochs[1]:
+        second = Phase(settings, epochs[1], callbacks, keep)
+        second.rate_factors = factors
     if patience is not None:
         check_count("patience", patience)
     for phase, count in ((head, patience or (3 if open_end else None)), (second, patience)):
@@ -322,7 +323,7 @@ def _checked_phases(settings, epochs, rates, patience, callbacks, keep) -> list:
     return [head, second]
 
 
-def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates, may_solve: bool) -> TransferResult:
+def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> TransferResult:
     """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
     settings = head.settings
     cuts = _cuts_of_both(settings, freeze, has_second=second is not None)
@@ -332,9 +333,9 @@ def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates, may_so
     last, epochs = (second or head).keeper, [head.epochs, second.epochs] if both_cut else [head.epochs]
     with contextlib.nullcontext() if last is not None and last.finished else settings.session(epochs, cuts) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
-        if may_solve and session is None:
+        if head.may_solve and session is None:
             head.epochs = min(head.epochs, _EPOCHS_WITHOUT_STORE)  # each is a pass through the whole network
-        head.solves = may_solve and session is not None and solving.can_solve(session, -1, settings)
+        head.solves = head.may_solve and session is not None and solving.can_solve(session, -1, settings)
         head.run(session, cut=-1)
         if second is None or head.history.diverged is not None:
             return _result(head, None, seconds)
