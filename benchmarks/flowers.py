@@ -1,0 +1,110 @@
+"""Accuracy against seconds on the flower photographs: a probe, the defaults, those of before, and a strong setting.
+
+    python benchmarks/flowers.py data/flowers --splits 10 --settings before probe defaults --json flowers.json
+    python benchmarks/flowers.py data/flowers --splits 10 --settings probe defaults --per-class 20 --classes 2
+
+Each split draws 70 % of the photographs to train on, 15 % to validate and 15 % to test, the same for all settings, so that
+the differences are paired. `--per-class` leaves so many of each class to train on.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from common import report  # isort: skip
+
+import keras
+import numpy as np
+
+import kerastl
+from kerastl.evaluation.probabilities import class_probabilities
+
+_OLD = {"head_epochs": 10, "fine_tune_epochs": 5, "last_blocks": 3, "patience": 3, "keep": "best", "views": 1}
+SETTINGS = {
+    "before": _OLD,  # the defaults until version 0.1, whose rate was 1e-4 with cosine decay
+    "defaults": {},
+    "head alone": {"fine_tune_epochs": 0},
+    "plain views": {"views": 1},
+    "strong": {"views": 8, "fine_tune_epochs": 16, "keep": "average"},
+}
+
+
+def photographs(folder: Path, size: int) -> tuple:
+    """Return images `(count, size, size, 3)` and class indices."""
+    data = kerastl.load_images(folder, image_size=size, validation=0, test=0, batch_size=64, verbose=0)
+    images, labels = map(np.concatenate, zip(*data.train.as_numpy_iterator(), strict=True))
+    return images, labels
+
+
+def random_parts(labels, seed: int, per_class: int | None) -> list[np.ndarray]:
+    """Return the indices of the images to train, validate and test on, each class split alike."""
+    generator, parts = np.random.default_rng(seed), [[], [], []]
+    for one in np.unique(labels):
+        of_class = generator.permutation(np.flatnonzero(labels == one))
+        held = round(0.15 * len(of_class))
+        test, validation, train = of_class[:held], of_class[held : 2 * held], of_class[2 * held :]
+        for part, chosen in zip(parts, (train[:per_class], validation, test), strict=True):
+            part.extend(chosen)
+    return [np.array(part) for part in parts]
+
+
+def run(arguments, setting: str, images, labels, parts, seed: int) -> dict:
+    train, validation, test = ((images[part], labels[part]) for part in parts)
+    start, classes = time.perf_counter(), int(labels.max()) + 1
+    keras.utils.set_random_seed(seed)
+    model = kerastl.build_classifier(arguments.backbone, classes, input_shape=arguments.size, weights=arguments.weights)
+    if setting == "probe":
+        found = kerastl.probe(model, train, test, blocks=False, mirrored=False, verbose=0)
+        return {"accuracy": found.accuracy, "mirrored too": None, "seconds": time.perf_counter() - start}
+    options = dict(SETTINGS[setting])
+    if setting == "before":
+        steps = -(-len(train[0]) // 32) * options["fine_tune_epochs"]
+        options["learning_rate"] = keras.optimizers.schedules.CosineDecay(1e-4, steps)
+    kerastl.transfer_learn(model, train, validation, seed=seed, verbose=0, **options)
+    found = {}
+    for views in (1, 2):
+        outputs = class_probabilities(model, test[0], views=views)
+        found["accuracy" if views == 1 else "mirrored too"] = float((outputs.argmax(axis=1) == test[1]).mean())
+        found.setdefault("seconds", time.perf_counter() - start)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--settings", nargs="+", default=["before", "defaults"], choices=["probe", *SETTINGS])
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", default="auto")
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--splits", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first split")
+    parser.add_argument("--per-class", type=int)
+    parser.add_argument("--classes", type=int, help="the first so many classes alone")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    images, labels = photographs(arguments.photos, arguments.size)
+    if arguments.classes:
+        chosen = labels < arguments.classes
+        images, labels = images[chosen], labels[chosen]
+    rows = []
+    for seed in range(arguments.first, arguments.first + arguments.splits):
+        parts = random_parts(labels, seed, arguments.per_class)
+        for setting in arguments.settings:
+            rows.append({"split": seed, "setting": setting, **run(arguments, setting, images, labels, parts, seed)})
+            print(
+                {name: round(one, 3) if isinstance(one, float) else one for name, one in rows[-1].items()}, flush=True
+            )
+    base = np.array([row["accuracy"] for row in rows if row["setting"] == arguments.settings[0]])
+    for setting in arguments.settings:
+        found = [row for row in rows if row["setting"] == setting]
+        values, more = np.array([row["accuracy"] for row in found]), np.array([row["accuracy"] for row in found]) - base
+        error = more.std(ddof=1) / len(more) ** 0.5 if len(more) > 1 else float("nan")
+        seconds = np.median([row["seconds"] for row in found])
+        print(
+            f"{setting}: {values.mean():.4f}, {more.mean():+.4f} ± {error:.4f} of {arguments.settings[0]}, {seconds:.0f} s"
+        )
+    report("flowers", rows, arguments.json, arguments={key: str(value) for key, value in vars(arguments).items()})
+
+
+if __name__ == "__main__":
+    main()
