@@ -16,6 +16,7 @@ import numpy as np
 
 import kerastl
 from kerastl.evaluation.probabilities import class_probabilities
+from kerastl.training.rates import cosine_decay
 
 
 def accuracy(model, dataset, views: int) -> float:
@@ -24,17 +25,6 @@ def accuracy(model, dataset, views: int) -> float:
         right += int((class_probabilities(model, images, views=views).argmax(axis=1) == labels).sum())
         count += len(labels)
     return right / count
-
-
-class HeadWeights(keras.callbacks.Callback):
-    """Copies the best weights of the head phase when fine-tuning begins."""
-
-    phases, weights = 0, None
-
-    def on_train_begin(self, logs=None):
-        self.phases += 1
-        if self.phases == 2:
-            self.weights = self.model.get_weights()
 
 
 def one_seed(arguments, seed: int) -> dict:
@@ -48,8 +38,7 @@ def one_seed(arguments, seed: int) -> dict:
         augmentation="flips" if arguments.views > 1 else None,
         dropout=arguments.dropout,
     )
-    head = HeadWeights()
-    start = time.perf_counter()
+    start, rate = time.perf_counter(), arguments.learning_rate
     result = kerastl.transfer_learn(
         model,
         data.train,
@@ -57,14 +46,13 @@ def one_seed(arguments, seed: int) -> dict:
         head_epochs=arguments.head_epochs,
         fine_tune_epochs=arguments.fine_tune_epochs,
         from_layer=arguments.from_layer,
-        last_blocks=None if arguments.from_layer else arguments.last_blocks,
-        learning_rate=keras.optimizers.schedules.CosineDecay(
-            arguments.learning_rate, arguments.fine_tune_epochs * int(data.train.cardinality())
-        ),
-        patience=arguments.patience or None,
+        last_blocks=arguments.last_blocks,
+        learning_rate=rate and cosine_decay(rate, len(data.train), arguments.fine_tune_epochs)[0],
+        keep=arguments.keep,
+        layer_decay=arguments.layer_decay,
+        patience=arguments.patience,
         cache=arguments.cache != "false",
         views=arguments.views,
-        callbacks=[head],
         seed=seed,
         verbose=0,
     )
@@ -76,9 +64,8 @@ def one_seed(arguments, seed: int) -> dict:
         "test accuracy": accuracy(model, data.test, 1),
     }
     row["4 flips averaged"] = accuracy(model, data.test, 4)
-    if head.weights:
-        model.set_weights(head.weights)
-    row["head alone"] = accuracy(model, data.test, 1)
+    with result.head_alone():
+        row["head alone"] = accuracy(model, data.test, 1)
     print(row, {name: round(value, 1) for name, value in result.seconds.items()}, flush=True)
     return row
 
@@ -91,13 +78,15 @@ def main():
     parser.add_argument("--weights", default="imagenet")
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--head-epochs", type=int, default=10)
-    parser.add_argument("--fine-tune-epochs", type=int, default=12)
-    parser.add_argument("--last-blocks", type=int, default=4)
+    parser.add_argument("--head-epochs", type=int)
+    parser.add_argument("--fine-tune-epochs", type=int, default=8)
+    parser.add_argument("--last-blocks", type=int)
     parser.add_argument("--from-layer")
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--keep", default="last")
+    parser.add_argument("--layer-decay", type=float, default=1.0)
     parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--patience", type=int, default=6)
+    parser.add_argument("--patience", type=int)
     parser.add_argument("--cache", default="true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
