@@ -19,6 +19,7 @@ from kerastl.cli import train as train_command
 from kerastl.cli.parser import build_parser
 from kerastl.errors import OutputError
 from kerastl.evaluation import measures, report
+from kerastl.training.rates import RECIPE_RATE
 from tests import models
 from tests.commands import fails, only_line, write_photos
 
@@ -60,7 +61,7 @@ def test_train_writes_a_whole_run(trained):
     assert sum(found["split_sizes"].values()) == 48
     assert found["seed"] == 3
     assert found["weights"]["source"] == "random"
-    assert found["learning_rates"]["fine_tune"] == pytest.approx(1e-4)
+    assert found["learning_rates"]["fine_tune"] == pytest.approx(RECIPE_RATE)
     assert found["arguments"]["head_epochs"] == 1
     assert found["command"].startswith("python -m kerastl train ")
     assert set(found["seconds"]) >= {"head", "fine_tune", "evaluation", "total"}
@@ -114,8 +115,9 @@ def test_fine_tuning_decays_to_0_and_the_head_phase_is_judged_with_its_own_weigh
     saved = keras.models.load_model(out / "model.keras").get_weights()
     assert all(np.array_equal(one, other) for one, other in zip(sorted_flat(final), sorted_flat(saved), strict=True))
     rate = [float(asked["learning_rate"](step)) for step in range(asked["batches"] + 1)]
-    assert rate[0] == pytest.approx(0.05)
-    assert rate == sorted(rate, reverse=True)
+    peak = int(np.argmax(rate))
+    assert rate[peak] == pytest.approx(0.05)
+    assert rate == sorted(rate[:peak]) + sorted(rate[peak:], reverse=True)
     assert rate[-1] == pytest.approx(0, abs=1e-8)
     found = json.loads((out / "report.json").read_text())
     assert found["learning_rates"]["fine_tune"] == pytest.approx(0.05)
