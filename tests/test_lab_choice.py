@@ -12,24 +12,35 @@ from kerastl.cli import main
 from kerastl.errors import ArgumentError, WeightsUnavailableError
 from kerastl.evaluation import plots
 from kerastl.lab import choice, comparison
-from kerastl.lab.choice import BackboneChoice, BackboneScore
-from kerastl.lab.comparison import ComparedBackbone, Latency
+from kerastl.lab.choice import BackboneChoice, ScoredBackbone
+from kerastl.lab.comparison import Latency
 from kerastl.tables import NamedRows
 from tests import models
 from tests.commands import fails, write_photos
 from tests.test_lab_comparison import needs_litert
 
 
-def row_of(name, milliseconds, probe, *, error: float | None = 0.01, tuned=None) -> BackboneScore:
+def row_of(name, milliseconds, probe, *, error: float | None = 0.01, tuned=None) -> ScoredBackbone:
     latency = {} if milliseconds is None else {("float32", 1): Latency.of([milliseconds / 1000])}
-    sizes = {} if milliseconds is None else {"float32": 9 << 20}
-    problems = () if latency else ("float32: no <Erfinv>",)
-    takes = ComparedBackbone(name, 1000, 10**8, 1 << 20, sizes, latency, None, 224, problems)
-    return BackboneScore(name, (224, 160), "imagenet", probe, error, tuned, None if tuned is None else error, takes)
+    return ScoredBackbone(
+        name=name,
+        parameters=1000,
+        macs=10**8,
+        peak_activation_bytes=1 << 20,
+        file_bytes={"float32": 9 << 20} if latency else {},
+        latency=latency,
+        top1=None,
+        native_size=224,
+        problems=() if latency else ("float32: no <Erfinv>",),
+        image_size=(224, 160),
+        weights="imagenet",
+        probe=(probe, error),
+        fine_tuned=None if tuned is None else (tuned, error),
+    )
 
 
 def choice_of(*rows, **left_out) -> BackboneChoice:
-    return BackboneChoice(NamedRows(rows), left_out, "on 99 images", "accuracy", (1,))
+    return BackboneChoice(NamedRows(rows), (1,), "on 99 images", "accuracy", left_out)
 
 
 def test_the_front_holds_what_nothing_beats_and_the_fastest_near_the_best_is_recommended():
@@ -54,6 +65,7 @@ def test_the_front_holds_what_nothing_beats_and_the_fastest_near_the_best_is_rec
     assert text.endswith(found.recommendation)
     assert "fine-tuned" not in text
     first, *_, last = found.to_rows()
+    assert (first["height"], first["width"]) == (224, 160)
     assert (first["float32_1_thread_median_ms"], first["on_front"], first["recommended"]) == (40, True, False)
     assert (last["float32_1_thread_median_ms"], last["float32_bytes"], last["on_front"]) == (None, None, False)
 
@@ -102,7 +114,7 @@ def tiny_networks(monkeypatch):
 
     def build(name, num_classes, *, input_shape, weights, task="classification"):
         if name == "resnet34" and weights is not None:
-            raise WeightsUnavailableError("no\nconnection")
+            raise WeightsUnavailableError("no\nconnection. Received: weights='auto'")
         keras.utils.set_random_seed(0)
         model = models.nested(input_shape[0], num_classes, blocks=1, width={"resnet18": 64}.get(name, 8))
         if name == "squeezenet":
@@ -132,7 +144,7 @@ def test_the_command_measures_on_a_folder_and_leaves_out_what_has_no_weights(pho
     ]
     assert main(["compare", str(photos), "--backbones", *names, *options]) == 0
     said = capsys.readouterr().out
-    assert "resnet34 is left out: no connection" in said
+    assert "resnet34 is left out: no connection." in said
     assert "cross-validated on 27 training images" in said
     content = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))
     rows = {row["name"]: row for row in content["rows"]}
@@ -141,7 +153,7 @@ def test_the_command_measures_on_a_folder_and_leaves_out_what_has_no_weights(pho
     assert rows["resnet18"]["float32_1_thread_median_ms"] > rows["mobilenet_v2"]["float32_1_thread_median_ms"]
     assert rows["resnet18"]["float32_bytes"] > rows["mobilenet_v2"]["float32_bytes"]
     assert rows["mobilenet_v2"]["recommended"]
-    assert content["left_out"] == {"resnet34": "no connection"}
+    assert content["left_out"] == {"resnet34": "no connection."}
     assert "mobilenet_v2, accuracy" in content["recommendation"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("comparison.csv", "comparison.json", "comparison.png")
@@ -163,9 +175,8 @@ def test_the_recipe_is_measured_beside_the_probe_on_the_validation_images(photos
     assert found.measured == f"on {count} validation images"
     row = found["mobilenet_v2"]
     amber = np.mean(np.concatenate([labels for _, labels in data.validation.as_numpy_iterator()]) == 0)
-    assert row.fine_tuned == pytest.approx(amber)
-    assert row.fine_tuned_error == pytest.approx(np.sqrt(amber * (1 - amber) / count))
-    assert row.probe > 0.9
+    assert row.fine_tuned == pytest.approx((amber, np.sqrt(amber * (1 - amber) / count)))
+    assert row.probe[0] > 0.9
 
 
 @needs_litert

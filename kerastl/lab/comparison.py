@@ -82,18 +82,7 @@ class BackboneComparison(Printed):
 
     def to_rows(self) -> list[dict]:
         """Return plain dictionaries, for pandas: sizes in bytes, times in milliseconds, `None` for what is missing."""
-        return [self._plain(row) for row in self.rows]
-
-    def _plain(self, row: ComparedBackbone) -> dict:
-        plain = {key: getattr(row, key) for key in ("name", "parameters", "macs", "peak_activation_bytes")}
-        plain |= {f"{precision}_bytes": row.file_bytes.get(precision) for precision in PRECISIONS}
-        for precision, threads in itertools.product(PRECISIONS, self.threads):
-            latency = row.latency.get((precision, threads))
-            for part in ("median", "lower", "upper"):
-                value = None if latency is None else 1000 * getattr(latency, part)
-                plain[f"{precision}_{threads}_thread{'s' * (threads > 1)}_{part}_ms"] = value
-        plain |= {f"top1_{part}": getattr(row.top1, part, None) for part in ("percent", "source")}
-        return plain | {"native_size": row.native_size, "problems": "; ".join(row.problems) or None}
+        return [plain_row(row, self.threads) for row in self.rows]
 
     def _tables(self) -> list[Table]:
         height, width, _ = self.input_shape
@@ -108,6 +97,19 @@ class BackboneComparison(Printed):
         title = f"one image, milliseconds: median (quartiles) of {runs} runs"
         notes = [f"{row.name}: {problem}" for row in self.rows for problem in row.problems]
         return [takes, Table(header, cells, right=range(1, len(header)), title=title, notes=notes)]
+
+
+def plain_row(row: ComparedBackbone, threads, precisions=PRECISIONS) -> dict:
+    """Return a row as a plain dictionary; see `BackboneComparison.to_rows`."""
+    plain = {key: getattr(row, key) for key in ("name", "parameters", "macs", "peak_activation_bytes")}
+    plain |= {f"{precision}_bytes": row.file_bytes.get(precision) for precision in precisions}
+    for precision, count in itertools.product(precisions, threads):
+        latency = row.latency.get((precision, count))
+        for part in ("median", "lower", "upper"):
+            value = None if latency is None else 1000 * getattr(latency, part)
+            plain[f"{precision}_{count}_thread{'s' * (count > 1)}_{part}_ms"] = value
+    plain |= {f"top1_{part}": getattr(row.top1, part, None) for part in ("percent", "source")}
+    return plain | {"native_size": row.native_size, "problems": "; ".join(row.problems) or None}
 
 
 def _taken(row: ComparedBackbone) -> list[str]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerastl.checks import check_choice, received
+from kerastl.checks import check_choice
 from kerastl.errors import ArgumentError
 from kerastl.evaluation.plots.drawing import FRAME, INK, QUIET, draw_grid, panels_of
 
@@ -42,11 +42,11 @@ def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1,
     """
     check_choice("precision", precision, ("float32", "int8"))
     check_choice("threads", threads, comparison.threads)
-    if hasattr(comparison, "recommended"):
-        return _plot_choice(comparison, precision, threads, axes)
     rows = [row for row in comparison.rows if (precision, threads) in row.latency]
     if not rows:
         raise ArgumentError(f"No backbone was timed in {precision}: {comparison.rows[0].problems}.")
+    if hasattr(comparison, "recommended"):
+        return _plot_choice(comparison, rows, precision, threads, axes)
     panels = panels_of(axes, 2, "for accuracy and for MACs", figsize=(11.5, 4.6))
     published = [row for row in rows if row.top1 is not None]
     drawn = []
@@ -67,28 +67,25 @@ def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1,
     return panels[0].figure
 
 
-def _plot_choice(choice, precision, threads, axes):
+def _plot_choice(choice, rows, precision, threads, axes):
     """Plot the scores on one's own images against the latency, with the Pareto front and the recommended backbone."""
-    rows = [row for row in choice.rows if (precision, threads) in row.takes.latency]
-    if not rows:
-        raise ArgumentError(f"No backbone was timed in {precision}. {received(precision=precision)}")
     (panel,) = panels_of(axes, 1, "for the scores", figsize=(8, 5.2))
-    times = _times([row.takes for row in rows], precision, threads)
-    scores, errors = np.array([row.decisive for row in rows]).T
+    names, times = [row.name for row in rows], _times(rows, precision, threads)
+    scores, errors = np.array([choice.scores[name] for name in names]).T
     panel.errorbar(times[1], scores, yerr=errors, fmt="none", ecolor=FRAME, elinewidth=1.2, capsize=3)
     _draw_points(panel, times, scores)
-    names = [row.name for row in rows]
-    if threads == choice.threads[0]:
-        places = [names.index(name) for name in choice.front]
-        panel.plot(times[1, places], scores[places], "--", color=QUIET, linewidth=1, label="Pareto front")
-        chosen = names.index(choice.recommended)
-        ring = {"s": 190, "facecolors": "none", "edgecolors": _CHOSEN, "linewidths": 1.8, "label": "recommended"}
-        panel.scatter(times[1, chosen], scores[chosen], **ring)
-        panel.legend(loc="lower right", frameon=False, fontsize=9)
+    front, chosen = (
+        [index for index, name in enumerate(names) if name in one] for one in (choice.front, [choice.recommended])
+    )
+    front.sort(key=lambda index: scores[index])
+    panel.plot(times[1, front], scores[front], "--", color=QUIET, linewidth=1, label="Pareto front")
+    ring = {"s": 190, "facecolors": "none", "edgecolors": _CHOSEN, "linewidths": 1.8, "label": "recommended"}
+    panel.scatter(times[1, chosen], scores[chosen], **ring)
+    panel.legend(loc="lower right", frameon=False, fontsize=9)
     _name_time(panel, precision, threads)
     panel.set_ylabel(f"{choice.what}, {choice.measured}")
     panel.figure.draw_without_rendering()
-    _name_points(panel, names, times, scores, bold=choice.front)
+    _name_points(panel, names, times, scores, errors, bold=choice.front)
     return panel.figure
 
 
@@ -137,10 +134,10 @@ def _draw_proportional(panel, times, millions) -> None:
     panel.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def _name_points(panel, names, times, heights, bold=()) -> None:
+def _name_points(panel, names, times, heights, errors=0.0, bold=()) -> None:
     """Write each backbone's name beside its point, where it covers nothing else, or as little as can be."""
     pixels = panel.figure.dpi / 72
-    taken, inside = _taken(panel, times, heights, pixels), panel.bbox.extents[None]
+    taken, inside = _taken(panel, times, heights, errors, pixels), panel.bbox.extents[None]
     for name, point in zip(names, zip(times[1], heights, strict=True), strict=True):
         style = {"fontsize": 8.5, "color": INK, "ha": "center", "va": "center"}
         style["weight"] = "bold" if name in bold else "normal"
@@ -159,11 +156,16 @@ def _name_points(panel, names, times, heights, bold=()) -> None:
         panel.annotate(name, point, xytext=offset / pixels, **options).set_in_layout(False)
 
 
-def _taken(panel, times, heights, pixels) -> np.ndarray:
+def _taken(panel, times, heights, errors, pixels) -> np.ndarray:
     """Return boxes, in pixels, that no name should cover: points, bars, the dashed line, the legend."""
     left, middle, right = (panel.transData.transform(np.column_stack([ends, heights])) for ends in times)
+    low, high = (panel.transData.transform(np.column_stack([times[1], heights + sign * errors])) for sign in (-1, 1))
     margin = np.array([1, 4]) * pixels
-    taken = [_boxes(middle, 4 * pixels), np.hstack([left - margin, right + margin])]
+    taken = [
+        _boxes(middle, 4 * pixels),
+        np.hstack([left - margin, right + margin]),
+        np.hstack([low, high + margin / 4]),
+    ]
     for line in panel.lines:
         if line.get_linestyle() == "--":
             corners = panel.transData.transform(np.column_stack(line.get_data()))
