@@ -160,6 +160,22 @@ def choose_backbone(
     image_size = source.image_size if isinstance(source, ImageSplits) else image_size
     shapes = checked_shapes(names, (*image_size, 3) if isinstance(image_size, (tuple, list)) else image_size)
     load = functools.cache(functools.partial(_load, source, seed=seed, verbose=verbose, **loading))
+    scores, left_out = _score_all(shapes, load, recipe, weights, seed, verbose)
+    data = load(next(iter(shapes.values()))[:2])
+    count, kept = max(2, len(data.class_names)), {name: shapes[name] for name in scores}
+    taken = measure_backbones(kept, count, threads, repeats, precisions=["float32"], verbose=verbose)
+    rows = NamedRows(ScoredBackbone(**vars(one), **scores[one.name]) for one in taken)
+    part, how = ("validation", "on") if recipe else ("train", "cross-validated on")
+    measured = f"{how} {data.split_sizes[part]} {'validation' if recipe else 'training'} images"
+    return BackboneChoice(rows, threads, measured, "R²" if data.task == REGRESSION else "accuracy", left_out)
+
+
+def _load(source, image_size, **options) -> ImageSplits:
+    return source if isinstance(source, ImageSplits) else load_images(source, image_size=image_size, **options)
+
+
+def _score_all(shapes, load, recipe, weights, seed, verbose) -> tuple[dict, dict]:
+    """Return name → what `_score` returns, and name → why for those whose weights are not available."""
     scores, left_out = {}, {}
     for number, (name, shape) in enumerate(shapes.items(), start=1):
         data = load(shape[:2])
@@ -171,16 +187,7 @@ def choose_backbone(
             left_out[name] = " ".join(str(error).partition("Received:")[0].split())
     if not scores:
         raise WeightsUnavailableError(" ".join(f"{name}: {reason}" for name, reason in left_out.items()))
-    count, kept = max(2, len(data.class_names)), {name: shapes[name] for name in scores}
-    taken = measure_backbones(kept, count, threads, repeats, precisions=["float32"], verbose=verbose)
-    rows = NamedRows(ScoredBackbone(**vars(one), **scores[one.name]) for one in taken)
-    part, how = ("validation", "on") if recipe else ("train", "cross-validated on")
-    measured = f"{how} {data.split_sizes[part]} {'validation' if recipe else 'training'} images"
-    return BackboneChoice(rows, threads, measured, "R²" if data.task == REGRESSION else "accuracy", left_out)
-
-
-def _load(source, image_size, **options) -> ImageSplits:
-    return source if isinstance(source, ImageSplits) else load_images(source, image_size=image_size, **options)
+    return scores, left_out
 
 
 def _score(name, data, shape, recipe, weights, seed, verbose) -> dict:
