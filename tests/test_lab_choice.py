@@ -6,6 +6,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import kerastl
 from kerastl.cli import main
@@ -120,6 +121,9 @@ def tiny_networks(monkeypatch):
         if name == "squeezenet":
             for weight in model.layers[-3].weights:
                 weight.assign(0 * weight)
+        if task == "regression":
+            units = keras.layers.Dense(num_classes, name="numbers")
+            model = keras.Model(model.inputs, units(model.layers[-2].output))
         return model
 
     for module in (choice, comparison):
@@ -177,6 +181,32 @@ def test_the_recipe_is_measured_beside_the_probe_on_the_validation_images(photos
     amber = np.mean(np.concatenate([labels for _, labels in data.validation.as_numpy_iterator()]) == 0)
     assert row.fine_tuned == pytest.approx((amber, np.sqrt(amber * (1 - amber) / count)))
     assert row.probe[0] > 0.9
+
+
+@needs_litert
+def test_numbers_are_scored_by_r2_and_trained_by_the_recipe(tmp_path, tiny_networks, monkeypatch):
+    known = {}
+
+    def train(model, train, validation, **options):
+        kerastl.transfer_learn(model, train, validation, **options, head_epochs=2, fine_tune_epochs=0, views=1)
+        known["r2"] = kerastl.evaluate(model, validation, task="regression").scores["r2"]
+
+    monkeypatch.setattr(choice, "transfer_learn", train)
+    generator = np.random.default_rng(0)
+    light = generator.uniform(40, 215, 40)
+    for index, value in enumerate(light):
+        pixels = generator.normal(value, 8, (32, 32, 3)).clip(0, 255).astype("uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    lines = [f"{index:02}.png,{value / 255:.4f}" for index, value in enumerate(light)]
+    (tmp_path / "light.csv").write_text("\n".join(["file,light", *lines]))
+    options = {"recipe": True, "threads": 1, "repeats": 5, "labels": "light.csv", "validation": 0.3, "verbose": 0}
+    found = kerastl.choose_backbone(tmp_path, ["mobilenet_v2"], 32, **options)
+    row = found["mobilenet_v2"]
+    assert found.what == "R²"
+    assert (row.probe[1], row.fine_tuned[1]) == (None, None)
+    assert 0.9 < row.probe[0] <= 1
+    assert row.fine_tuned[0] == pytest.approx(known["r2"])
+    assert "mobilenet_v2, R² " in found.recommendation
 
 
 @needs_litert
