@@ -17,6 +17,7 @@ _HOMES = {
     "kerastl.models.backbones": ["list_backbones", "load_backbone"],
     "kerastl.export.bundle": ["Bundle", "load_bundle"],
     "kerastl.training.callbacks": ["early_stopping"],
+    "kerastl.lab.choice": ["BackboneChoice", "choose_backbone"],
     "kerastl.lab.comparison": ["BackboneComparison", "compare_backbones"],
     "kerastl.models.compiling": ["recompile"],
     "kerastl.costs": ["conv_cost", "layer_costs", "model_cost"],

@@ -42,6 +42,8 @@ from kerastl.features.plan import CachePlan as CachePlan
 from kerastl.features.plan import plan_cache as plan_cache
 from kerastl.lab.auxiliary_heads import add_auxiliary_heads as add_auxiliary_heads
 from kerastl.lab.auxiliary_heads import remove_auxiliary_heads as remove_auxiliary_heads
+from kerastl.lab.choice import BackboneChoice as BackboneChoice
+from kerastl.lab.choice import choose_backbone as choose_backbone
 from kerastl.lab.comparison import BackboneComparison as BackboneComparison
 from kerastl.lab.comparison import compare_backbones as compare_backbones
 from kerastl.lab.diagnosis import diagnose_depth as diagnose_depth

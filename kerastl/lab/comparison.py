@@ -82,18 +82,7 @@ class BackboneComparison(Printed):
 
     def to_rows(self) -> list[dict]:
         """Return plain dictionaries, for pandas: sizes in bytes, times in milliseconds, `None` for what is missing."""
-        return [self._plain(row) for row in self.rows]
-
-    def _plain(self, row: ComparedBackbone) -> dict:
-        plain = {key: getattr(row, key) for key in ("name", "parameters", "macs", "peak_activation_bytes")}
-        plain |= {f"{precision}_bytes": row.file_bytes.get(precision) for precision in PRECISIONS}
-        for precision, threads in itertools.product(PRECISIONS, self.threads):
-            latency = row.latency.get((precision, threads))
-            for part in ("median", "lower", "upper"):
-                value = None if latency is None else 1000 * getattr(latency, part)
-                plain[f"{precision}_{threads}_thread{'s' * (threads > 1)}_{part}_ms"] = value
-        plain |= {f"top1_{part}": getattr(row.top1, part, None) for part in ("percent", "source")}
-        return plain | {"native_size": row.native_size, "problems": "; ".join(row.problems) or None}
+        return [plain_row(row, self.threads) for row in self.rows]
 
     def _tables(self) -> list[Table]:
         height, width, _ = self.input_shape
@@ -108,6 +97,19 @@ class BackboneComparison(Printed):
         title = f"one image, milliseconds: median (quartiles) of {runs} runs"
         notes = [f"{row.name}: {problem}" for row in self.rows for problem in row.problems]
         return [takes, Table(header, cells, right=range(1, len(header)), title=title, notes=notes)]
+
+
+def plain_row(row: ComparedBackbone, threads, precisions=PRECISIONS) -> dict:
+    """Return a row as a plain dictionary; see `BackboneComparison.to_rows`."""
+    plain = {key: getattr(row, key) for key in ("name", "parameters", "macs", "peak_activation_bytes")}
+    plain |= {f"{precision}_bytes": row.file_bytes.get(precision) for precision in precisions}
+    for precision, count in itertools.product(precisions, threads):
+        latency = row.latency.get((precision, count))
+        for part in ("median", "lower", "upper"):
+            value = None if latency is None else 1000 * getattr(latency, part)
+            plain[f"{precision}_{count}_thread{'s' * (count > 1)}_{part}_ms"] = value
+    plain |= {f"top1_{part}": getattr(row.top1, part, None) for part in ("percent", "source")}
+    return plain | {"native_size": row.native_size, "problems": "; ".join(row.problems) or None}
 
 
 def _taken(row: ComparedBackbone) -> list[str]:
@@ -161,18 +163,22 @@ def compare_backbones(
         ArgumentError: an unknown or repeated name, a size that a backbone doesn't take, or a count that can't be used.
         BackendError: Keras doesn't run on TensorFlow, or LiteRT is not installed.
     """
-    shape = _checked(names, input_shape)
+    shapes = checked_shapes(names, input_shape)
+    threads = check_timing(threads, repeats)
     check_count("num_classes", num_classes, smallest=2)
-    check_count("repeats", repeats)
-    threads = [check_count("threads", count) for count in ([threads] if isinstance(threads, int) else threads)]
-    if len(set(threads)) != len(threads) or not threads:
-        raise ArgumentError(f"`threads` must hold one or more different numbers. {received(threads=threads)}")
-    _check_backend()
+    rows = measure_backbones(shapes, num_classes, threads, repeats, verbose=verbose)
+    return BackboneComparison(tuple(rows), next(iter(shapes.values())), num_classes, threads)
+
+
+def measure_backbones(
+    shapes, num_classes, threads, repeats, *, precisions=PRECISIONS, verbose=1
+) -> list[ComparedBackbone]:
+    """Convert and time backbones, given as `name → (height, width, 3)`, in one run; arguments are checked already."""
     rows, runners = [], {}
-    for number, name in enumerate(names, start=1):
+    for number, (name, shape) in enumerate(shapes.items(), start=1):
         if verbose:
-            print(f"{number} of {len(names)}: converting {name}", flush=True)
-        row, models = _prepared(name, shape, num_classes, threads)
+            print(f"{number} of {len(shapes)}: converting {name}", flush=True)
+        row, models = _prepared(name, shape, num_classes, threads, precisions)
         rows.append(row)
         runners.update({(name, *key): model for key, model in models.items()})
     if verbose and runners:
@@ -180,17 +186,27 @@ def compare_backbones(
     seconds = conversion.measure_latency(list(runners.values()), repeats=repeats) if runners else []
     for (name, *key), values in zip(runners, seconds, strict=True):
         next(row for row in rows if row.name == name).latency[tuple(key)] = Latency.of(values)
-    return BackboneComparison(tuple(rows), shape, num_classes, tuple(threads))
+    return rows
 
 
-def _checked(names, input_shape) -> tuple[int, int, int]:
-    """Return the shape; raise for names that can't be compared, and for a shape that one of them doesn't take."""
+def checked_shapes(names, input_shape=None) -> dict[str, tuple[int, int, int]]:
+    """Return `name → shape`, by default its own; raise for names that can't be compared, and for a shape too small."""
     if isinstance(names, str) or not len(names):
         raise ArgumentError(f"`names` must be a list of backbones' names. {received(names=names)}")
-    shapes = [backbones.check_input_shape(backbones.backbone_row(name), input_shape) for name in names]
-    if len(set(names)) < len(names):
+    shapes = {name: backbones.check_input_shape(backbones.backbone_row(name), input_shape) for name in names}
+    if len(shapes) < len(names):
         raise ArgumentError(f"Each backbone can be compared once. {received(names=list(names))}")
-    return shapes[0]
+    return shapes
+
+
+def check_timing(threads, repeats) -> tuple[int, ...]:
+    """Return the numbers of threads as a tuple; raise for counts that can't be used, and where nothing can be timed."""
+    check_count("repeats", repeats)
+    threads = [check_count("threads", count) for count in ([threads] if isinstance(threads, int) else threads)]
+    if len(set(threads)) != len(threads) or not threads:
+        raise ArgumentError(f"`threads` must hold one or more different numbers. {received(threads=threads)}")
+    _check_backend()
+    return tuple(threads)
 
 
 def _check_backend() -> None:
@@ -203,7 +219,7 @@ def _check_backend() -> None:
         raise BackendError('LiteRT is not installed. Install it with `pip install "kerastl[export]"`.')
 
 
-def _prepared(name, shape, num_classes, threads) -> tuple[ComparedBackbone, dict]:
+def _prepared(name, shape, num_classes, threads, precisions) -> tuple[ComparedBackbone, dict]:
     """Return a backbone's row, without times, and what is to be timed: `(precision, threads)` → model."""
     model = build_classifier(name, num_classes, input_shape=shape, weights=None)
     with warnings.catch_warnings():
@@ -212,7 +228,7 @@ def _prepared(name, shape, num_classes, threads) -> tuple[ComparedBackbone, dict
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE_IMAGES, *shape)).astype("float32")
     options = {"float32": {}, "int8": {"quantize": "int8", "images": noise}}
     sizes, models, problems = {}, {}, []
-    for precision in PRECISIONS:
+    for precision in precisions:
         try:
             content = conversion.convert(model, batch_size=1, **options[precision])
             sizes[precision] = len(content)

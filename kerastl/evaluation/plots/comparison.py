@@ -1,12 +1,12 @@
-"""Backbones compared: published accuracy, and multiply-accumulates, against measured time."""
+"""Backbones compared: published accuracy, accuracy on one's own images, and multiply-accumulates, against measured time."""
 
 import numpy as np
 
 from kerastl.checks import check_choice
 from kerastl.errors import ArgumentError
-from kerastl.evaluation.plots.drawing import INK, QUIET, draw_grid, panels_of
+from kerastl.evaluation.plots.drawing import FRAME, INK, QUIET, draw_grid, panels_of
 
-_POINTS = "#1565c0"
+_POINTS, _CHOSEN = "#1565c0", "#d9480f"
 
 # Where a name may stand beside its point: distance in points, and direction; those first that read best
 _DIRECTIONS = np.radians([0, 180, 90, 270, 30, 150, 330, 210, 60, 120, 300, 240])
@@ -18,16 +18,20 @@ _PLACES = [
 
 
 def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1, axes=None):
-    """Plot ImageNet accuracy against latency, and MACs against latency: they don't agree on which backbone is cheap.
+    """Plot what was compared against latency: published accuracy and MACs, or the accuracy on one's own images.
+
+    Of a `choose_backbone` there is one panel: upright bars are standard errors, the dashed line joins the Pareto front, whose
+    names are bold, and a ring marks the recommended backbone. Of a `compare_backbones` there are two, ImageNet accuracy and
+    MACs against latency: they don't agree on which backbone is cheap.
 
     Bars across the points are the quartiles of the latency. The dashed line is where all points would lie if time were
     proportional to MACs, at the median speed of those shown. Axes are logarithmic for values more than eight times apart.
 
     Args:
-        comparison: what `compare_backbones` returned.
+        comparison: what `compare_backbones` or `choose_backbone` returned.
         precision: `"float32"` or `"int8"`.
         threads: one of the comparison's numbers of threads.
-        axes: two matplotlib axes to draw on. Without them a figure is made.
+        axes: two matplotlib axes to draw on, or one of them for `choose_backbone`. Without them a figure is made.
 
     Returns:
         The `matplotlib.figure.Figure`. Backbones without that latency are left out; those without a published accuracy
@@ -41,6 +45,8 @@ def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1,
     rows = [row for row in comparison.rows if (precision, threads) in row.latency]
     if not rows:
         raise ArgumentError(f"No backbone was timed in {precision}: {comparison.rows[0].problems}.")
+    if hasattr(comparison, "recommended"):
+        return _plot_choice(comparison, rows, precision, threads, axes)
     panels = panels_of(axes, 2, "for accuracy and for MACs", figsize=(11.5, 4.6))
     published = [row for row in rows if row.top1 is not None]
     drawn = []
@@ -48,10 +54,9 @@ def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1,
         (panels[0], published, [row.top1.percent for row in published]),
         (panels[1], rows, [row.macs / 1e6 for row in rows]),
     ):
-        latencies = [row.latency[precision, threads] for row in shown]
-        times = 1000 * np.array([(one.lower, one.median, one.upper) for one in latencies]).reshape(-1, 3).T
+        times = _times(shown, precision, threads)
         _draw_points(panel, times, heights)
-        panel.set_xlabel(f"milliseconds for one image, {precision}, {threads} thread{'s' * (threads > 1)}")
+        _name_time(panel, precision, threads)
         drawn.append((panel, [row.name for row in shown], times, np.array(heights)))
     panels[0].set_ylabel("ImageNet top-1, published, %")
     panels[1].set_ylabel("multiply-accumulates, millions")
@@ -60,6 +65,38 @@ def plot_comparison(comparison, *, precision: str = "float32", threads: int = 1,
     for one in drawn:
         _name_points(*one)
     return panels[0].figure
+
+
+def _plot_choice(choice, rows, precision, threads, axes):
+    """Plot the scores on one's own images against the latency, with the Pareto front and the recommended backbone."""
+    (panel,) = panels_of(axes, 1, "for the scores", figsize=(8, 5.2))
+    names, times = [row.name for row in rows], _times(rows, precision, threads)
+    scores, errors = np.array([choice.scores[name] for name in names]).T
+    panel.errorbar(times[1], scores, yerr=errors, fmt="none", ecolor=FRAME, elinewidth=1.2, capsize=3)
+    _draw_points(panel, times, scores)
+    front, chosen = (
+        [index for index, name in enumerate(names) if name in one] for one in (choice.front, [choice.recommended])
+    )
+    front.sort(key=lambda index: scores[index])
+    panel.plot(times[1, front], scores[front], "--", color=QUIET, linewidth=1, label="Pareto front")
+    ring = {"s": 190, "facecolors": "none", "edgecolors": _CHOSEN, "linewidths": 1.8, "label": "recommended"}
+    panel.scatter(times[1, chosen], scores[chosen], **ring)
+    panel.legend(loc="lower right", frameon=False, fontsize=9)
+    _name_time(panel, precision, threads)
+    panel.set_ylabel(f"{choice.what}, {choice.measured}")
+    panel.figure.draw_without_rendering()
+    _name_points(panel, names, times, scores, bold=choice.front)
+    return panel.figure
+
+
+def _times(rows, precision, threads) -> np.ndarray:
+    """Return lower quartiles, medians and upper quartiles in milliseconds, `(3, rows)`."""
+    latencies = [row.latency[precision, threads] for row in rows]
+    return 1000 * np.array([(one.lower, one.median, one.upper) for one in latencies]).reshape(-1, 3).T
+
+
+def _name_time(panel, precision, threads) -> None:
+    panel.set_xlabel(f"milliseconds for one image, {precision}, {threads} thread{'s' * (threads > 1)}")
 
 
 def _draw_points(panel, times, heights) -> None:
@@ -97,12 +134,13 @@ def _draw_proportional(panel, times, millions) -> None:
     panel.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def _name_points(panel, names, times, heights) -> None:
+def _name_points(panel, names, times, heights, bold=()) -> None:
     """Write each backbone's name beside its point, where it covers nothing else, or as little as can be."""
     pixels = panel.figure.dpi / 72
     taken, inside = _taken(panel, times, heights, pixels), panel.bbox.extents[None]
     style = {"fontsize": 8.5, "color": INK, "ha": "center", "va": "center"}
     for name, point in zip(names, zip(times[1], heights, strict=True), strict=True):
+        style["weight"] = "bold" if name in bold else "normal"
         probe = panel.annotate(name, (0, 0), xycoords="figure pixels", **style)
         extent = probe.get_window_extent()
         probe.remove()
