@@ -126,8 +126,8 @@ def find_learning_rate(
         model, train, class_weight, cache, batch_size, verbose, backbone: as in `train_head`. A model that is compiled is tried
             with its own optimizer and loss, another one with the recipe's.
         validation: what judges; `None` holds out a fifth of the training images, of arrays alone.
-        rates: those to try; `None` begins with the rate of `fine_tune` and goes on by half powers of ten, to where both
-            neighbours of the best one are worse, seven at most.
+        rates: those to try; `None` begins with the rate of `fine_tune` and goes on by half powers of ten, to where the two
+            on each side of the best one are worse: five to seven.
         steps: of each run; the rate rises for a fifth of them and falls to 0 by a cosine.
         last_blocks, last_layers, from_layer, fraction, batch_norm: as in `transfer_learn`.
 
@@ -261,13 +261,16 @@ class _Steps(keras.callbacks.Callback):
 
 
 def _walk(run, first: float) -> list[RateRun]:
-    """Run at rates around `first` until both neighbours of the best one are known, or there were enough runs."""
+    """Run at rates around `first` until two on each side of the best one are known, or there were enough runs.
+
+    Two, because the loss is not always one valley: a few steps at a middling rate disturb the head more than they teach.
+    """
     runs = {0: run(first)}
     while len(runs) < _MOST_RUNS:
         best = min(runs, key=lambda place: runs[place].loss)
         if not math.isfinite(runs[best].loss):
             best = min(runs)  # all diverged: lower
-        missing = [place for place in (best + 1, best - 1) if place not in runs]
+        missing = [best + step for step in (1, -1, 2, -2) if best + step not in runs]
         if not missing:
             break
         runs[missing[0]] = run(first * _STRIDE ** missing[0])
