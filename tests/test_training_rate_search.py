@@ -28,6 +28,12 @@ def held(data):
     return data[0][:9] * 0.8, data[1][:9]
 
 
+def with_dropout(size):
+    plain = models.nested(size)
+    dropped = keras.layers.Dropout(0.3)(plain.get_layer("pool").output)
+    return keras.Model(plain.input, keras.layers.Dense(3, activation="softmax")(dropped))
+
+
 def state_of(model):
     """Return everything that a search could leave behind."""
     layers = list(model._flatten_layers())
@@ -40,7 +46,7 @@ def state_of(model):
     return values, flags, getattr(model, "optimizer", None), model.train_function
 
 
-@pytest.mark.parametrize("build", [models.flat, models.nested, models.sequential])
+@pytest.mark.parametrize("build", [models.flat, with_dropout, models.sequential])
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_the_model_is_left_exactly_as_it_was(data, build, is_compiled):
     model = build(16)
