@@ -128,6 +128,18 @@ def test_random_layers_in_front_are_kept_in_views(data, capsys):
     assert "diverged" not in printed
 
 
+def test_a_run_rises_falls_and_stops_after_its_steps(data):
+    model, rates = models.compiled(models.nested(16)), []
+    noted = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: rates.append(float(model.optimizer.learning_rate))
+    )
+    model.fit(*data, batch_size=6, epochs=9, callbacks=[rate_search._Steps(1e-2, 10), noted], verbose=0)
+    assert len(rates) == 10
+    assert rates[0] < rates[2] == pytest.approx(1e-2, rel=0.05)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < 1e-3
+
+
 def losses(**found):
     """Return a function that runs at a rate, with these losses by the exponent of ten."""
     by_exponent = {float(name.replace("_", "-").replace("h", ".5")): loss for name, loss in found.items()}
