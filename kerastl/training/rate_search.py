@@ -184,8 +184,7 @@ def _left_as_it_was(model):
     layers = keras_internals.flatten_layers(model)
     flags = [(one, "trainable", one.trainable) for one in (*layers, *model.weights)]
     flags += [(one, "compiled", one.compiled) for one in layers if isinstance(one, keras.Model)]
-    seeds = [generator.state for layer in layers for generator in keras_internals.seed_generators(layer)]
-    before = copies([*model.weights, *seeds, *model.metrics_variables])
+    before = copies([*model.weights, *_seeds(model), *model.metrics_variables])
     trial = keras.Model(model.inputs, model.outputs, name=model.name)
     if compiling.was_compiled(model):
         own = {**compiling.compile_settings(model), "steps_per_execution": 1}  # the rate changes at each
@@ -197,6 +196,11 @@ def _left_as_it_was(model):
         put_back(before)
         for one, name, value in flags:
             setattr(one, name, value)
+
+
+def _seeds(model) -> list:
+    layers = keras_internals.flatten_layers(model)
+    return [generator.state for layer in layers for generator in keras_internals.seed_generators(layer)]
 
 
 def _try(settings: Settings, freeze, unfreeze, rates, steps: int) -> tuple[list[RateRun], float]:
@@ -225,9 +229,8 @@ def _runner(phase: Phase, session, steps: int, verbose: bool):
     """Return what trains from the present state at a rate, and returns its `RateRun`; the state is put back before each."""
     model = phase.model
     model.optimizer.build(model.trainable_variables)
-    layers = keras_internals.flatten_layers(model)
-    seeds = [generator.state for layer in layers for generator in keras_internals.seed_generators(layer)]
-    start, chance = copies([*changeable_weights(model), *model.optimizer.variables, *seeds]), random.getstate()
+    state = [*changeable_weights(model), *model.optimizer.variables, *_seeds(model)]
+    start, chance = copies(state), random.getstate()
 
     def run(rate: float) -> RateRun:
         begin = time.perf_counter()
