@@ -32,7 +32,8 @@ _HOMES = {
     "kerastl.models.heads": ["build_classifier"],
     "kerastl.evaluation.plots": [
         *("plot_comparison", "plot_confusion_matrix", "plot_feature_maps", "plot_filters", "plot_grad_cam"),
-        *("plot_gradient_norms", "plot_history", "plot_mistakes", "plot_probe", "plot_reliability"),
+        *("plot_gradient_norms", "plot_history", "plot_learning_rates", "plot_mistakes", "plot_probe"),
+        "plot_reliability",
     ],
     "kerastl.evaluation.prediction": ["Predictions", "predict"],
     "kerastl.evaluation.calibration": ["Calibration", "calibrate"],
@@ -46,6 +47,7 @@ _HOMES = {
     "kerastl.models.weights": ["describe_weights"],
     "kerastl.training.doctor": ["CheckResult", "check"],
     "kerastl.training.probe": ["ProbeResult", "probe"],
+    "kerastl.training.rate_search": ["LearningRates", "find_learning_rate"],
     "kerastl.training.recipe": ["TransferResult", "extract_features", "fine_tune", "train_head", "transfer_learn"],
     "kerastl.training.session": ["fit"],
 }

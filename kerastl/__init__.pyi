@@ -27,6 +27,7 @@ from kerastl.evaluation.plots import plot_filters as plot_filters
 from kerastl.evaluation.plots import plot_grad_cam as plot_grad_cam
 from kerastl.evaluation.plots import plot_gradient_norms as plot_gradient_norms
 from kerastl.evaluation.plots import plot_history as plot_history
+from kerastl.evaluation.plots import plot_learning_rates as plot_learning_rates
 from kerastl.evaluation.plots import plot_mistakes as plot_mistakes
 from kerastl.evaluation.plots import plot_probe as plot_probe
 from kerastl.evaluation.plots import plot_reliability as plot_reliability
@@ -73,6 +74,8 @@ from kerastl.training.doctor import CheckResult as CheckResult
 from kerastl.training.doctor import check as check
 from kerastl.training.probe import ProbeResult as ProbeResult
 from kerastl.training.probe import probe as probe
+from kerastl.training.rate_search import LearningRates as LearningRates
+from kerastl.training.rate_search import find_learning_rate as find_learning_rate
 from kerastl.training.recipe import TransferResult as TransferResult
 from kerastl.training.recipe import extract_features as extract_features
 from kerastl.training.recipe import fine_tune as fine_tune

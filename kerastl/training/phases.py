@@ -168,7 +168,7 @@ class Phase:
             print(f"Going on after epoch {done} of {self.epochs}" + ", which was the last" * self.keeper.finished)
         try:
             with keras_internals.rates_scaled(compiling.inner_optimizer(self.model), self.rate_factors):
-                self.history = self._fit(callbacks, session, cut, done)
+                self.history = self.fit(callbacks, session, cut, done)
             best.settle(lambda: self._measure(session, cut))
         finally:
             best.restore()
@@ -188,7 +188,8 @@ class Phase:
             logs = self.model.evaluate(**data, verbose=0, return_dict=True)
         return {f"val_{name}": value for name, value in logs.items()}
 
-    def _fit(self, callbacks, session, cut, done):
+    def fit(self, callbacks, session=None, cut: int = 0, done: int = 0) -> keras.callbacks.History:
+        """Train with these callbacks alone, after so many epochs that are `done`; nothing is put back."""
         if done and self.keeper.finished:
             return self.keeper.finish()
         settings = self.settings

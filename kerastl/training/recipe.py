@@ -234,10 +234,10 @@ def transfer_learn(
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     rates, factors = (head_learning_rate, learning_rate), _rate_factors(model, layer_decay, backbone)
-    phases = _checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks, keep, factors)
+    phases = checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks, keep, factors)
     if seed is not None:
         keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
-    freeze, unfreeze = _freezing(model, choice, batch_norm, backbone)
+    freeze, unfreeze = part_to_train(model, choice, batch_norm, backbone)
     doctor.warn_of_findings(settings, backbone)
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
         return _run_both(*phases, freeze, unfreeze, rates)
@@ -281,12 +281,12 @@ def extract_features(
     settings, cuts = Settings(model, source, validation, None, None, "val_loss", 1, options, views), None
     if last_blocks is not None:
         freezing.unfreeze(model, last_blocks=last_blocks)
-        cuts = _cuts_of_both(settings, functools.partial(freezing.freeze, model), has_second=True)
+        cuts = cuts_of_both(settings, functools.partial(freezing.freeze, model), has_second=True)
     with settings.session([1] * len(cuts or [1]), cuts):
         return
 
 
-def _freezing(model, choice, batch_norm, backbone):
+def part_to_train(model, choice, batch_norm, backbone):
     """Return what freezes the backbone for the head's phase, and what unfreezes the chosen part, which is done already."""
     if not any(value is not None for value in choice.values()):
         choice["last_blocks"] = default_blocks(model, backbone)
@@ -300,7 +300,7 @@ def default_blocks(model, backbone: str | None = None) -> int:
     return max(min(5, len(freezing.list_blocks(model, backbone=backbone)) // 2), 1)
 
 
-def _checked_phases(settings, epochs, rates, patience, callbacks, keep, factors) -> list:
+def checked_phases(settings, epochs, rates, patience, callbacks, keep, factors) -> list:
     """Return the head's phase, and the second one or `None`; raise for arguments that can't be used."""
     open_end = epochs[0] is None
     head_epochs = _MOST_HEAD_EPOCHS if open_end else check_count("head_epochs", epochs[0])
@@ -326,23 +326,28 @@ def _checked_phases(settings, epochs, rates, patience, callbacks, keep, factors)
 def _run_both(head: Phase, second: Phase | None, freeze, unfreeze, rates) -> TransferResult:
     """Run the head phase and, where there is one and the head didn't diverge, the second; one pass serves both."""
     settings = head.settings
-    cuts = _cuts_of_both(settings, freeze, has_second=second is not None)
+    cuts = cuts_of_both(settings, freeze, has_second=second is not None)
     both_cut = len(cuts) == 2
     head.compile(rates[0])
     start = time.perf_counter()
     last, epochs = (second or head).keeper, [head.epochs, second.epochs] if both_cut else [head.epochs]
     with contextlib.nullcontext() if last is not None and last.finished else settings.session(epochs, cuts) as session:
         seconds = {} if session is None else {"extraction": time.perf_counter() - start}
-        if head.may_solve and session is None:
-            head.epochs = min(head.epochs, _EPOCHS_WITHOUT_STORE)  # each is a pass through the whole network
-        head.solves = head.may_solve and session is not None and solving.can_solve(session, -1, settings)
-        head.run(session, cut=-1)
+        run_head(head, session)
         if second is None or head.history.diverged is not None:
             return _result(head, None, seconds)
         unfreeze()
         _compile_for_fine_tuning(second, rates[1])
         second.run(session if both_cut else None)
     return _result(head, second, seconds)
+
+
+def run_head(head: Phase, session) -> None:
+    """Fit the head on a session's features, by gradient steps or without; or through the whole network where it is `None`."""
+    if head.may_solve and session is None:
+        head.epochs = min(head.epochs, _EPOCHS_WITHOUT_STORE)  # each is a pass through the whole network
+    head.solves = head.may_solve and session is not None and solving.can_solve(session, -1, head.settings)
+    head.run(session, cut=-1)
 
 
 def _run_alone(phase: Phase):
@@ -353,7 +358,7 @@ def _run_alone(phase: Phase):
     return history
 
 
-def _cuts_of_both(settings, freeze, has_second):
+def cuts_of_both(settings, freeze, has_second):
     """Return the cuts of both phases, earliest first, leaving the model frozen; none where there are none to plan with.
 
     The model comes as the second phase trains it. Only the head's cut is returned where that phase has none that is worth it.

@@ -1,8 +1,8 @@
 """Pictures: curves, confusion matrix, labels, mistakes, reliability, probes, gradients, feature maps, filters, Grad-CAM ….
 
 `plot_history`, `plot_confusion_matrix`, `plot_label_scores`, `plot_numbers`, `plot_mistakes`, `plot_images`,
-`plot_reliability`, `plot_probe` and `plot_comparison` return a `matplotlib.figure.Figure`, the others the axes that they
-drew on (`axes.figure` is the figure).
+`plot_reliability`, `plot_probe`, `plot_comparison` and `plot_learning_rates` return a `matplotlib.figure.Figure`, the
+others the axes that they drew on (`axes.figure` is the figure).
 What is returned belongs to no global state: show it as the last line of a notebook cell, or write it with
 `figure.savefig("curves.png")`. Nothing here calls `plt.show` or touches pyplot.
 """
@@ -15,6 +15,7 @@ from kerastl.evaluation.plots.history import plot_history
 from kerastl.evaluation.plots.maps import plot_feature_maps, plot_filters
 from kerastl.evaluation.plots.norms import plot_gradient_norms
 from kerastl.evaluation.plots.probe import plot_probe
+from kerastl.evaluation.plots.rates import plot_learning_rates
 from kerastl.evaluation.plots.reliability import plot_reliability
 from kerastl.evaluation.plots.scores import plot_label_scores, plot_numbers
 
@@ -29,6 +30,7 @@ __all__ = [
     "plot_history",
     "plot_images",
     "plot_label_scores",
+    "plot_learning_rates",
     "plot_mistakes",
     "plot_numbers",
     "plot_probe",
