@@ -62,7 +62,9 @@ def test_heads_for_several_labels_and_for_numbers(task, units, activation, pixel
     assert task_of(keras.models.load_model(tmp_path / "model.keras")) == (task if units != 2 else "classification")
 
 
-@pytest.mark.parametrize("augmentation", ["flips", "light", layers.RandomContrast(0.2, value_range=(0, 255))])
+@pytest.mark.parametrize(
+    "augmentation", ["flips", "light", "photo", "strong", layers.RandomContrast(0.2, value_range=(0, 255))]
+)
 def test_augmentation_is_random_in_training_and_absent_in_inference(augmentation, pixels):
     model = build_classifier(models.tiny_backbone(), 3, augmentation=augmentation, dropout=0, preprocessing=None)
     plain = [keras.ops.convert_to_numpy(model(pixels[0], training=False)) for _ in range(2)]

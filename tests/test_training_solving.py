@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from kerastl.errors import ArgumentError
+from kerastl.models.heads import build_classifier
+from kerastl.training import session
 from kerastl.training.linear import fit_sigmoid, fit_softmax
 from kerastl.training.recipe import transfer_learn
 from tests import models
@@ -149,3 +152,47 @@ def test_a_run_that_was_over_its_head_does_not_fit_it_again(data, tmp_path):
     whole = model_with([layers.Dense(3, activation="softmax", name="predictions")])
     once = transfer_learn(whole, *data, cache=True, **{**run, "run_folder": tmp_path / "whole"})
     assert result.head.history == once.head.history
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "options", "views"),
+    [
+        (None, {}, 4),
+        (None, {"views": 1}, 1),
+        (None, {"views": 3}, "views=3 needs random layers"),
+        ("strong", {}, 4),
+        (layers.RandomFlip("horizontal"), {}, 2),
+    ],
+)
+def test_views_are_made_where_nobody_says_how_many(data, monkeypatch, augmentation, options, views):
+    """The recipe's own leave no layer in the model, and differ; of mirror images alone there are two."""
+    seen, original = [], session.extract
+
+    def watched(trunk, rows, *, views, **rest):
+        store = original(trunk, rows, views=views, **rest)
+        seen.append((views, store.read("features_0", slice(0, views))))
+        return store
+
+    monkeypatch.setattr(session, "extract", watched)
+    keras.utils.set_random_seed(0)
+    head = {"augmentation": augmentation, "preprocessing": lambda pixels: pixels / 255, "dropout": 0.0}
+    model = build_classifier(models.tiny_backbone(16, blocks=1), 3, **head)
+    before = [layer.name for layer in model.layers]
+    if isinstance(views, str):
+        with pytest.raises(ArgumentError, match=views):
+            transfer_learn(model, *data, cache=True, **{**QUIET, **options})
+        return
+    transfer_learn(model, *data, cache=True, **{**QUIET, **options})
+    assert [count for count, _ in seen] == [views, 1]
+    assert len({row.tobytes() for row in seen[0][1]}) == views
+    assert [layer.name for layer in model.layers] == before
+
+
+def test_data_that_changes_is_trained_on_as_it_comes(data):
+    """No view can be kept of it, and the recipe's own are left out without a word of theirs."""
+    tf = pytest.importorskip("tensorflow")
+    (images, labels), validation = data
+    dataset = tf.data.Dataset.from_tensor_slices((images.astype("float32"), labels)).batch(12)
+    dataset = dataset.map(lambda one, label: (one + tf.random.uniform(tf.shape(one), 0, 9), label))
+    result = transfer_learn(model_with([layers.Dense(3, activation="softmax")]), dataset, validation, **QUIET)
+    assert 1 <= len(result.head.epoch) <= 10

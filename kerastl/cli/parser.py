@@ -229,10 +229,10 @@ def _add_images(group) -> None:
     _add_size_and_split(group)
     _add_switch(group, "--skip-unreadable", "leave damaged files out instead of stopping")
     altered = (
-        "show altered images: mirrored and cropped (auto; photo, where they are made by the model), flipped both ways, or "
-        "lightly turned, zoomed and shifted"
+        "show altered images: mirrored and cropped (auto; photo, where the model makes them), with colours changed too "
+        "(strong), flipped both ways, or lightly turned, zoomed and shifted"
     )
-    _add(group, "--augmentation", ["auto", "none", "flips", "photo", "light"], altered, "auto")
+    _add(group, "--augmentation", ["auto", "none", "flips", "photo", "strong", "light"], altered, "auto")
     views = (
         "keep so many altered versions of each image, the plain one among them, and run the frozen part over them once "
         "(default: 4 where that is possible)"

@@ -52,9 +52,9 @@ def build_classifier(
         pooling: "avg", "max", or "flatten" (as the notes do it; 49 times the weights of pooling at 224×224).
         hidden_units: units of a ReLU layer before the last one; `None` for no such layer.
         dropout: rate before the last layer, in [0, 1); 0.2 is the Keras guide's.
-        augmentation: `None`, "flips" (horizontal and vertical), "photo" (mirrored, and crops of 60–100 % of the
-            area), "light" (mirrored, ±10° rotation, 10 % zoom and shift; as in the Keras guide, a little more), or a Keras
-            layer over RGB 0–255.
+        augmentation: `None`, "flips" (horizontal and vertical), "photo" (mirrored, and crops of 60–100 % of the area),
+            "strong" (that, and two draws of RandAugment; Cubuk et al., 2020), "light" (mirrored, ±10° rotation, 10 % zoom
+            and shift; as in the Keras guide, a little more), or a Keras layer over RGB 0–255.
         preprocessing: "auto" for the backbone's own; `None` for none; a callable from tensor to tensor for a
             `keras.Model` that is not of `keras.applications`; for one of KerasHub its preset's `ImageConverter`.
         **constructor_options: passed on to `load_backbone`, such as `alpha=0.5`.
@@ -92,19 +92,21 @@ def _head(x, pooling, hidden_units, dropout, units, activation):
 
 
 def augmentation_layer(augmentation, seed: int | None = None) -> keras.layers.Layer | None:
-    """Return the layer for an `augmentation` argument: `None`, "flips", "photo", "light", or a layer, which is returned."""
+    """Return the layer for an `augmentation` argument: `None`, one of its names, or a layer, which is returned."""
     if augmentation is None or isinstance(augmentation, keras.layers.Layer):
         return augmentation
     flip, reflect = functools.partial(keras.layers.RandomFlip, seed=seed), {"fill_mode": "reflect", "seed": seed}
     if augmentation == "flips":
         layers = [flip("horizontal_and_vertical")]
-    elif augmentation == "photo":
+    elif augmentation in ("photo", "strong"):
         # a side of 0.775 is 60 % of the area, and may lie anywhere in the image
         shift, zoom = (
             keras.layers.RandomTranslation(0.1, 0.1, **reflect),
             keras.layers.RandomZoom((-0.225, 0.0), **reflect),
         )
         layers = [flip("horizontal"), shift, zoom]
+        if augmentation == "strong":
+            layers.append(keras.layers.RandAugment(value_range=(0, 255), num_ops=2, factor=0.3, seed=seed))
     elif augmentation == "light":
         layers = [
             flip("horizontal"),
@@ -114,7 +116,7 @@ def augmentation_layer(augmentation, seed: int | None = None) -> keras.layers.La
         ]
     else:
         raise ArgumentError(
-            "`augmentation` must be None, one of 'flips', 'photo', 'light', or a Keras layer. "
+            "`augmentation` must be None, one of 'flips', 'photo', 'strong', 'light', or a Keras layer. "
             f"{received(augmentation=augmentation)}"
         )
     return keras.Sequential(layers, name="augmentation")

@@ -210,8 +210,7 @@ def transfer_learn(
 ) -> TransferResult:
     """Fit the head on the frozen backbone's outputs, then fine-tune the end of the backbone; never keep a worse model.
 
-    One pass over the images serves both phases. What `check` finds in arrays and first batches is warned of. Returns a
-    `TransferResult`; the model holds the weights of the better phase.
+    One pass over the images serves both phases. What `check` finds is warned of. The model holds the better weights.
 
     Args:
         model, train, validation, class_weight, cache, monitor, batch_size, verbose, backbone: as in `train_head`.
