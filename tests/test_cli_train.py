@@ -108,7 +108,7 @@ def test_fine_tuning_decays_to_0_and_the_head_phase_is_judged_with_its_own_weigh
     monkeypatch.setattr(train_command, "transfer_learn", fine_tuning_wins)
     monkeypatch.setattr(measures, "evaluate", watched)
     out = tmp_path / "run"
-    assert main(["train", str(photos), "--out", str(out), *TINY, "--learning-rate", "0.05", "--patience", "9"]) == 0
+    assert main(["train", str(photos), "--out", str(out), *TINY, "--learning-rate", "0.05", "--test-views", "1"]) == 0
     final, head = seen
     assert any(not np.array_equal(one, other) for one, other in zip(final, head, strict=True))
     saved = keras.models.load_model(out / "model.keras").get_weights()

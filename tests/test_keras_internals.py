@@ -140,6 +140,20 @@ def test_weight_decay_exclusions_are_carried_over():
     assert [fresh._use_weight_decay(one) for one in (kernel, bias)] == [True, False]
 
 
+def test_rates_scaled_multiplies_the_rate_of_a_variable_for_a_while():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    before = models.snapshot(model)
+    factors = {id(model.layers[0].kernel): 0.5, id(model.layers[0].bias): 0.0}
+    with internals.rates_scaled(model.optimizer, factors):
+        model.fit(np.ones((4, 2)), np.full((4, 1), 9.0), epochs=1, verbose=0)
+    moved = [
+        np.abs(after - old).max() for after, old in zip(models.snapshot(model).values(), before.values(), strict=True)
+    ]
+    assert moved == pytest.approx([0.05, 0.0, 0.1, 0.1], rel=1e-3)
+    assert "_backend_update_step" not in vars(model.optimizer)
+
+
 def test_seed_generators_are_those_of_random_layers():
     (generator,) = internals.seed_generators(layers.RandomFlip(seed=3))
     assert isinstance(generator, keras.random.SeedGenerator)

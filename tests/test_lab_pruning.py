@@ -306,6 +306,7 @@ def test_fine_tuning_looks_for_its_best_weights_among_the_pruned(pixels):
         learning_rate=0.01,
         epochs=4,
         batch_size=8,
+        keep="best",
         cache=False,
         verbose=0,
         callbacks=[kerastl.gradual_pruning(0.7, ramp=1.5 / 4), Losses()],

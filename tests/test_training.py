@@ -76,8 +76,9 @@ def test_the_starting_state_wins_when_training_only_makes_it_worse(data):
     model, (train, validation) = models.nested(), data
     training.train_head(model, train, validation, epochs=4, learning_rate=0.5, **QUIET)
     before, value = models.snapshot(model), loss_of(model, validation)
+    worse = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(val_loss=1e3))
     with pytest.warns(KerastlWarning, match="Training diverged: val_loss rose"):
-        history = training.train_head(model, train, validation, epochs=2, learning_rate=50.0, **QUIET)
+        history = training.train_head(model, train, validation, epochs=2, callbacks=[worse], **QUIET)
     assert history.best_epoch == 0
     assert not models.changed(before, model)
     assert loss_of(model, validation) == pytest.approx(value, rel=1e-5)
@@ -97,11 +98,22 @@ def test_transfer_learn_returns_both_phases_and_leaves_the_winners_weights(data)
 
 
 def test_fine_tuning_that_makes_it_worse_gives_the_head_phase_back(data):
+    class Worse(keras.callbacks.Callback):
+        begun = 0
+
+        def on_train_begin(self, logs=None):
+            self.begun += 1
+
+        def on_epoch_end(self, epoch, logs=None):
+            if self.begun == 2:
+                logs.update(val_accuracy=0.0, val_loss=1e3)
+
     model, (train, validation) = models.flat(), data
+    rates = {"head_learning_rate": 0.05, "learning_rate": 30.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KerastlWarning)
         result = training.transfer_learn(
-            model, train, validation, head_epochs=3, head_learning_rate=0.05, learning_rate=30.0, last_blocks=2, **QUIET
+            model, train, validation, head_epochs=3, last_blocks=2, callbacks=[Worse()], **rates, **QUIET
         )
     assert result.best_phase == "head"
     assert result.best_epoch == result.head.best_epoch
