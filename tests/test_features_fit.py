@@ -108,6 +108,7 @@ def test_both_phases_together_equal_plain_keras(data):
             last_blocks=1,
             head_epochs=2,
             fine_tune_epochs=2,
+            views=1,  # plain Keras has no stored views
             cache=cache,
             **QUIET,
         )
