@@ -63,7 +63,7 @@ class ProbeResult(Printed):
         standard_error: by the binomial distribution; of numbers `None`.
         measured: "validation" or "cross-validation": what `accuracy`, `per_class` and the curve's last point are measured on.
         per_class: a `ClassAccuracy` of each class, label or number.
-        curve: `CurvePoint`s with an eighth, a quarter, half and all of the training images.
+        curve: a `CurvePoint` each with an eighth, a quarter, half and all of the training images.
         advice: what more photographs would bring, in a sentence.
         mirrored: whether features are means over an image and its mirror image, which was better (by the loss).
         task: "classification", "multi-label" or "regression".
