@@ -58,6 +58,7 @@ def run(arguments, setting: str, images, labels, parts, seed: int) -> dict:
         return {"accuracy": found.accuracy, "mirrored too": None, "seconds": time.perf_counter() - start}
     options = dict(SETTINGS[setting])
     if setting == "before":
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         steps = -(-len(train[0]) // 32) * options["fine_tune_epochs"]
         options["learning_rate"] = keras.optimizers.schedules.CosineDecay(1e-4, steps)
     kerastl.transfer_learn(model, train, validation, seed=seed, verbose=0, **options)
