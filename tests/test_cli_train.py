@@ -90,6 +90,18 @@ def test_train_prints_what_it_does_and_replaces_an_earlier_run(photos, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_without_head_epochs_the_head_is_fitted(photos, tmp_path, tiny_network, capsys):
+    options = ["--image-size", "32", "--fine-tune-epochs", "1", "--last-blocks", "1", "--out", str(tmp_path / "run")]
+    assert main(["train", str(photos), *options]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"Fitting the head\n(.*\n)*The head was fitted .* right by cross-validation\n(.*\n)*Fine-tuning, 1", printed
+    )
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
+    assert found["arguments"]["head_epochs"] is None
+
+
 def test_fine_tuning_decays_to_0_and_the_head_phase_is_judged_with_its_own_weights(
     photos, tmp_path, tiny_network, monkeypatch
 ):

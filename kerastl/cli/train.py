@@ -47,6 +47,9 @@ class _Watch(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.phases += 1
+        if self.params.get("fitted"):
+            print("Fitting the head", flush=True)
+            return
         epochs = self.params.get("epochs")
         name = "Training the head" if self.phases == 1 else "\nFine-tuning"
         print(f"{name}, {epochs} epoch{'s' if epochs != 1 else ''} at most", flush=True)

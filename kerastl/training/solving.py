@@ -44,7 +44,8 @@ def solve_head(session, cut: int, *, callbacks, class_weight, verbose, **_) -> k
     """Put the dense layer behind a cut where the training images' features say; for callbacks it is a phase of one epoch."""
     tail, model = session.tail(cut), session.model
     dense = next(layer for layer in tail.layers if isinstance(layer, keras.layers.Dense))
-    listed = keras.callbacks.CallbackList(as_list(callbacks), add_history=True, model=model, epochs=1, verbose=0)
+    params = {"epochs": 1, "verbose": 0, "fitted": True}
+    listed = keras.callbacks.CallbackList(as_list(callbacks), add_history=True, model=model, **params)
     model.stop_training = False
     if not model.optimizer.built:  # what is kept of a run holds its variables
         model.optimizer.build(model.trainable_variables)
