@@ -33,7 +33,7 @@ help:
 
 quickstart: $(VENV)/.demo
 	$(BIN)/python -m kerastl train elpv --backbone efficientnet_lite0 --weights imagenet --image-size 160 --augmentation flips \
-		--last-blocks 4 --fine-tune-epochs 12 --learning-rate 1e-4 --keep average --out runs/quickstart --overwrite
+		--last-blocks 4 --head-epochs 10 --fine-tune-epochs 12 --learning-rate 3e-5 --patience 6 --keep best --out runs/quickstart --overwrite
 
 test: lint $(VENV)/.types
 	$(BIN)/python $(PYTEST)
