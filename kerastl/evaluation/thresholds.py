@@ -136,12 +136,15 @@ def best_threshold(
     probabilities = np.asarray(probabilities, "float64")
     order = np.argsort(-probabilities, kind="stable")
     last = np.append(np.diff(probabilities[order]) != 0, True)  # equal ones can't be told apart
-    sure, hits, called = probabilities[order][last], np.cumsum(labels[order])[last], np.flatnonzero(last) + 1
-    borders, scores = (sure + np.append(sure[1:], 0)) / 2, METRICS[metric](hits, called, support, count)
+    # none called first, then those of the greatest probability, and so on to all
+    sure = np.concatenate([[1], probabilities[order][last], [0]])
+    hits, called = np.append(0, np.cumsum(labels[order])[last]), np.append(0, np.flatnonzero(last) + 1)
+    borders, scores = (sure[:-1] + sure[1:]) / 2, METRICS[metric](hits, called, support, count)
     said = probabilities >= THRESHOLD
     before = METRICS[metric]((labels & said).sum(), said.sum(), support, count)
-    best = np.max(scores, where=borders > 0, initial=before)
+    inside = (borders > 0) & (borders < 1)
+    best = np.max(scores, where=inside, initial=before)
     if best <= before:
         return THRESHOLD, float(before), float(before)
-    good = borders[(scores == best) & (borders > 0)]
+    good = borders[(scores == best) & inside]
     return float(good[np.abs(good - THRESHOLD).argmin()]), float(before), float(best)
