@@ -64,6 +64,8 @@ def _figure_class():
                 text.set_fontfamily(list(dict.fromkeys([*text.get_fontfamily(), *others])))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, with what to do
+                # before 3.11 some scripts are drawn letter by letter, which can still be read
+                warnings.filterwarnings("ignore", "Matplotlib currently does not support .* natively")
                 super().draw(renderer)
 
     return ReadableFigure
