@@ -100,6 +100,7 @@ def sealed(manifest: dict) -> bytes:
 
 
 def specs_of(manifest: dict) -> dict[str, ArraySpec]:
+    """Return the arrays that a manifest lists, by name."""
     return {one["name"]: ArraySpec(one["name"], tuple(one["row_shape"]), one["dtype"]) for one in manifest["arrays"]}
 
 

@@ -148,6 +148,7 @@ def _base(backbone, input_shape, weights, constructor_options, preprocessing):
 
 
 def preprocessing_of(row, base, preprocessing):
+    """Return the callable from pixels to what a backbone of this row takes, for a `preprocessing` argument."""
     if hub.is_from_hub(preprocessing):
         return hub.plain_preprocessing(preprocessing)
     if callable(preprocessing):
