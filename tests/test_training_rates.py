@@ -107,6 +107,24 @@ def test_the_start_comes_back_where_accuracy_got_worse(data, keep):
     assert all(map(np.array_equal, model.get_weights(), start))
 
 
+@pytest.mark.parametrize("keep", ["last", "average"])
+def test_the_start_comes_back_too_where_training_is_cut_off(data, keep):
+    model = models.compiled(models.nested(16), 0.01)
+    start = model.get_weights()
+
+    class Worse(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_accuracy"] = 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        epochs_of(model, data, keep=keep, callbacks=[Worse()])
+    assert all(map(np.array_equal, model.get_weights(), start))
+
+
 def test_what_to_keep_is_checked(data):
     with pytest.raises(ArgumentError, match="`keep` must be one of 'best', 'last', 'average'"):
         recipe.fine_tune(models.nested(16), data, None, last_blocks=1, keep="lst")

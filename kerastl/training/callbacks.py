@@ -80,7 +80,7 @@ class BestWeights(keras.callbacks.Callback):
     (gradual pruning), the last weights count as the best, and never those of the start.
 
     With `keep="last"` the last weights count as the best, with "average" the mean of those of the last third of the epochs
-    (Izmailov et al., 2018), which `settle` puts together; unless the start's accuracy, or at the same accuracy its monitored
+    (Izmailov et al., 2018), which `average` puts together; unless the start's accuracy, or at the same accuracy its monitored
     value, was better.
     """
 
@@ -123,15 +123,18 @@ class BestWeights(keras.callbacks.Callback):
     def restore(self) -> None:
         put_back(self.best_weights)
 
-    def settle(self, measure) -> None:
-        """After training: average where that is asked for, `measure()` giving its logs; take the start where it was better."""
-        if self.keep == "best" or not self.best_epoch:
-            return
+    def average(self, measure) -> None:
+        """After a whole training, put the average in place of the last weights where that is asked for; `measure()` it."""
         if self._summed > 1:
             self.best_weights = [(one, (total / self._summed).astype(total.dtype)) for one, total in self.sums]
             self.restore()
             self._last_logs = measure()
             self.best_value = self._last_logs.get(self.monitor, self.best_value)
+
+    def settle(self) -> None:
+        """After training, also one that was cut off: take the start where it was better than the last weights."""
+        if self.keep == "best" or not self.best_epoch:
+            return
         for judge in ("val_accuracy", self.monitor):
             start, last = (logs.get(judge) for logs in (self._start_logs, self._last_logs))
             if is_better(start, last, direction(judge)):

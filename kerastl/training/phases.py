@@ -169,8 +169,9 @@ class Phase:
         try:
             with keras_internals.rates_scaled(compiling.inner_optimizer(self.model), self.rate_factors):
                 self.history = self.fit(callbacks, session, cut, done)
-            best.settle(lambda: self._measure(session, cut))
+            best.average(lambda: self._measure(session, cut))
         finally:
+            best.settle()
             best.restore()
             self.start = best.start
         self._describe(best, watch, time.perf_counter() - start + sum(watch.epoch_seconds[:done]))
