@@ -52,6 +52,22 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
         raise OutputError(f"Nothing can be written in {place}: {reason}. Choose another folder.") from error
 
 
+def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
+    """Return where data sets are kept: as given, or `data/` of a checkout; `None` for the default of whoever keeps them."""
+    checkout = Path(__file__).resolve().parents[1]
+    if data_dir is None and (checkout / "setup.cfg").is_file() and not os.environ.get("TFDS_DATA_DIR"):
+        data_dir = checkout / "data" if (checkout / "data").is_dir() else None
+    return None if data_dir is None else str(Path(data_dir).expanduser())
+
+
+def keras_home() -> Path:
+    """Return Keras's cache folder: `KERAS_HOME`, else `.keras` in the home folder, or a temporary one if that is read-only."""
+    if "KERAS_HOME" in os.environ:
+        return Path(os.environ["KERAS_HOME"]).expanduser()
+    home = Path.home()
+    return (home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())) / ".keras"
+
+
 def is_url(place) -> bool:
     """Tell whether a place is a URL, such as `s3://bucket/features`, instead of a path."""
     return isinstance(place, str) and "://" in place

@@ -529,7 +529,7 @@ def test_sources_that_are_not_there(flowers, tmp_path):
     with pytest.raises(DataError, match="unpack archives first"):
         load(archive)
     for wrong in (7, None, ""):
-        with pytest.raises(ArgumentError, match="`source` must be a folder, 'elpv' or 'tfds:NAME'"):
+        with pytest.raises(ArgumentError, match="`source` must be a folder, 'flowers', 'elpv', 'demo' or 'tfds:NAME'"):
             load(wrong)
 
 

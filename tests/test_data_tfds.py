@@ -1,8 +1,6 @@
 """Data sets of TensorFlow Datasets: their splits, reading by index, and what happens when they can't be had."""
 
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,19 +272,6 @@ def test_quiet_means_quiet_and_the_bars_come_back(load, capsys):
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
     assert tfds.core.utils.tqdm_utils._active
-
-
-def test_data_dir(monkeypatch, tmp_path):
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    checkout = Path(tfds_data.__file__).parents[2]
-    assert tfds_data.find_data_dir(None) == str(checkout / "data")
-    assert tfds_data.find_data_dir(tmp_path) == str(tmp_path)
-    assert tfds_data.find_data_dir("~/here") == os.path.expanduser("~/here")
-    monkeypatch.setattr(tfds_data, "__file__", str(tmp_path / "kerastl" / "data" / "tfds.py"))
-    assert tfds_data.find_data_dir(None) is None
-    monkeypatch.undo()
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert tfds_data.find_data_dir(None) is None
 
 
 def test_nothing_here_warns(load):

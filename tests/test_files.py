@@ -1,6 +1,7 @@
 import errno
 import functools
 import os
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +71,16 @@ def test_a_free_name_is_found_beside_a_taken_one(tmp_path):
         assert found.name == expected
         found.mkdir()
         (found / "something").write_text("")
+
+
+def test_data_dir(monkeypatch, tmp_path):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    checkout = Path(files.__file__).parents[1]
+    assert files.find_data_dir(None) == str(checkout / "data")
+    assert files.find_data_dir(tmp_path) == str(tmp_path)
+    assert files.find_data_dir("~/here") == os.path.expanduser("~/here")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "kerastl" / "files.py"))
+    assert files.find_data_dir(None) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert files.find_data_dir(None) is None

@@ -33,7 +33,7 @@ Each command has its own help: python -m kerastl train --help
 _TRAIN_EXAMPLES = """\
 examples:
   python -m kerastl train flowers/ --out runs/flowers
-  python -m kerastl train elpv --backbone mobilenet_v2 --weights auto --out runs/quickstart
+  python -m kerastl train demo --backbone efficientnet_lite0 --weights imagenet --image-size 160 --out runs/quickstart
   python -m kerastl train flowers/ --backbone resnet50 --last-blocks 1 --augmentation light --out runs/resnet
   python -m kerastl train photos/ --labels photos.csv --out runs/photos
   python -m kerastl train tfds:tf_flowers --image-size 160 --class-weight balanced --out runs/tfds
@@ -73,7 +73,7 @@ examples:
 _EXPORT_EXAMPLES = """\
 examples:
   python -m kerastl export runs/flowers --data flowers/ --out bundle
-  python -m kerastl export runs/quickstart/model.keras --format litert --quantize int8 --data elpv --out bundle
+  python -m kerastl export runs/quickstart/model.keras --format litert --quantize int8 --data demo --out bundle
   python -m kerastl export model.keras --format litert onnx saved_model --labels my_labels.txt --out bundle
   python -m kerastl predict bundle photo.jpg
 
@@ -177,7 +177,7 @@ def _add_batch_size(group) -> None:
 def _add_source(parser) -> None:
     source = (
         "a folder with one folder of images per class; or one with the folders train, validation and test, each holding "
-        "class folders; or any folder, with --labels; or tfds:NAME; or elpv"
+        "class folders; or any folder, with --labels; or tfds:NAME, flowers or elpv; or demo: flowers if available, else elpv"
     )
     _add(parser, "source", "SOURCE", source)
     _add_labels_file(parser)

@@ -16,14 +16,17 @@ from kerastl.checks import check_choice, check_count, nearest, received
 from kerastl.data import images as image_files
 from kerastl.data.batches import ImageSource, attach_source, find_source
 from kerastl.data.elpv import catalogue_elpv
+from kerastl.data.flowers import catalogue_flowers
 from kerastl.data.label_files import labelled_images
 from kerastl.data.labels import CLASSIFICATION, check_names, count_labels, label_array
 from kerastl.data.splitting import TEST, TRAIN, VALIDATION, Catalogue, Image, check_shares, divide, splits_of
-from kerastl.errors import ArgumentError, BackendError, DataError, warn
+from kerastl.errors import ArgumentError, BackendError, DataError, OutputError, warn
 from kerastl.tables import Printed, Table
 
 _FEW_IMAGES = 10
 _ROWS_SHOWN = 30
+_NAMED = "'flowers', 'elpv', 'demo' or 'tfds:NAME'"
+_DEMO = {"flowers": "the flower photographs", "elpv": "ELPV, photographs of solar cells"}
 _READERS = 4  # threads that decode: few files come faster from more
 
 
@@ -114,28 +117,29 @@ def load_images(
     splits, and the same `seed` gives the same splits. Sources that come split are used as they are: folders or TFDS splits
     named `train`, `validation` or `val`, `test`, or `Training_set`, `holdout`, `flowers-test`, and so on. A missing
     validation part is taken from the training images, a missing test part only when `test` asks for it. Hidden files, and
-    those that are no images by ending or content, are left out. Every file of a folder is read once, so that damaged ones
-    are found before training. For more than 8 bits a channel one value is white in all images: `white`.
+    what is no image by ending or content, are left out. Every file is read once, so that damaged ones are found before
+    training. For more than 8 bits a channel one value is white in all images: `white`.
 
     With `labels`, a table says what the images of a folder show: file names in a column called `filename`, `image` or the
     like, else in the first; splits in a column `split`; and in one column classes, labels separated by `|`, or numbers
     (whole ones are classes if it is called `label` or `class`), or in several, called after the labels, 0 and 1.
 
     Args:
-        source: a folder of class folders; a folder with `train`, `validation` and `test` folders of class folders;
-            `"tfds:NAME"`, an image classification data set of TensorFlow Datasets, downloaded if need be; `"elpv"`,
-            photographs of solar cells (for non-commercial use), balanced by label × cell type.
+        source: a folder of class folders, or of `train`, `validation` and `test` folders of class folders; `"flowers"`,
+            1,500 photographs of five kinds of flower, split, from `data/flowers` or downloaded (229 MB); `"elpv"`, solar
+            cells (for non-commercial use), balanced by label × cell type; `"demo"`, flowers if available, else ELPV;
+            `"tfds:NAME"`, an image classification data set of TensorFlow Datasets, downloaded if need be. A folder called
+            `flowers` or `demo` in the working folder goes first.
         image_size: pixels, one number or `(height, width)`.
         labels: path, or name in the folder, of a CSV (commas, semicolons or tabs; UTF-8) or Parquet file.
         batch_size: images per batch.
         validation, test: shares of the images, 0 for none; by default 0.15 each, for ELPV 0.10 and 0.25.
         seed: of the splits and of the shuffling.
-        resize: `"squash"` stretches to the new shape; `"crop"` first takes the largest central part of that shape;
-            `"pad"` keeps everything, centred on black.
-        shuffle: whether the training images come in a new order in every epoch; otherwise in one mixed order. Either is
-            repeatable: the orders depend on `seed` and on TensorFlow's global seed, if that is set.
+        resize: `"squash"` stretches; `"crop"` first takes the largest central part; `"pad"` keeps all, centred on black.
+        shuffle: whether the training images come in a new order in every epoch; otherwise in one mixed order. The orders
+            depend on `seed` and on TensorFlow's global seed, if that is set.
         skip_unreadable: leave unreadable files out, with a warning that lists them, instead of raising.
-        data_dir: where TensorFlow Datasets keeps prepared data; by default `data/` of a checkout, else TFDS's own default.
+        data_dir: where data sets are kept; by default `data/` of a checkout, else the default of Keras or of TFDS.
         verbose: 0 shows no progress.
 
     Raises:
@@ -175,14 +179,15 @@ def _image_splits(catalogue: Catalogue, splits: dict, batch_size: int, shuffle: 
 
 def _open_source(source, labels, *, skip_unreadable: bool, data_dir, verbose: int) -> Catalogue:
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise ArgumentError(f"`source` must be a folder, 'elpv' or 'tfds:NAME'. {received(source=source)}")
+        raise ArgumentError(f"`source` must be a folder, {_NAMED}. {received(source=source)}")
     name = source.removeprefix("tfds:") if isinstance(source, str) else ""
-    if name in ("", source) and name != "elpv":
+    known = name in ("demo", "elpv", "flowers") and name == source and (name == "elpv" or not Path(name).is_dir())
+    if name in ("", source) and not known:
         return catalogue_folder(source, labels, skip_unreadable=skip_unreadable, verbose=verbose)
     if labels is not None:
         raise ArgumentError(f"`labels` goes with a folder; {source} brings its own. {received(labels=labels)}")
-    if name == "elpv":
-        return catalogue_elpv(verbose=verbose)
+    if known:
+        return {"demo": _catalogue_demo, "elpv": _elpv, "flowers": catalogue_flowers}[name](data_dir, verbose=verbose)
     try:
         with quiet_output():  # of a failed import TensorFlow Datasets logs the traceback
             from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
@@ -197,6 +202,21 @@ def _open_source(source, labels, *, skip_unreadable: bool, data_dir, verbose: in
             '`pip install "tensorflow-metadata<1.18"` mends it; else `pip install --upgrade tensorflow-datasets`.'
         ) from error
     return catalogue_tfds(name, data_dir, verbose=verbose)
+
+
+def _elpv(data_dir, *, verbose: int) -> Catalogue:
+    return catalogue_elpv(verbose=verbose)  # it comes with a package
+
+
+def _catalogue_demo(data_dir, *, verbose: int) -> Catalogue:
+    """Return the flower photographs where they can be had, else ELPV, and say which."""
+    try:
+        catalogue, why = catalogue_flowers(data_dir, verbose=verbose), ""
+    except (DataError, OutputError) as error:
+        catalogue, why = catalogue_elpv(verbose=verbose), f" {error}"
+    if verbose:
+        print(f"Took {_DEMO[catalogue.name]}.{why}", flush=True)
+    return catalogue
 
 
 def _notices(catalogue: Catalogue, class_counts: dict[str, int]) -> list[str]:
@@ -264,8 +284,8 @@ def catalogue_folder(folder: str | os.PathLike, labels=None, *, skip_unreadable:
     if not folder.is_dir():
         beside = _subfolders(folder.parent) if folder.parent.is_dir() else ()
         raise DataError(
-            f"There is no folder {folder}.{nearest(folder.name, [*beside, 'elpv'])} A source is a folder of class folders"
-            f" (unpack archives first), 'elpv', or 'tfds:NAME'. {received(source=str(folder))}"
+            f"There is no folder {folder}.{nearest(folder.name, [*beside, 'flowers', 'elpv'])} A source is a folder of class"
+            f" folders (unpack archives first), {_NAMED}. {received(source=str(folder))}"
         )
     if labels is None:
         task, (roots, notices) = CLASSIFICATION, _split_roots(folder, verbose)

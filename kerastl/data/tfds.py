@@ -17,18 +17,11 @@ from kerastl.checks import nearest, received
 from kerastl.data.images import largest_value, look_at_all, scale_alike
 from kerastl.data.splitting import TRAIN, Catalogue, Image, splits_of
 from kerastl.errors import DataError, OutputError
+from kerastl.files import find_data_dir
 
 _FILE_KEYS = ("file", "image/filename", "filename", "file_name")  # what data sets call an image's own name
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC}
 _NOT_WRITABLE.add(getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-def find_data_dir(data_dir: str | os.PathLike | None) -> str | None:
-    """Return where prepared data sets are kept: as given, `data/` of a checkout, or `None` for what TFDS takes itself."""
-    checkout = Path(__file__).resolve().parents[2]
-    if data_dir is None and (checkout / "setup.cfg").is_file() and not os.environ.get("TFDS_DATA_DIR"):
-        data_dir = checkout / "data" if (checkout / "data").is_dir() else None
-    return None if data_dir is None else str(Path(data_dir).expanduser())
 
 
 def catalogue_tfds(name: str, data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:

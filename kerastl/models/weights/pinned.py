@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.machinery
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from kerastl.checks import received
 from kerastl.errors import OutputError, WeightsUnavailableError
-from kerastl.files import write_whole
+from kerastl.files import keras_home, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +35,6 @@ class PinnedFile:
     @property
     def cache_path(self) -> Path:
         return keras_home() / "models" / "kerastl" / f"{self.package}-{self.version}-{Path(self.member).name}"
-
-
-def keras_home() -> Path:
-    """Return Keras's cache folder: `KERAS_HOME`, else `.keras` in the home folder, or a temporary one if that is read-only."""
-    if "KERAS_HOME" in os.environ:
-        return Path(os.environ["KERAS_HOME"]).expanduser()
-    home = Path.home()
-    return (home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())) / ".keras"
 
 
 def read_pinned(pinned: PinnedFile, *, verbose: int = 1) -> bytes:

@@ -24,9 +24,10 @@ import keras
 from kerastl import keras_internals
 from kerastl.checks import nearest, received
 from kerastl.errors import ArgumentError, KerastlError, WeightsUnavailableError
+from kerastl.files import keras_home
 from kerastl.models.weights.efficientnet_lite import EFFICIENTNET_LITE, fill_efficientnet_lite
 from kerastl.models.weights.files import load_weight_file
-from kerastl.models.weights.pinned import PinnedFile, keras_home, read_pinned
+from kerastl.models.weights.pinned import PinnedFile, read_pinned
 
 _SUFFIXES = (".h5", ".hdf5", ".keras")
 _FOLDER = "tensorflow/keras-applications/"
