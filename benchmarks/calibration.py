@@ -1,6 +1,6 @@
 """How true probabilities are before and after a temperature, on cross-validated outputs over a folder of class folders.
 
-    python benchmarks/calibration.py ../shared/photos/flowers --json calibration.json
+    python benchmarks/calibration.py data/flowers --json calibration.json
 
 The outputs are those of a logistic regression on the pooled features of a frozen backbone, for penalties that make it not
 sure enough, about right and too sure. The temperature of each fold is chosen inside its training part, by an inner

@@ -1,13 +1,19 @@
 """Accuracy against seconds on the flower photographs: a probe, the defaults, those of before, and a strong setting.
 
-    python benchmarks/flowers.py data/flowers --splits 10 --settings before probe defaults --json flowers.json
+    python benchmarks/flowers.py data/flowers --splits 10 --settings cd6ed3d probe defaults --json flowers.json
     python benchmarks/flowers.py data/flowers --splits 10 --settings probe defaults --per-class 20 --classes 2
 
 Each split draws 70 % of the photographs to train on, 15 % to validate and 15 % to test, the same for all settings, so that
-the differences are paired. `--per-class` leaves so many of each class to train on.
+the differences are paired. `--per-class` leaves so many of each class to train on. `cd6ed3d` is the package as it was at
+that commit, with its own defaults: it is taken out of this repository's history and run in a process of its own.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +33,37 @@ SETTINGS = {
     "plain views": {"views": 1},
     "strong": {"views": 8, "fine_tune_epochs": 16, "keep": "average"},
 }
+
+
+_OLD_PROCESS = """
+import json, sys, time
+import keras, numpy as np, kerastl
+settings, start = json.loads(sys.argv[1]), time.perf_counter()
+parts = np.load(settings["arrays"])
+train, validation = (parts["x0"], parts["y0"]), (parts["x1"], parts["y1"])
+keras.utils.set_random_seed(settings["seed"])
+classes, shape = int(max(train[1])) + 1, train[0].shape[1:]
+model = kerastl.build_classifier(settings["backbone"], classes, input_shape=shape, weights=settings["weights"])
+kerastl.transfer_learn(model, train, validation, seed=settings["seed"], verbose=0)
+accuracy = float((model.predict(parts["x2"], verbose=0).argmax(axis=1) == parts["y2"]).mean())
+print(json.dumps({"accuracy": accuracy, "mirrored too": None, "seconds": time.perf_counter() - start}))
+"""
+
+
+def run_old(arguments, images, labels, parts, seed: int) -> dict:
+    """Return what the package of commit cd6ed3d comes to with its defaults, starting the process left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(__file__).resolve().parents[1]
+        archive = subprocess.run(["git", "archive", "cd6ed3d", "kerastl"], cwd=here, check=True, capture_output=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        arrays = str(Path(folder, "arrays.npz"))
+        named = [{f"x{index}": images[part], f"y{index}": labels[part]} for index, part in enumerate(parts)]
+        np.savez(arrays, **named[0], **named[1], **named[2])
+        settings = {"arrays": arrays, "seed": seed, "backbone": arguments.backbone, "weights": arguments.weights}
+        command = [sys.executable, "-c", _OLD_PROCESS, json.dumps(settings)]
+        environment = {**os.environ, "PYTHONPATH": folder}
+        done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def photographs(folder: Path, size: int) -> tuple:
@@ -49,6 +86,8 @@ def random_parts(labels, seed: int, per_class: int | None) -> list[np.ndarray]:
 
 
 def run(arguments, setting: str, images, labels, parts, seed: int) -> dict:
+    if setting == "cd6ed3d":
+        return run_old(arguments, images, labels, parts, seed)
     train, validation, test = ((images[part], labels[part]) for part in parts)
     start, classes = time.perf_counter(), int(labels.max()) + 1
     keras.utils.set_random_seed(seed)
@@ -73,7 +112,9 @@ def run(arguments, setting: str, images, labels, parts, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--settings", nargs="+", default=["before", "defaults"], choices=["probe", *SETTINGS])
+    parser.add_argument(
+        "--settings", nargs="+", default=["cd6ed3d", "defaults"], choices=["cd6ed3d", "probe", *SETTINGS]
+    )
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--size", type=int, default=160)
