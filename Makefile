@@ -31,9 +31,9 @@ help:
 	@echo "make tree         draw the package's tree from its code (docs/images/tree.svg)"
 	@echo "make format       let ruff format the code"
 
+# Of the flower photographs where they are or can be downloaded, else of ELPV's solar cells; its first line says which
 quickstart: $(VENV)/.demo
-	$(BIN)/python -m kerastl train elpv --backbone efficientnet_lite0 --weights imagenet --image-size 160 --augmentation flips \
-		--last-blocks 4 --head-epochs 10 --fine-tune-epochs 12 --learning-rate 3e-5 --patience 6 --keep best --out runs/quickstart --overwrite
+	$(BIN)/python -m kerastl train demo --backbone efficientnet_lite0 --weights imagenet --image-size 160 --out runs/quickstart --overwrite
 
 test: lint $(VENV)/.types
 	$(BIN)/python $(PYTEST)
