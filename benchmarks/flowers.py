@@ -35,6 +35,8 @@ SETTINGS = {
 }
 
 
+_FASTAI_EPOCHS = {"fastai": 5, "fastai, 10 epochs": 10}  # after one with the body frozen
+APART = ("cd6ed3d", *_FASTAI_EPOCHS)
 _OLD_PROCESS = """
 import json, sys, time
 import keras, numpy as np, kerastl
@@ -50,19 +52,25 @@ print(json.dumps({"accuracy": accuracy, "mirrored too": None, "seconds": time.pe
 """
 
 
-def run_old(arguments, images, labels, parts, seed: int) -> dict:
-    """Return what the package of commit cd6ed3d comes to with its defaults, starting the process left out."""
+def run_apart(arguments, setting: str, images, labels, parts, seed: int) -> dict:
+    """Return what another package, or this one as it was, comes to in a process of its own, its start left out."""
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(__file__).resolve().parents[1]
-        archive = subprocess.run(["git", "archive", "cd6ed3d", "kerastl"], cwd=here, check=True, capture_output=True)
-        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        here, environment = Path(__file__).resolve().parent, dict(os.environ)
         arrays = str(Path(folder, "arrays.npz"))
         named = [{f"x{index}": images[part], f"y{index}": labels[part]} for index, part in enumerate(parts)]
         np.savez(arrays, **named[0], **named[1], **named[2])
         settings = {"arrays": arrays, "seed": seed, "backbone": arguments.backbone, "weights": arguments.weights}
-        command = [sys.executable, "-c", _OLD_PROCESS, json.dumps(settings)]
-        environment = {**os.environ, "PYTHONPATH": folder}
-        done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+        if setting == "cd6ed3d":
+            archive = subprocess.run(
+                ["git", "archive", setting, "kerastl"], cwd=here.parent, check=True, capture_output=True
+            )
+            subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+            command, environment["PYTHONPATH"] = [sys.executable, "-c", _OLD_PROCESS], folder
+        else:
+            command = [arguments.fastai, str(here / "fastai_flowers.py")]
+            settings["epochs"] = _FASTAI_EPOCHS[setting]
+        command.append(json.dumps(settings))
+        done = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -86,8 +94,8 @@ def random_parts(labels, seed: int, per_class: int | None) -> list[np.ndarray]:
 
 
 def run(arguments, setting: str, images, labels, parts, seed: int) -> dict:
-    if setting == "cd6ed3d":
-        return run_old(arguments, images, labels, parts, seed)
+    if setting in APART:
+        return run_apart(arguments, setting, images, labels, parts, seed)
     train, validation, test = ((images[part], labels[part]) for part in parts)
     start, classes = time.perf_counter(), int(labels.max()) + 1
     keras.utils.set_random_seed(seed)
@@ -112,9 +120,7 @@ def run(arguments, setting: str, images, labels, parts, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument(
-        "--settings", nargs="+", default=["cd6ed3d", "defaults"], choices=["cd6ed3d", "probe", *SETTINGS]
-    )
+    parser.add_argument("--settings", nargs="+", default=["cd6ed3d", "defaults"], choices=["probe", *APART, *SETTINGS])
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--size", type=int, default=160)
@@ -122,6 +128,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first split")
     parser.add_argument("--per-class", type=int)
     parser.add_argument("--classes", type=int, help="the first so many classes alone")
+    parser.add_argument("--fastai", help="the Python of an environment with fastai: see fastai_flowers.py")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     images, labels = photographs(arguments.photos, arguments.size)
