@@ -70,6 +70,32 @@ def test_best_weights_come_back_the_starting_state_included(start, values, best)
     assert (callback.best_epoch, bias(model)) == (best, float(best))
 
 
+@pytest.mark.parametrize(
+    ("start", "last", "kept"),
+    [
+        ({"val_accuracy": 0.9, "val_loss": 0.3}, {"val_accuracy": 0.91, "val_loss": 0.9}, "last"),
+        ({"val_accuracy": 0.9, "val_loss": 0.3}, {"val_accuracy": 0.89, "val_loss": 0.1}, "start"),
+        ({"val_accuracy": 0.9, "val_loss": 0.3}, {"val_accuracy": 0.9, "val_loss": 0.5}, "last"),
+        ({"val_accuracy": 0.9, "val_loss": 0.3}, {"val_accuracy": 0.9, "val_loss": 0.7}, "start"),
+        ({"val_loss": 0.3}, {"val_loss": 0.29}, "last"),
+        ({"val_loss": 0.3}, {"val_loss": 0.31}, "start"),
+        ({}, {}, "last"),
+    ],
+)
+def test_the_start_comes_back_where_validation_was_better(start, last, kept):
+    model = models.flat()
+    callback = callbacks.BestWeights("val_loss", keep="last")
+    callback.set_model(model)
+    callback.begin(start)
+    callback.on_train_begin()
+    model.get_layer("predictions").bias.assign(np.full(3, 7.0))
+    callback.on_epoch_end(0, {"loss": 1.0, **last})
+    callback.settle()
+    callback.restore()
+    assert bias(model) == {"start": 0.0, "last": 7.0}[kept]
+    assert callback.best_epoch == {"start": 0, "last": 1}[kept]
+
+
 def test_accuracy_is_better_when_larger():
     model = models.flat()
     callback = callbacks.BestWeights("val_accuracy", 0.4)

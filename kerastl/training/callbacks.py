@@ -80,8 +80,8 @@ class BestWeights(keras.callbacks.Callback):
     (gradual pruning), the last weights count as the best, and never those of the start.
 
     With `keep="last"` the last weights count as the best, with "average" the mean of those of the last third of the epochs
-    (Izmailov et al., 2018), which `average` puts together; unless the start's accuracy, or at the same accuracy its monitored
-    value, was better.
+    (Izmailov et al., 2018), which `average` puts together; unless the start's validation accuracy was better, or at the
+    same accuracy the monitored loss has more than doubled. Without accuracy the monitored value judges.
     """
 
     def __init__(
@@ -135,13 +135,22 @@ class BestWeights(keras.callbacks.Callback):
         """After training, also one that was cut off: take the start where it was better than the last weights."""
         if self.keep == "best" or not self.best_epoch:
             return
-        for judge in ("val_accuracy", self.monitor):
-            start, last = (logs.get(judge) for logs in (self._start_logs, self._last_logs))
-            if is_better(start, last, direction(judge)):
-                self.best_epoch, self.best_value = 0, self._start_logs.get(self.monitor)
-                self.best_weights = self.start
-            if start != last:
-                return
+        accuracy, monitored = self._gain("val_accuracy"), self._gain(self.monitor)
+        if accuracy is None:
+            is_worse = monitored is not None and monitored < 0
+        else:  # at the same accuracy a somewhat higher loss only says that the model is surer of its mistakes
+            is_lost = monitored is not None and monitored < -abs(self._start_logs[self.monitor])
+            is_worse = accuracy < 0 or (accuracy == 0 and is_lost)
+        if is_worse:
+            self.best_epoch, self.best_value = 0, self._start_logs.get(self.monitor)
+            self.best_weights = self.start
+
+    def _gain(self, name: str) -> float | None:
+        """Return by how much a logged value got better than it was at the start; `None` where it wasn't measured."""
+        start, last = (logs.get(name) for logs in (self._start_logs, self._last_logs))
+        if start is None or last is None:
+            return None
+        return start - last if direction(name) == "min" else last - start
 
     def _add(self, epoch: int) -> None:
         if self.keep == "average" and 3 * (epoch + 1) > 2 * (self.params or {}).get("epochs", 0):
