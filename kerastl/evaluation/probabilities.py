@@ -14,6 +14,7 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models.compiling import task_of
 from kerastl.models.outputs import count_classes, main_output, main_tensor, output_kind
+from kerastl.training.linear import sigmoid, softmax
 
 VIEWS = (1, 2, 4)
 NAMED = dict(zip(TASKS, ("classes", "labels", "numbers"), strict=True))
@@ -167,7 +168,7 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
         return values
     if task == MULTI_LABEL:
         in_range = values.min(initial=0) >= 0 and values.max(initial=0) <= 1
-        return _sigmoid(values) if kind == "logits" or not in_range else values
+        return sigmoid(values) if kind == "logits" or not in_range else values
     kind = kind or _kind_by_value(values)
     if values.shape[1] == 1 and kind == "softmax":
         raise ModelError(
@@ -175,9 +176,9 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
             "Build it with a sigmoid, or with two units."
         )
     if values.shape[1] == 1:
-        positive = values if kind != "logits" else _sigmoid(values)
+        positive = values if kind != "logits" else sigmoid(values)
         return np.concatenate([1 - positive, positive], axis=1)
-    return _softmax(values) if kind == "logits" else values
+    return softmax(values) if kind == "logits" else values
 
 
 def _kind_by_value(values: np.ndarray) -> str:
@@ -185,12 +186,3 @@ def _kind_by_value(values: np.ndarray) -> str:
     if values.shape[1] == 1:
         return "sigmoid" if in_range else "logits"
     return "softmax" if in_range and np.allclose(values.sum(axis=1), 1, atol=1e-2) else "logits"
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))

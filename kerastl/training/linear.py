@@ -52,7 +52,7 @@ class LinearFit:
         logits = np.asarray(features, "float32") @ self.kernel + self.bias
         if self.activation == "softmax":
             return softmax(logits)
-        return 1 / (1 + np.exp(-np.clip(logits, -80, 80))) if self.activation == "sigmoid" else logits
+        return sigmoid(logits) if self.activation == "sigmoid" else logits
 
 
 def _in_one_thread(fit):
@@ -297,3 +297,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities, `(rows, classes)`."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities, each by itself."""
+    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
