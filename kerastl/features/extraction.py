@@ -338,7 +338,7 @@ def _beside(views: list) -> np.ndarray:
 def progress_bar(count, done, part, verbose) -> keras.utils.Progbar:
     """Say what is run; return a bar, which shows where output is watched as it comes, in a terminal or a notebook."""
     if verbose:
-        total = "" if count is None else f"{count} "
-        print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
+        which = " ".join(str(one) for one in (count, part, "images") if one)
+        print(f"Running the frozen part over {which}" + (f", from image {done} on" if done else ""))
     watched = "ipykernel" in sys.modules or getattr(sys.stdout, "isatty", lambda: False)()
     return keras.utils.Progbar(count, unit_name="image", verbose=1 if verbose and watched else 0)
