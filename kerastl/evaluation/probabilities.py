@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
+from scipy.special import expit, softmax
 
 from kerastl.checks import check_choice, check_fraction, nearest, received
 from kerastl.data.images import check_image_size
@@ -14,7 +15,6 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models.compiling import task_of
 from kerastl.models.outputs import count_classes, main_output, main_tensor, output_kind
-from kerastl.training.linear import sigmoid, softmax
 
 VIEWS = (1, 2, 4)
 NAMED = dict(zip(TASKS, ("classes", "labels", "numbers"), strict=True))
@@ -168,7 +168,7 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
         return values
     if task == MULTI_LABEL:
         in_range = values.min(initial=0) >= 0 and values.max(initial=0) <= 1
-        return sigmoid(values) if kind == "logits" or not in_range else values
+        return expit(values) if kind == "logits" or not in_range else values
     kind = kind or _kind_by_value(values)
     if values.shape[1] == 1 and kind == "softmax":
         raise ModelError(
@@ -176,9 +176,9 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
             "Build it with a sigmoid, or with two units."
         )
     if values.shape[1] == 1:
-        positive = values if kind != "logits" else sigmoid(values)
+        positive = values if kind != "logits" else expit(values)
         return np.concatenate([1 - positive, positive], axis=1)
-    return softmax(values) if kind == "logits" else values
+    return softmax(values, axis=1) if kind == "logits" else values
 
 
 def _kind_by_value(values: np.ndarray) -> str:

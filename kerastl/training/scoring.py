@@ -20,20 +20,25 @@ class ClassAccuracy:
     images: int
 
 
+def prepare_labels(labels, units: int, task: str) -> np.ndarray:
+    """Return class indices `(count,)`, or truth values or numbers `(count, units)`; raises as `label_kind` does."""
+    if task == CLASSIFICATION:
+        return class_indices(labels, units)
+    label_kind(labels, units, task)
+    labels = np.asarray(labels, "float64").reshape(len(labels), units)
+    return labels >= 0.5 if task == MULTI_LABEL else labels
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The task with its labels in one form: classes `(images,)`, or rows of labels or of numbers."""
+    """The task with its labels as `prepare_labels` returns them."""
 
     task: str
     names: list
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """Return the labels in that form; raises `DataError` where they don't fit."""
-        if self.task == CLASSIFICATION:
-            return class_indices(labels, len(self.names))
-        label_kind(labels, len(self.names), self.task)
-        rows = np.asarray(labels, "float64").reshape(len(labels), -1)
-        return (rows > 0.5).astype("int64") if self.task == MULTI_LABEL else rows
+        return prepare_labels(labels, len(self.names), self.task)
 
     def fit(self, features, targets, weights, seed) -> LinearFit:
         """Fit the linear model of the task; see `training.linear`."""
@@ -49,7 +54,7 @@ class Problem:
         if self.task == CLASSIFICATION:
             return cross_entropy(predicted, targets)
         both = np.stack([1 - predicted, predicted], axis=-1).reshape(-1, 2)
-        return cross_entropy(both, targets.reshape(-1))
+        return cross_entropy(both, targets.reshape(-1).astype(int))
 
     def score(self, predicted, targets) -> float:
         """Return the accuracy, or the mean R²."""
