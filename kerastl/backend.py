@@ -117,11 +117,6 @@ def half_type() -> str | None:
     return "bfloat16"  # not NVIDIA's, such as a TPU
 
 
-def is_on_device(values) -> bool:
-    """Tell whether values are a tensor of the backend's, not a NumPy array."""
-    return keras.ops.is_tensor(values)
-
-
 def on_every_device(values):
     """Return values as a tensor: on the device, or, where Keras distributes over several, a copy on each of them.
 

@@ -81,11 +81,8 @@ def functional_class():
 def methods_of_its_own(model) -> list[str]:
     """Return the methods that `fit` calls which a Functional or Sequential model, or its class, has of its own."""
     usual = keras.Sequential if isinstance(model, keras.Sequential) else functional_class()
-    return [
-        name
-        for name in _STEPS
-        if name in vars(model) or getattr(type(model), name, None) is not getattr(usual, name, None)
-    ]
+    changed = {name for name in _STEPS if getattr(type(model), name, None) is not getattr(usual, name, None)}
+    return [name for name in _STEPS if name in changed or name in vars(model)]
 
 
 @contextlib.contextmanager

@@ -224,7 +224,7 @@ def test_without_any_weights_there_is_nothing_to_compare(photos, tiny_networks, 
         (["flowers", "--backbones", "resnet18", "--classes", "3"], "its classes count"),
         (["flowers", "tulips", "--backbones", "resnet18"], "one source"),
         (["resnet18", "--recipe"], "--backbones"),
-        (["flowers", "--backbones", "resnet18"], "no folder"),
+        (["nowhere", "--backbones", "resnet18"], "no folder"),
         (["flowers", "--backbones", "resnet18", "--seed", "-1"], "--seed"),
     ],
 )

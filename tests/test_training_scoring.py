@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from kerastl.errors import DataError
-from kerastl.training import scoring
 from kerastl.training.scoring import Problem, neighbour_score, task_of_labels
 
 
@@ -63,9 +62,7 @@ def test_labels_tell_what_they_are_for(labels, task):
     assert task_of_labels(np.array(labels)) == task
 
 
-@pytest.mark.parametrize("rows_at_once", [7, 1024])
-def test_neighbours_are_near_by_angle_and_never_an_image_itself(rows_at_once, monkeypatch):
-    monkeypatch.setattr(scoring, "_ROWS_AT_ONCE", rows_at_once)
+def test_neighbours_are_near_by_angle_and_never_an_image_itself():
     generator = np.random.default_rng(0)
     labels, problem = np.arange(40) % 2, Problem("classification", ["a", "b"])
     directions = np.stack([np.cos(labels * 0.5), np.sin(labels * 0.5)], axis=1)

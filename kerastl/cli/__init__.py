@@ -58,6 +58,11 @@ def in_options(error, arguments) -> str:
     return text
 
 
+def chosen(arguments, names) -> dict:
+    """Return the arguments of these names."""
+    return {name: getattr(arguments, name) for name in names}
+
+
 def _never_fail_to_print() -> None:
     """Let characters that a terminal doesn't know become question marks instead of ending a run."""
     for stream in (sys.stdout, sys.stderr):

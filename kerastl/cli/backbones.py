@@ -20,14 +20,10 @@ def run(arguments) -> int:
     if not rows:
         raise ArgumentError(f"No backbone's name contains that.{nearest(word, BACKBONES)} {received(word=word)}")
     header = ["name", "native size", "smallest", "preprocessing (done for you)"]
-    cells = [[row.name, _size(row.native_size), _size(row.smallest_size), _preprocessing(row)] for row in rows]
+    cells = [[row.name, *_sizes(row), _IN_WORDS.get(row.preprocessing, row.preprocessing)] for row in rows]
     print(Table(header, cells, right={1, 2}))
     return 0
 
 
-def _size(size) -> str:
-    return f"{size}×{size}" if isinstance(size, int) else "×".join(map(str, size))
-
-
-def _preprocessing(row) -> str:
-    return "its own" if callable(row.preprocessing) else _IN_WORDS.get(row.preprocessing, row.preprocessing)
+def _sizes(row) -> list[str]:
+    return [f"{size}×{size}" for size in (row.native_size, row.smallest_size)]

@@ -3,6 +3,7 @@
 import csv
 
 from kerastl.checks import received
+from kerastl.cli import chosen
 from kerastl.cli.quiet import import_quietly
 from kerastl.errors import ArgumentError
 from kerastl.evaluation import report
@@ -42,21 +43,16 @@ def _time(arguments):
     from kerastl.lab.comparison import compare_backbones
 
     size = arguments.image_size or 224
-    return compare_backbones(
-        arguments.names,
-        size if isinstance(size, int) else (*size, 3),
-        num_classes=10 if arguments.classes is None else arguments.classes,
-        threads=arguments.threads,
-        repeats=arguments.repeats,
-    )
+    shape = size if isinstance(size, int) else (*size, 3)
+    classes = 10 if arguments.classes is None else arguments.classes
+    return compare_backbones(arguments.names, shape, num_classes=classes, **chosen(arguments, ("threads", "repeats")))
 
 
 def _choose(arguments):
     from kerastl.lab.choice import choose_backbone
 
     names = ("image_size", "recipe", "weights", "threads", "repeats", "seed", "labels", "validation", "test", "resize")
-    chosen = {name: getattr(arguments, name) for name in names}
-    return choose_backbone(arguments.names[0], arguments.backbones, **chosen, skip_unreadable=True)
+    return choose_backbone(arguments.names[0], arguments.backbones, **chosen(arguments, names), skip_unreadable=True)
 
 
 def _write(comparison, arguments) -> None:

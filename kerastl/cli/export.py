@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kerastl.checks import received
-from kerastl.cli import models
+from kerastl.cli import chosen, models
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.batches import find_source
 from kerastl.errors import ArgumentError, DataError, GateError, warn
@@ -47,18 +47,13 @@ def run(arguments) -> int:
             representative=None if splits is None else splits.train,
             held_out=None if splits is None else _held_out(splits),
             labels=list(splits.class_names) if names is None and splits is not None else names,
-            pixels=arguments.pixels,
             resize=resize,
             image_size=size,
             preprocessing=preprocessing,
-            opset=arguments.opset,
-            accuracy_loss=arguments.accuracy_loss,
-            agreement=arguments.agreement,
             details=_details(report, splits),
             task=report.get("task") if splits is None else splits.task,
-            views=arguments.views,
             thresholds=models.thresholds_in(report, names),
-            overwrite=arguments.overwrite,
+            **chosen(arguments, ("pixels", "opset", "accuracy_loss", "agreement", "views", "overwrite")),
         )
     except GateError as error:
         print(error.table, file=sys.stderr)

@@ -306,6 +306,7 @@ def _audit(parser) -> None:
     _add_size_and_split(parser)
     _add_network(parser, "efficientnet_lite0")
     _add(parser, "--seed", "N", "of the split", 0)
+    parser.set_defaults(views=None)  # of `train` alone
 
 
 def _predict(parser) -> None:

@@ -18,7 +18,7 @@ import keras
 
 from kerastl import files
 from kerastl.checks import check_count, check_fraction, received
-from kerastl.cli import in_options
+from kerastl.cli import chosen, in_options
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.images import check_image_size
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
@@ -196,7 +196,7 @@ def load_and_build(arguments) -> tuple:
     from kerastl.data.folders import load_images
 
     names = ("image_size", "labels", "batch_size", "validation", "test", "seed", "resize", "skip_unreadable")
-    splits = load_images(arguments.source, **_chosen(arguments, names))
+    splits = load_images(arguments.source, **chosen(arguments, names))
     if splits.validation is None:
         raise DataError(
             "Training keeps the weights that do best on validation images, and there are none. Set --validation."
@@ -213,34 +213,21 @@ def load_and_build(arguments) -> tuple:
         task=splits.task,
         input_shape=(*arguments.image_size, 3),
         weights=None if arguments.weights.lower() == "none" else arguments.weights,
-        **_chosen(arguments, ("hidden_units", "dropout")),
+        **chosen(arguments, ("hidden_units", "dropout")),
         # "auto" is made where the frozen part is run, and leaves no layers in the model
         augmentation=None if arguments.augmentation in ("auto", "none") else arguments.augmentation,
     )
 
 
-def _chosen(arguments, names) -> dict:
-    return {name: getattr(arguments, name) for name in names}
-
-
 def _train(job: _Job) -> TransferResult:
     arguments = job.arguments
-    phases = (
-        "head_epochs",
-        "fine_tune_epochs",
-        "head_learning_rate",
-        "layer_decay",
-        "keep",
-        "patience",
-        "views",
-        "seed",
-    )
-    unfrozen = ("last_blocks", "last_layers", "from_layer", "fraction")
+    phases = ("head_epochs", "fine_tune_epochs", "head_learning_rate", "keep", "patience", "views", "seed")
+    unfrozen = ("last_blocks", "last_layers", "from_layer", "fraction", "layer_decay")
     return transfer_learn(
         job.model,
         job.splits.train,
         job.splits.validation,
-        **_chosen(arguments, phases + unfrozen),
+        **chosen(arguments, phases + unfrozen),
         learning_rate=_fine_tuning_rate(job),
         callbacks=[job.watch],
         class_weight=None if arguments.class_weight == "none" else arguments.class_weight,

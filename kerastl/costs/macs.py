@@ -222,10 +222,5 @@ WEIGHTED_SUMS = tuple(one for _, names, kernels in _PRODUCTS if kernels for one 
 """Layers whose outputs are sums of their inputs, weighted by kernels."""
 
 _FORMULAS.update(dict.fromkeys(_layer_classes(filter(_FREE_LAYERS.fullmatch, dir(keras.layers))), lambda *_: 0))
-_FORMULAS.update(
-    {
-        one: _with_kernels(formula, kernels)
-        for formula, names, kernels in _PRODUCTS
-        for one in _layer_classes(names.split())
-    }
-)
+for _formula, _names, _kernels in _PRODUCTS:
+    _FORMULAS.update(dict.fromkeys(_layer_classes(_names.split()), _with_kernels(_formula, _kernels)))

@@ -3,9 +3,7 @@
 import csv
 import dataclasses
 import io
-import itertools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,15 +11,15 @@ import keras
 import numpy as np
 
 from kerastl.checks import check_count, received
-from kerastl.data.batches import find_source, rows_of
+from kerastl.data.batches import ImageSource, find_source, rows_of
 from kerastl.data.folders import ImageSplits, load_images
-from kerastl.data.images import in_threads, look_at_all, size_in_file
+from kerastl.data.images import look_at_all, size_in_file
 from kerastl.data.labels import CLASSIFICATION, class_indices
 from kerastl.errors import ArgumentError, DataError
 from kerastl.evaluation.audit_page import audit_page
 from kerastl.evaluation.report import write_json
 from kerastl.features.duplicates import find_duplicates, groups_of, nearest_neighbours
-from kerastl.features.litert import choose_engine
+from kerastl.features.pooled import pooled_features
 from kerastl.files import new_folder
 from kerastl.models import backbones
 from kerastl.tables import Printed, Table
@@ -129,22 +127,16 @@ class AuditResult(Printed):
         with new_folder(folder, overwrite=overwrite, files=AUDIT_FILES, what="audit") as place:
             (place / "audit.html").write_text(audit_page(self, KINDS), encoding="utf-8")
             (place / "findings.csv").write_text(self._csv(), encoding="utf-8", newline="")
-            facts = {"name": self.name, "count": self.count, "class_names": self.class_names, "accuracy": self.accuracy}
-            content = {
-                **facts,
-                "wrong_labels": self.wrong_labels,
-                "not_checked": self.not_checked,
-                "findings": self.to_rows(),
-            }
-            write_json(place / "findings.json", content)
+            names = ("name", "count", "class_names", "accuracy", "wrong_labels", "not_checked")
+            facts = {name: getattr(self, name) for name in names}
+            write_json(place / "findings.json", {**facts, "findings": self.to_rows()})
         return Path(folder).expanduser().resolve()
 
     def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(
-            ["kind", "name", "split", "label", "name_2", "split_2", "label_2", "suggestion", "score", "why"]
-        )
+        columns = ["name", "split", "label", "name_2", "split_2", "label_2"]
+        writer.writerow(["kind", *columns, "suggestion", "score", "why"])
         for one in self.findings:
             images = [*zip(one.names, one.splits, one.labels, strict=True), ("", "", "")][:2]
             writer.writerow([one.kind, *images[0], *images[1], one.suggestion, f"{one.score:.4g}", one.why])
@@ -157,10 +149,8 @@ class AuditResult(Printed):
             rows.append([heading, str(len(found)), "", ""])
             rows += [["", "", " = ".join(map(_short, one.names[:2])), one.why] for one in found[:_ROWS_SHOWN]]
             rows += [["", "", f"… {len(found) - _ROWS_SHOWN} more", ""]] if len(found) > _ROWS_SHOWN else []
-        notes = [f"Not checked: {what}" for what in self.not_checked]
-        return [
-            Table(["what", "found", "images", "why"], rows, right={1}, title=f"{self.name}: {self.facts}", notes=notes)
-        ]
+        notes, title = [f"Not checked: {what}" for what in self.not_checked], f"{self.name}: {self.facts}"
+        return [Table(["what", "found", "images", "why"], rows, right={1}, title=title, notes=notes)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,18 +281,9 @@ def _extract(images: _Images, backbone: str, weights, verbose: int) -> np.ndarra
     pixels = keras.Input(shape)
     base = backbones.load_backbone(backbone, input_shape=shape, weights=weights, pooling="avg", verbose=verbose)
     model = keras.Model(pixels, base(backbones.preprocess(backbone, pixels)))
-    model.trainable = False
-    engine = choose_engine(model, len(images.names), verbose=verbose)
-    count, found = len(images.names), []
-    if verbose:
-        print(f"Running {backbone} over {count} images", flush=True)
-    watched = verbose and ("ipykernel" in sys.modules or sys.stdout.isatty())
-    bar = keras.utils.Progbar(count, unit_name="image", verbose=1 if watched else 0)
-    pixels = in_threads(images.read, range(count), threads=4, ahead=2 * engine.batch)
-    while batch := list(itertools.islice(pixels, engine.batch)):
-        found.append(np.asarray(keras.ops.convert_to_numpy(engine(np.stack(batch))[0]), "float32"))
-        bar.update(sum(map(len, found)))
-    return np.concatenate(found)
+    rows = ImageSource(images.labels, images.size, "", False, images.read)  # all splits as one
+    [features], _, _ = pooled_features(model, rows, part="", verbose=verbose)
+    return features[:, 0]
 
 
 def _duplicates(images: _Images, pairs) -> list[Finding]:
@@ -321,13 +302,8 @@ def _duplicates(images: _Images, pairs) -> list[Finding]:
 def _labels_and_classes(images: _Images, features, groups, seed: int) -> tuple:
     """Return findings, accuracy, the labels' quality, about how many are wrong, and what can't be checked of them."""
     if images.task != CLASSIFICATION or len(np.unique(images.labels)) < 2:
-        return (
-            [],
-            None,
-            None,
-            None,
-            ("labels and classes that look alike, as there is not one of several classes an image",),
-        )
+        why = "labels and classes that look alike, as there is not one of several classes an image"
+        return [], None, None, None, (why,)
     fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
     quality, wrong = label_errors(fit.probabilities, images.labels)
     findings = [_label_finding(images, fit.probabilities, index) for index in np.flatnonzero(quality < 0)]
@@ -367,12 +343,9 @@ def _outliers(images: _Images, features) -> list[Finding]:
     distance = 1 - nearest_neighbours(features, _NEIGHBOURS)[1].mean(axis=1)
     middle = np.median(distance)
     scores = (distance - middle) / max(1.4826 * np.median(np.abs(distance - middle)), 1e-6)
-    return [
-        images.finding(
-            "outlier", [index], scores[index], f"{scores[index]:.1f} deviations further from others than usual"
-        )
-        for index in np.flatnonzero(scores > _FAR)
-    ]
+    why = "{:.1f} deviations further from others than usual"
+    far = np.flatnonzero(scores > _FAR)
+    return [images.finding("outlier", [index], scores[index], why.format(scores[index])) for index in far]
 
 
 def _bad_files(images: _Images, verbose: int) -> list[Finding]:

@@ -16,7 +16,6 @@ from kerastl.tables import Printed, Table
 
 BINS = 10
 _LARGEST = 50.0  # temperature, and inverse of the smallest
-_HALVINGS = 60
 # The least that a probability counts as: of two, of which float32 rounds one up to 1, and of more
 _TWO_FLOOR, _FLOOR = 1e-8, 1e-30
 
@@ -193,13 +192,10 @@ def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         powers = np.exp(inverse * (scores - scores.max(axis=1, keepdims=True)))
         return (powers * scores).sum(axis=1) @ (1 / powers.sum(axis=1)) / len(scores) - true
 
+    from scipy import optimize  # slow to import, and few calls need it
+
     low, high = 1 / _LARGEST, _LARGEST
-    if not slope(low) < 0 < slope(high):
-        return np.nan
-    for _ in range(_HALVINGS):
-        middle = np.sqrt(low * high)
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return float(1 / low)
+    return 1 / optimize.brentq(slope, low, high) if slope(low) < 0 < slope(high) else np.nan
 
 
 def scale(probabilities, temperature, labels) -> np.ndarray:

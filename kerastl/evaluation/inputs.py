@@ -14,14 +14,10 @@ from PIL import ImageOps
 from kerastl.checks import received
 from kerastl.data import images as image_files
 from kerastl.errors import ArgumentError, DataError, warn
-from kerastl.models.outputs import scaled_range, warn_if_scaled
-
-_LARGEST_SCALED = 16  # scaled pixels end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
+from kerastl.models.outputs import LARGEST_SCALED, scaled_range, warn_if_scaled
 
 
-def list_images(
-    images, white: float | None = None
-) -> list[tuple[str, Path | bytes | image_files.WideFile | np.ndarray]]:
+def list_images(images, white: float | None = None) -> list[tuple]:
     """Return `(name, image)` for each image: names are paths and addresses, or `image 0`, `image 1`, … for all else.
 
     Those of more than 8 bits a channel have one `white`: as given, or decided by all of them, which is said. `DataError`:
@@ -165,7 +161,7 @@ def check_range(takes: str | None, preprocessing, arrays=(), *, files: bool = Fa
         any(map(warn_if_scaled, arrays))  # the first that does says it
     if not is_auto or takes in ("0-255", "any"):
         return
-    full = [one for one in arrays if one.size and (one.dtype.kind in "ui" or one.max() > _LARGEST_SCALED)]
+    full = [one for one in arrays if one.size and (one.dtype.kind in "ui" or one.max() > LARGEST_SCALED)]
     if files or (takes == "scaled" and full):
         shows = "doesn't scale pixels itself" if takes is None else "is made for smaller numbers, such as 0–1"
         raise ArgumentError(

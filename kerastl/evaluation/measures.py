@@ -10,11 +10,10 @@ import numpy as np
 
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt, find_source
-from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, class_indices, label_kind
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import DataError
 from kerastl.evaluation.inputs import check_range, preprocess
 from kerastl.evaluation.probabilities import (
-    THRESHOLD,
     VIEWS,
     check_thresholds,
     class_names_for,
@@ -24,6 +23,7 @@ from kerastl.evaluation.probabilities import (
 )
 from kerastl.models import outputs
 from kerastl.tables import Printed, Table
+from kerastl.training.scoring import prepare_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +204,9 @@ def _scores(hits: int, called: int, support: int) -> dict:
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float | None:
     """Return the mean of the precision at each image that has the label, the surest first; equal scores count at once."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)
-    hits = np.cumsum(labels[order])[last]
-    if not hits[-1]:
-        return None
-    precision = hits / (np.flatnonzero(last) + 1)
-    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+    from sklearn.metrics import average_precision_score  # slow to import, and few calls need it
+
+    return float(average_precision_score(labels, scores)) if labels.any() else None
 
 
 _HEADINGS = {"f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "support": "images"}
@@ -317,15 +313,6 @@ def gather(batches) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels and outputs of all images that `run_on` yields."""
     labels, values = zip(*(one[1:] for one in batches), strict=True)
     return np.concatenate(labels), np.concatenate(values)
-
-
-def prepare_labels(labels, units: int, task: str) -> np.ndarray:
-    """Return class indices `(count,)`, or truth values or numbers `(count, units)`; raises as `label_kind` does."""
-    if task == CLASSIFICATION:
-        return class_indices(labels, units)
-    label_kind(labels, units, task)
-    labels = np.asarray(labels, "float64").reshape(len(labels), units)
-    return labels >= THRESHOLD if task == MULTI_LABEL else labels
 
 
 def most_confident_mistakes(

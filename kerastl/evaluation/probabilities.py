@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
+from scipy.special import expit, softmax
 
 from kerastl.checks import check_choice, check_fraction, nearest, received
 from kerastl.data.images import check_image_size
@@ -167,7 +168,7 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
         return values
     if task == MULTI_LABEL:
         in_range = values.min(initial=0) >= 0 and values.max(initial=0) <= 1
-        return _sigmoid(values) if kind == "logits" or not in_range else values
+        return expit(values) if kind == "logits" or not in_range else values
     kind = kind or _kind_by_value(values)
     if values.shape[1] == 1 and kind == "softmax":
         raise ModelError(
@@ -175,9 +176,9 @@ def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFIC
             "Build it with a sigmoid, or with two units."
         )
     if values.shape[1] == 1:
-        positive = values if kind != "logits" else _sigmoid(values)
+        positive = values if kind != "logits" else expit(values)
         return np.concatenate([1 - positive, positive], axis=1)
-    return _softmax(values) if kind == "logits" else values
+    return softmax(values, axis=1) if kind == "logits" else values
 
 
 def _kind_by_value(values: np.ndarray) -> str:
@@ -185,12 +186,3 @@ def _kind_by_value(values: np.ndarray) -> str:
     if values.shape[1] == 1:
         return "sigmoid" if in_range else "logits"
     return "softmax" if in_range and np.allclose(values.sum(axis=1), 1, atol=1e-2) else "logits"
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))

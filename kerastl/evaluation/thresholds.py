@@ -110,10 +110,8 @@ def choose_thresholds(
         names, labels, probabilities = names[1:], labels[:, None] == 1, probabilities[:, 1:]
     metric = metric or ("f1" if task == MULTI_LABEL else "balanced_accuracy")
     found = [best_threshold(*pair, metric) for pair in zip(labels.T, probabilities.T, strict=True)]
-    if unknown := [name for name, one in zip(names, found, strict=True) if one[1] is None]:
-        warn(
-            f"Of the {len(labels)} images all have these labels, or none has: {', '.join(unknown)}. They keep {THRESHOLD}."
-        )
+    if unknown := ", ".join(name for name, one in zip(names, found, strict=True) if one[1] is None):
+        warn(f"Of the {len(labels)} images all have these labels, or none has: {unknown}. They keep {THRESHOLD}.")
     rows = zip(names, found, labels.sum(axis=0).tolist(), strict=True)
     return Thresholds(tuple(Threshold(name, *one, support) for name, one, support in rows), metric)
 

@@ -19,6 +19,7 @@ and activations in int8, with ranges that representative images showed."""
 # What of an int8 model may stay float32 at the start: so many operations with weights, with this part of all MACs, where the
 # outputs come at least so many times nearer to those in float32, on so many of the representative images
 _FLOAT_START, _FLOAT_MACS, _FLOAT_GAIN, _JUDGED_IMAGES = 4, 0.15, 1.5, 64
+_WARM_UP = 5  # runs that don't count
 _WITH_WEIGHTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 # Bytes of weights up to which they are made constants to be saved: it takes some 30 times as much memory, 8 times without
@@ -115,12 +116,10 @@ def _possible_starts(debugger, model) -> list[list[str]]:
     return [[row["tensor_name"] for row in rows[:end]] for end in ends[:few]]
 
 
-def measure_latency(
-    models: list[LiteRTModel], *, repeats: int = 50, rounds: int = 5, warm_up: int = 5, seed: int = 0
-) -> list[np.ndarray]:
+def measure_latency(models: list[LiteRTModel], *, repeats: int = 50, rounds: int = 5) -> list[np.ndarray]:
     """Time single images through several models in one run, so that their medians can be compared.
 
-    Each of `rounds` runs one model after the other, each warm (`warm_up` runs don't count): whatever else the machine does
+    Each of `rounds` runs one model after the other, each warm (the first runs don't count): whatever else the machine does
     meanwhile meets all of them. The image is noise: how long a network takes doesn't depend on what is in the picture.
 
     Returns:
@@ -128,13 +127,12 @@ def measure_latency(
         than of the model.
     """
     rounds = min(check_count("rounds", rounds), check_count("repeats", repeats))
-    check_count("warm_up", warm_up, smallest=0)
     seconds = [[] for _ in models]
-    noise = [np.random.default_rng(seed).integers(0, 256, (1, *model.input_shape[1:])) for model in models]
+    noise = [np.random.default_rng(0).integers(0, 256, (1, *model.input_shape[1:])) for model in models]
     for turn in range(rounds):
         count = repeats * (turn + 1) // rounds - repeats * turn // rounds
         for model, image, kept in zip(models, noise, seconds, strict=True):
-            for _ in range(warm_up):
+            for _ in range(_WARM_UP):
                 model.time_once(image)
             kept.extend(model.time_once(image) for _ in range(count))
     return [np.array(one) for one in seconds]

@@ -11,8 +11,8 @@ from kerastl.checks import received
 from kerastl.data.batches import adapt, find_source
 from kerastl.data.labels import CLASSIFICATION
 from kerastl.errors import ArgumentError, DataError
-from kerastl.evaluation.measures import prepare_labels
 from kerastl.models import outputs
+from kerastl.training.scoring import prepare_labels
 
 REPRESENTATIVE = 200
 """How many images set the ranges: TensorFlow's guide advises 100 to 500."""

@@ -17,7 +17,7 @@ class DeviceWriter(StoreWriter):
         self._next_writer, self._next, self._unchecked = next_writer, None, False
 
     def _cast(self, spec, values):
-        if not backend.is_on_device(values):
+        if not keras.ops.is_tensor(values):
             return super()._cast(spec, values)
         self._unchecked = True  # what the type can't hold is found at the end: to look now would wait for the device
         return keras.ops.cast(values, spec.dtype)

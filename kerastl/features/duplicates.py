@@ -93,21 +93,13 @@ def groups_of(count: int, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def nearest_neighbours(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return of each row its `count` nearest others, nearest first: indices and cosines, both `(rows, count)`.
+    """Return of each row its `count` nearest others, nearest first: indices and cosines, both `(rows, count)`."""
+    from sklearn import config_context, neighbors  # slow to import, and few calls need them
 
-    Rows are compared with each other a thousand at a time, so that memory stays small.
-    """
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    count, found = min(count, len(unit) - 1), []
-    for start in range(0, len(unit), 1000):
-        cosines = unit[start : start + 1000] @ unit.T
-        cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -2
-        near = np.argpartition(-cosines, count, axis=1)[:, :count]
-        order = np.argsort(-np.take_along_axis(cosines, near, axis=1), axis=1, kind="stable")
-        near = np.take_along_axis(near, order, axis=1)
-        found.append((near, np.take_along_axis(cosines, near, axis=1)))
-    indices, cosines = map(np.concatenate, zip(*found, strict=True))
-    return indices, cosines
+    with config_context(working_memory=100):  # MB
+        found = neighbors.NearestNeighbors(n_neighbors=min(count, len(features) - 1), metric="cosine").fit(features)
+        distances, indices = found.kneighbors()
+    return indices, 1 - distances
 
 
 def _candidates(features) -> tuple[list[tuple[int, int, float]], np.ndarray]:

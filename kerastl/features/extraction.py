@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerastl import backend, keras_internals
+from kerastl import keras_internals
 from kerastl.data.batches import Rows, read_ahead
 from kerastl.data.images import in_threads
 from kerastl.errors import ChangingDataError, DataError, FeatureOverflowError, StoreDamagedError, StoreError, warn
@@ -216,9 +216,7 @@ def _make_shards(trunk, rows, views, part, place, manifest) -> None:
     by_ray = options.engine == "ray" and missing
     for shard in remote.made_by_ray(make, missing, options.workers) if by_ray else map(make, missing):
         made[number_of(shard)] = shard
-        if (
-            len(made) % (1 + len(made) // 100) == 0
-        ):  # of many, a hundredth may be lost, so that it is not written too often
+        if len(made) % (1 + len(made) // 100) == 0:  # of many, a hundredth may be lost: writing takes time
             save()
         bar.update(min(len(made) * size, rows.count), finalize=False)
     save(complete=True)
@@ -331,14 +329,14 @@ def _beside(views: list) -> np.ndarray:
     """Put the views of each image beside each other: `(images × views, …)`."""
     if len(views) == 1:
         return views[0]
-    operations = keras.ops if backend.is_on_device(views[0]) else np
+    operations = keras.ops if keras.ops.is_tensor(views[0]) else np
     return operations.reshape(operations.stack(views, axis=1), (-1, *views[0].shape[1:]))
 
 
 def progress_bar(count, done, part, verbose) -> keras.utils.Progbar:
     """Say what is run; return a bar, which shows where output is watched as it comes, in a terminal or a notebook."""
     if verbose:
-        total = "" if count is None else f"{count} "
-        print(f"Running the frozen part over {total}{part} images" + (f", from image {done} on" if done else ""))
+        which = " ".join(str(one) for one in (count, part, "images") if one)
+        print(f"Running the frozen part over {which}" + (f", from image {done} on" if done else ""))
     watched = "ipykernel" in sys.modules or getattr(sys.stdout, "isatty", lambda: False)()
     return keras.utils.Progbar(count, unit_name="image", verbose=1 if verbose and watched else 0)

@@ -234,9 +234,8 @@ def _obstacle(model, train, cuts, views, augmentation) -> str | None:
             return f"flips make only {distinct} different views; pass views={distinct}, or another augmentation"
     if keras_internals.distribution_strategy(model) is not None:
         return "the model trains under a distribution strategy"
-    if backend.processes()[1] > 1 and not isinstance(
-        keras.distribution.distribution(), keras.distribution.DataParallel
-    ):
+    distribution = keras.distribution.distribution()
+    if backend.processes()[1] > 1 and not isinstance(distribution, keras.distribution.DataParallel):
         return "several processes train on features by `keras.distribution.DataParallel` alone"
     regularized = [node.operation for node in graph.nodes_in_order(cuts[0].flat, cuts[0].tensors)]
     if any(getattr(operation, "activity_regularizer", None) is not None for operation in regularized):
@@ -376,6 +375,5 @@ def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: i
     """
     train = rows_of(x, y)
     validation = None if validation_data is None else rows_of(validation_data, shuffle=False)
-    return make_plan(
-        model, train, validation, epochs=[check_count("epochs", epochs)], options=options_of(cache), views=views
-    )
+    planned = {"epochs": [check_count("epochs", epochs)], "options": options_of(cache), "views": views}
+    return make_plan(model, train, validation, **planned)

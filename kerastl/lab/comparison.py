@@ -170,9 +170,7 @@ def compare_backbones(
     return BackboneComparison(tuple(rows), next(iter(shapes.values())), num_classes, threads)
 
 
-def measure_backbones(
-    shapes, num_classes, threads, repeats, *, precisions=PRECISIONS, verbose=1
-) -> list[ComparedBackbone]:
+def measure_backbones(shapes, num_classes, threads, repeats, *, precisions=PRECISIONS, verbose=1) -> list:
     """Convert and time backbones, given as `name → (height, width, 3)`, in one run; arguments are checked already."""
     rows, runners = [], {}
     for number, (name, shape) in enumerate(shapes.items(), start=1):
@@ -205,11 +203,6 @@ def check_timing(threads, repeats) -> tuple[int, ...]:
     threads = [check_count("threads", count) for count in ([threads] if isinstance(threads, int) else threads)]
     if len(set(threads)) != len(threads) or not threads:
         raise ArgumentError(f"`threads` must hold one or more different numbers. {received(threads=threads)}")
-    _check_backend()
-    return tuple(threads)
-
-
-def _check_backend() -> None:
     if keras.backend.backend() != "tensorflow":
         raise BackendError(
             "Comparing needs LiteRT's converter, which takes Keras on TensorFlow. Set KERAS_BACKEND=tensorflow. "
@@ -217,6 +210,7 @@ def _check_backend() -> None:
         )
     if not litert.is_installed():
         raise BackendError('LiteRT is not installed. Install it with `pip install "kerastl[export]"`.')
+    return tuple(threads)
 
 
 def _prepared(name, shape, num_classes, threads, precisions) -> tuple[ComparedBackbone, dict]:

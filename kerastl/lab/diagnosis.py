@@ -130,9 +130,8 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
 def _judge(norms, evidence) -> tuple[str, str]:
     """Return the verdict, and what it rests on in sentences."""
     gradients = [row.gradient_norm for row in norms]
-    ends = (
-        f"The gradient's norm is {readable(gradients[-1])} in the last layer and {readable(gradients[0])} in the first"
-    )
+    first, last = readable(gradients[0]), readable(gradients[-1])
+    ends = f"The gradient's norm is {last} in the last layer and {first} in the first"
     losses = f"The loss is {evidence['loss']:.3f}, the entropy of the labels {evidence['label_entropy']:.3f}"
     if not np.isfinite([*gradients, evidence["loss"]]).all():
         cure = "A lower learning rate, or normalization, cures it."

@@ -60,11 +60,9 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
     kernels = _chosen_kernels(model, layers)
     masks = _masks(kernels, sparsity, scope)
     _apply(kernels, masks)
-    emptied = [kernel.layer.name for kernel, mask in zip(kernels, masks, strict=True) if not mask.any()]
-    if emptied:
-        warn(
-            f'Nothing is left of {", ".join(map(repr, emptied))}. Take a lower sparsity, `scope="layer"`, or other `layers`.',
-        )
+    emptied = [repr(kernel.layer.name) for kernel, mask in zip(kernels, masks, strict=True) if not mask.any()]
+    if emptied := ", ".join(emptied):
+        warn(f'Nothing is left of {emptied}. Take a lower sparsity, `scope="layer"`, or other `layers`.')
     return model
 
 

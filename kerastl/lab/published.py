@@ -49,11 +49,8 @@ TOP1: dict[str, Top1] = {
     "resnet34": Top1(73.314, _TORCHVISION.format("ResNet34")),
     "squeezenet": Top1(58.092, _TORCHVISION.format("SqueezeNet1_0")),
     "shufflenet": Top1(67.8, "the authors' repository, megvii-model/ShuffleNet-Series, ShuffleNetV1 1.0x (group=3)"),
-    **{
-        f"efficientnet_lite{number}": Top1(
-            percent, "the authors' repository, tensorflow/tpu, models/official/efficientnet/lite"
-        )
-        for number, percent in enumerate((75.1, 76.7, 77.6))
-    },
+    "efficientnet_lite0": Top1(75.1, _EFFICIENTNET_LITE),
+    "efficientnet_lite1": Top1(76.7, _EFFICIENTNET_LITE),
+    "efficientnet_lite2": Top1(77.6, _EFFICIENTNET_LITE),
 }
 """By the names of `list_backbones`, built with their default options."""

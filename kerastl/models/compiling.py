@@ -67,7 +67,7 @@ def was_compiled(model) -> bool:
 
 def has_own_optimizer(model) -> bool:
     """Tell whether the model was compiled with an optimizer that is not the recipe's."""
-    return was_compiled(model) and _inner(model.optimizer).name != OPTIMIZER_NAME
+    return was_compiled(model) and inner_optimizer(model).name != OPTIMIZER_NAME
 
 
 def compile_settings(model) -> dict:
@@ -92,7 +92,7 @@ def logged_names(model) -> set[str] | None:
 def last_learning_rate(model) -> float:
     """Return the learning rate that the model was trained with last; of a schedule, its peak."""
     compile_settings(model)  # raises for a model that was never compiled
-    optimizer = _inner(model.optimizer)
+    optimizer = inner_optimizer(model)
     if has_schedule(model):
         return check_rate("learning_rate", keras_internals.rate_setting(optimizer))
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
@@ -100,9 +100,8 @@ def last_learning_rate(model) -> float:
 
 def has_schedule(model) -> bool:
     """Tell whether a compiled model's learning rate follows a schedule."""
-    return isinstance(
-        keras_internals.rate_setting(_inner(model.optimizer)), keras.optimizers.schedules.LearningRateSchedule
-    )
+    setting = keras_internals.rate_setting(inner_optimizer(model))
+    return isinstance(setting, keras.optimizers.schedules.LearningRateSchedule)
 
 
 def check_rate(argument: str, value) -> float:
@@ -128,11 +127,8 @@ def fresh_optimizer(optimizer, learning_rate):
 
 def inner_optimizer(model):
     """Return the model's optimizer, without what scales its losses."""
-    return _inner(model.optimizer)
-
-
-def _inner(optimizer):
-    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+    is_scaling = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return model.optimizer.inner_optimizer if is_scaling else model.optimizer
 
 
 def check_ready(model) -> None:
@@ -158,7 +154,7 @@ def check_ready(model) -> None:
 
 def unheld(model) -> tuple[int, int]:
     """Return how many trainable variables a compiled model's optimizer doesn't hold, and how many it holds that aren't."""
-    optimizer = _inner(model.optimizer)
+    optimizer = inner_optimizer(model)
     if not optimizer.built:
         return 0, 0
     held = {id(variable) for variable in keras_internals.optimized_variables(optimizer)}

@@ -4,6 +4,7 @@ A cut can fall anywhere in a nested backbone; in one flat graph it is a tensor l
 """
 
 import contextlib
+import operator
 import weakref
 
 import keras
@@ -39,9 +40,7 @@ def connect(inputs, outputs, name: str) -> keras.Model:
     """
     inputs, outputs = list(inputs), list(outputs)
     with _unique_names(inputs, outputs):
-        return keras.Model(
-            inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs, name=name
-        )
+        return keras.Model(*(one[0] if len(one) == 1 else one for one in (inputs, outputs)), name=name)
 
 
 def opens(layer) -> bool:
@@ -52,11 +51,7 @@ def opens(layer) -> bool:
     return type(layer).call is usual.call
 
 
-def _call(operation, *arguments, **options):
-    return operation(*arguments, **options)
-
-
-def replay(functional, inputs, leave_out=lambda operation: False, call=_call) -> list:
+def replay(functional, inputs, leave_out=lambda operation: False, call=operator.call) -> list:
     """Run a graph's operations again on other inputs, nested models opened up, `leave_out` passed over; return outputs.
 
     `call(operation, *arguments, **options)` runs one; by default it calls it.

@@ -100,10 +100,8 @@ def augmentation_layer(augmentation, seed: int | None = None) -> keras.layers.La
         layers = [flip("horizontal_and_vertical")]
     elif augmentation in ("photo", "strong"):
         # a side of 0.775 is 60 % of the area, and may lie anywhere in the image
-        shift, zoom = (
-            keras.layers.RandomTranslation(0.1, 0.1, **reflect),
-            keras.layers.RandomZoom((-0.225, 0.0), **reflect),
-        )
+        shift = keras.layers.RandomTranslation(0.1, 0.1, **reflect)
+        zoom = keras.layers.RandomZoom((-0.225, 0.0), **reflect)
         layers = [flip("horizontal"), shift, zoom]
         if augmentation == "strong":
             layers.append(keras.layers.RandAugment(value_range=(0, 255), num_ops=2, factor=0.3, seed=seed))

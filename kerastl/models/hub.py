@@ -157,10 +157,9 @@ def _call_opened(operation, *arguments, **options):
 
 def _is_stack(layer) -> bool:
     """Tell whether a layer holds several composite layers of one class of KerasHub's."""
-    parts = [
-        one for one in keras_internals.child_layers(layer) if is_from_hub(one) and keras_internals.child_layers(one)
-    ]
-    return len({type(one) for one in parts}) < len(parts)
+    parts = filter(is_from_hub, keras_internals.child_layers(layer))
+    kinds = [type(one) for one in parts if keras_internals.child_layers(one)]
+    return len(set(kinds)) < len(kinds)
 
 
 def _with_true_length(tokens, layer, arguments, options):
@@ -200,11 +199,8 @@ def _feature_map(tower, inputs, outputs):
         return outputs
     tokens, whole = outputs, None
     if len(outputs.shape) == 2:  # pooled from tokens
-        chain = graph.dominators(flatten.connect([inputs], [outputs], "pooled"))
-        tokens, whole = (
-            next((node.outputs[0] for node in reversed(chain) if len(node.outputs[0].shape) == 3), None),
-            outputs,
-        )
+        passed = [node.outputs[0] for node in graph.dominators(flatten.connect([inputs], [outputs], "pooled"))]
+        tokens, whole = next((one for one in reversed(passed) if len(one.shape) == 3), None), outputs
     rows, columns = _grid(tower, inputs)
     extra = -1 if tokens is None else tokens.shape[1] - rows * columns
     if extra < 0:

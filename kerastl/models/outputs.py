@@ -15,6 +15,7 @@ from kerastl.models.flatten import flatten_model
 # Operations that hand the values on as they are: the activation stands before them
 _PASSES_ON = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"}
 
+LARGEST_SCALED = 16  # scaled pixels end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
 _NORMALIZATIONS = (*graph.NORMALIZATION_LAYERS, keras.layers.Normalization)
 _PROBE_SIZE = 64  # of images for a model that takes any size
 

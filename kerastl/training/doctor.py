@@ -75,12 +75,8 @@ def check(
         ModelError: no classifier.
     """
     outputs.count_classes(model)
-    given = {"train": train, "validation": validation}
-    rows = {
-        part: adapt(data, shuffle=None if part == "train" else False)
-        for part, data in given.items()
-        if data is not None
-    }
+    given = {"train": train} if validation is None else {"train": train, "validation": validation}
+    rows = {part: adapt(data, shuffle=None if part == "train" else False) for part, data in given.items()}
     case = Case(model, given, rows, check_count("images", images), _backbone_of(model, backbone))
     findings = (*data_findings(case), *_state_findings(case))
     return CheckResult(findings, {part: len(keys) for part, (keys, _) in case.seen.items()})
@@ -121,17 +117,15 @@ def _state_findings(case: Case):
     fresh = trained and _has_fresh_head(case)
     if fresh and fine_tuned > 0.5:
         evidence = f"{fine_tuned:.0%} of the trained backbone's weights are trainable, and the head is as initialised."
-        yield Finding(
-            "all trainable under a fresh head", evidence, fine_tuned, _again(model, "kerastl.freeze(model)", 1e-3)
-        )
+        mend = _again(model, "kerastl.freeze(model)", 1e-3)
+        yield Finding("all trainable under a fresh head", evidence, fine_tuned, mend)
         return
     if trained:
         yield from _moving_batch_norm(case)
     if model.compiled and any(gap := compiling.unheld(model)):
-        evidence = (
-            f"The optimizer lacks {gap[0]} trainable variables and holds {gap[1]} that are not trainable any more."
-        )
-        yield Finding("optimizer holds other weights", evidence, sum(gap), "kerastl.recompile(model, divide_by=10)")
+        evidence = "The optimizer lacks {} trainable variables and holds {} that are not trainable any more."
+        mend = "kerastl.recompile(model, divide_by=10)"
+        yield Finding("optimizer holds other weights", evidence.format(*gap), sum(gap), mend)
         return
     if model.compiled and trained and (fine_tuned or fresh):
         yield from _rate(model, "fine-tuning" if fine_tuned else "a fresh head")
@@ -170,14 +164,13 @@ def _moving_batch_norm(case):
     first = next((one for one in layers if one.trainable_weights and not isinstance(one, type(moving[0]))), None)
     mend = "kerastl.freeze(model)" if first is None else f'kerastl.unfreeze(model, from_layer="{first.name}")'
     size = case.rows["train"].batch_size if "train" in case.rows else 32
-    evidence = (
-        f"{len(moving)} of {len(norms)} BatchNorm layers of the backbone would take statistics of batches of {size}."
-    )
+    which = f"{len(moving)} of {len(norms)} BatchNorm layers of the backbone"
+    evidence = f"{which} would take statistics of batches of {size}."
     yield Finding("BatchNorm about to move", evidence, len(moving), _again(case.model, mend))
 
 
 def _rate(model, what: str):
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = compiling.inner_optimizer(model)
     adaptive = isinstance(optimizer, _ADAPTIVE)
     if not adaptive and not isinstance(optimizer, keras.optimizers.SGD):
         return

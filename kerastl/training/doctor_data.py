@@ -15,9 +15,6 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, label_k
 from kerastl.errors import DataError
 from kerastl.models import backbones, compiling, graph, outputs
 
-_FULL = (
-    16  # pixels above are 0–255: scaled ones end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
-)
 _GRID = 32  # rows and columns of pixels by which the same image is known again
 _LARGEST = 2e9  # bytes of an array that is looked at as a whole
 _ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
@@ -159,36 +156,29 @@ def _pixels(case):
     model, takes = case.model, outputs.pixel_range(case.model)
     probed, row = outputs.probe_pixels(model), None if takes == "0-255" else _row_of(case)
     if takes == "0-255" and probed[0] < max(0.1, abs(probed[1]) / 10):
-        yield Finding(
-            "scaled twice in the model",
-            f"From black to white, 255, the first layer with weights is given {probed[0]:.2g}, around {probed[1]:.3g}.",
-            probed[0],
-            _without_scaling(case),
-        )
+        evidence = "From black to white, 255, the first layer with weights is given {:.2g}, around {:.3g}."
+        yield Finding("scaled twice in the model", evidence.format(*probed), probed[0], _without_scaling(case))
     for part, images in case.images.items():
         low, high = float(images.min()), float(images.max())
+        pixels = f"The pixels of {part} are {low:.3g} to {high:.3g}"
         if not np.isfinite([low, high]).all():
             count, change = int((~np.isfinite(images)).sum()), "keras.ops.nan_to_num(images)"
             evidence = f"{count:,} pixels of the first {len(images)} images of {part} are NaN or infinite."
             yield Finding("broken pixels", evidence, count, case.changed([part], change))
         elif takes == "0-255" and outputs.scaled_range(images):
-            evidence = (
-                f"The pixels of {part} are {low:.3g} to {high:.3g}; the model takes 0–255 and scales them itself."
-            )
+            evidence = f"{pixels}; the model takes 0–255 and scales them itself."
             yield Finding("preprocessing doubled", evidence, high, case.changed([part], _undone(low, high)))
-        elif takes == "scaled" and high > _FULL:
+        elif takes == "scaled" and high > outputs.LARGEST_SCALED:
             evidence = f"The pixels of {part} go up to {high:.3g}; the model is made for smaller numbers, such as 0–1."
             yield Finding("preprocessing missing", evidence, high, case.changed([part], "images / 255"))
         elif row is not None and low >= 0 and high > 0:
-            black, white = (keras.ops.convert_to_numpy(backbones.preprocess(row, _plain(value))) for value in (0, 255))
+            ends = (backbones.preprocess(row, np.full((1, 1, 1, 3), value, "float32")) for value in (0, 255))
+            black, white = map(keras.ops.convert_to_numpy, ends)
             full = "images * 255" if high <= 1 and images.dtype.kind == "f" else "images"
-            yield Finding(
-                "preprocessing missing",
-                f"The pixels of {part} are {low:.3g} to {high:.3g}; {row.name} was trained on {black.min():.4g} to "
-                f"{white.max():.4g}, and nothing in the model makes them so.",
-                high,
-                case.changed([part], f'kerastl.models.backbones.preprocess("{row.name}", {full})'),
-            )
+            wanted = f"{black.min():.4g} to {white.max():.4g}, and nothing in the model makes them so."
+            change = f'kerastl.models.backbones.preprocess("{row.name}", {full})'
+            evidence = f"{pixels}; {row.name} was trained on {wanted}"
+            yield Finding("preprocessing missing", evidence, high, case.changed([part], change))
 
 
 def was_trained(layers) -> bool:
@@ -199,10 +189,6 @@ def was_trained(layers) -> bool:
             if np.ptp(values) or values[0] not in (0, 1):
                 return True
     return False
-
-
-def _plain(value):
-    return np.full((1, 1, 1, 3), value, "float32")
 
 
 def _row_of(case):
@@ -264,11 +250,9 @@ def _labels_mended(case, labels, classes: int) -> str:
         return case.new_head(labels.shape[1] if rows else 1, REGRESSION)
     if rows:
         task = CLASSIFICATION if (labels.sum(axis=1) == 1).all() else MULTI_LABEL
-        return (
-            case.new_head(labels.shape[1], task)
-            if labels.shape[1] != case.units
-            else case.new_activation(_ACTIVATIONS[task])
-        )
+        if labels.shape[1] == case.units:
+            return case.new_activation(_ACTIVATIONS[task])
+        return case.new_head(labels.shape[1], task)
     if case.task == MULTI_LABEL:
         return case.new_activation("softmax")
     present = np.unique(labels).astype(int).tolist()
@@ -315,12 +299,9 @@ def _loss(case):
 def _width(case):
     """Yield where the head has more units than the labels have classes, of enough labels to tell."""
     labels = case.labels.get("train")
-    if (
-        case.task != CLASSIFICATION
-        or labels is None
-        or labels.ndim != 1
-        or not (case.limit or case.rows["train"].skips)
-    ):
+    if case.task != CLASSIFICATION or labels is None or labels.ndim != 1:
+        return
+    if not (case.limit or case.rows["train"].skips):  # a few labels
         return
     classes = int(labels.max(initial=0)) + 1
     if 1 < classes < case.units and len(labels) >= _ENOUGH * case.units:
@@ -382,18 +363,10 @@ def _frozen_augmentation(case):
     """Yield where a `tf.data.Dataset` caches what a random function drew, and draws nothing afterwards."""
     if not is_tf_dataset(case.given["train"]):
         return
-    caches = 0
-    for step, draws in keras_internals.dataset_steps(case.given["train"]):
-        caches += "Cache" in step
-        if draws:
-            break
-    else:
+    steps = list(keras_internals.dataset_steps(case.given["train"]))
+    last = next((place for place, (_, draws) in enumerate(steps) if draws), 0)
+    if not any("Cache" in step for step, _ in steps[:last]):
         return
-    if not caches:
-        return
-    images = case.images.get("train", ())
-    evidence = (
-        f"Random numbers are drawn before `.cache()`: each epoch sees the same views of the {len(images)} first images."
-    )
-    change = "tf.image.random_flip_left_right(images)"
-    yield Finding("augmentation frozen by a cache", evidence, len(images), case.changed(["train"], change))
+    count, change = len(case.images.get("train", ())), "tf.image.random_flip_left_right(images)"
+    evidence = "Random numbers are drawn before `.cache()`: each epoch sees the same views of the {} first images."
+    yield Finding("augmentation frozen by a cache", evidence.format(count), count, case.changed(["train"], change))

@@ -10,6 +10,7 @@ import functools
 import warnings
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from kerastl.checks import received
 from kerastl.errors import DataError
@@ -51,8 +52,8 @@ class LinearFit:
         """Return probabilities, or predicted numbers, float32 `(rows, outputs)`, of features `(rows, features)`."""
         logits = np.asarray(features, "float32") @ self.kernel + self.bias
         if self.activation == "softmax":
-            return softmax(logits)
-        return 1 / (1 + np.exp(-np.clip(logits, -80, 80))) if self.activation == "sigmoid" else logits
+            return softmax(logits, axis=1)
+        return expit(logits) if self.activation == "sigmoid" else logits
 
 
 def _in_one_thread(fit):
@@ -149,9 +150,8 @@ def fit_ridge(features, numbers, *, sample_weights=None, groups=None, seed: int 
     if numbers.ndim != 2 or not np.isfinite(numbers).all():
         raise DataError(f"Expected finite numbers `(rows, numbers)`. {received(shape=numbers.shape)}")
     rows = _Rows(features, numbers[:, 0], sample_weights, groups, seed)
-    spread = np.average(
-        (numbers - np.average(numbers, axis=0, weights=rows.weights)) ** 2, axis=0, weights=rows.weights
-    )
+    distances = numbers - np.average(numbers, axis=0, weights=rows.weights)
+    spread = np.average(distances**2, axis=0, weights=rows.weights)
     if not spread.any():
         raise DataError(f"All numbers are the same: there is nothing to predict. {received(row=numbers[0])}")
     held = np.zeros((len(_RIDGE_STRENGTHS), *numbers.shape))
@@ -238,7 +238,7 @@ def _fit_by_cross_validation(rows, targets, classes: int):
             for place, (target, classifier) in enumerate(zip(targets, classifiers, strict=True)):
                 weights = None if rows.weights is None else rows.weights[train]
                 kernel, bias = classifier.fit(values[train], target[train], c, weights)
-                held[place, test] = softmax(values[test] @ kernel + bias)
+                held[place, test] = softmax(values[test] @ kernel + bias, axis=1)
         loss = np.mean([cross_entropy(one, target, rows.weights) for one, target in zip(held, targets, strict=True)])
         if loss >= best[0]:
             break
@@ -291,9 +291,3 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray, weights=None) -
     """Return the mean cross-entropy in nats of probabilities `(rows, classes)` for classes `(rows,)`."""
     chosen = probabilities[np.arange(len(labels)), labels]
     return float(np.average(-np.log(np.maximum(chosen, 1e-12)), weights=weights))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities, `(rows, classes)`."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

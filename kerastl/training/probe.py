@@ -159,9 +159,8 @@ def probe(
     if isinstance(train, ImageSplits):
         class_names, task = class_names or train.class_names, task or train.task
         train, validation = train.train, train.validation if validation is None else validation
-    rows = {
-        name: _rows_of(name, data) for name, data in (("train", train), ("validation", validation)) if data is not None
-    }
+    given = {"train": train} if validation is None else {"train": train, "validation": validation}
+    rows = {name: _rows_of(name, data) for name, data in given.items()}
     start = time.perf_counter()
     model = _with_preprocessing(model, rows["train"], preprocessing)
     names, parts = _extract(model, rows, blocks, mirrored, backbone, verbose != 0)
@@ -343,12 +342,10 @@ def _learning_curve(search, best) -> tuple[CurvePoint, ...]:
                 scores.append(problem.score(fit.outputs(others[0]), others[1]))
         if scores:
             points.append(CurvePoint(size, float(np.mean(scores)), float(np.std(scores))))
+    whole = CurvePoint(len(targets) * 4 // 5, best.row.linear, None)  # in cross-validation a fifth is left out
     if best.held is not None:
-        return (*points, CurvePoint(len(targets), best.row.validation, None))
-    return (
-        *points,
-        CurvePoint(len(targets) * 4 // 5, best.row.linear, None),
-    )  # in cross-validation a fifth is left out
+        whole = CurvePoint(len(targets), best.row.validation, None)
+    return (*points, whole)
 
 
 def _advice(curve, what: str) -> str:

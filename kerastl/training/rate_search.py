@@ -89,13 +89,10 @@ class LearningRates(Printed):
             + ["" if one.accuracy is None else f"{one.accuracy:.3f}"] * with_accuracy
             for one in self.runs
         ]
-        gains = min(one.loss for one in self.runs) < self.start
-        notes = [
-            f"The head alone: validation loss {self.start:.4f}" + ("" if gains else ", which no rate improved") + "."
-        ]
-        title = (
-            f"suggestion: {self.suggestion:.1e} (runs of {self.steps} steps, {readable_seconds(self.seconds)} in all)"
-        )
+        verdict = "" if min(one.loss for one in self.runs) < self.start else ", which no rate improved"
+        notes = [f"The head alone: validation loss {self.start:.4f}{verdict}."]
+        how = f"runs of {self.steps} steps, {readable_seconds(self.seconds)} in all"
+        title = f"suggestion: {self.suggestion:.1e} ({how})"
         return [Table(header, cells, right=range(len(header)), title=title, notes=notes)]
 
 
@@ -212,10 +209,9 @@ def _try(settings: Settings, freeze, unfreeze, rates, steps: int) -> tuple[list[
     cuts = cuts_of_both(settings, freeze, has_second=True)
     head.compile(RECIPE_RATE)
     # random layers in front need several views; there are as few as can be, for these runs are over soon
-    planned = {"epochs": [head.epochs, short.epochs * _MOST_RUNS][: len(cuts) or 1], "views": 2, "cuts": cuts}
-    with frozen_part_once(
-        model, *settings.rows(), settings.options, verbose, views_if_possible=True, **planned
-    ) as session:
+    epochs = [head.epochs, short.epochs * _MOST_RUNS][: len(cuts) or 1]
+    planned = {"epochs": epochs, "views": 2, "cuts": cuts, "views_if_possible": True}
+    with frozen_part_once(model, *settings.rows(), settings.options, verbose, **planned) as session:
         run_head(head, session)
         unfreeze()
         short.compile(first)

@@ -131,10 +131,9 @@ class Keeper(keras.callbacks.Callback):
         for kind, many in variables.items():
             for index, variable in enumerate(many):
                 variable.assign(state[f"{kind}-{index}"])
-        self._best.best_weights = [(one, state[f"best-{index}"]) for index, one in enumerate(variables["weight"])]
-        self._best.sums = [
-            (one, state[f"sum-{index}"]) for index, one in enumerate(variables["weight"]) if "sum-0" in state
-        ]
+        weights = list(enumerate(variables["weight"]))
+        self._best.best_weights = [(one, state[f"best-{index}"]) for index, one in weights]
+        self._best.sums = [(one, state[f"sum-{index}"]) for index, one in weights if "sum-0" in state]
         if len(state["callbacks"]) != len(self._callbacks):
             raise ArgumentError(
                 "The run goes on with as many callbacks as it was begun with, in their order. "

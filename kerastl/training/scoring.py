@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, class_indices, label_kind
+from kerastl.features.duplicates import nearest_neighbours
 from kerastl.training.linear import LinearFit, cross_entropy, fit_ridge, fit_sigmoid, fit_softmax
 
 _NEIGHBOURS = (1, 3, 5, 10, 20, 50)
-_ROWS_AT_ONCE = 1024  # of the table of similarities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +20,25 @@ class ClassAccuracy:
     images: int
 
 
+def prepare_labels(labels, units: int, task: str) -> np.ndarray:
+    """Return class indices `(count,)`, or truth values or numbers `(count, units)`; raises as `label_kind` does."""
+    if task == CLASSIFICATION:
+        return class_indices(labels, units)
+    label_kind(labels, units, task)
+    labels = np.asarray(labels, "float64").reshape(len(labels), units)
+    return labels >= 0.5 if task == MULTI_LABEL else labels
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The task with its labels in one form: classes `(images,)`, or rows of labels or of numbers."""
+    """The task with its labels as `prepare_labels` returns them."""
 
     task: str
     names: list
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """Return the labels in that form; raises `DataError` where they don't fit."""
-        if self.task == CLASSIFICATION:
-            return class_indices(labels, len(self.names))
-        label_kind(labels, len(self.names), self.task)
-        rows = np.asarray(labels, "float64").reshape(len(labels), -1)
-        return (rows > 0.5).astype("int64") if self.task == MULTI_LABEL else rows
+        return prepare_labels(labels, len(self.names), self.task)
 
     def fit(self, features, targets, weights, seed) -> LinearFit:
         """Fit the linear model of the task; see `training.linear`."""
@@ -49,7 +54,7 @@ class Problem:
         if self.task == CLASSIFICATION:
             return cross_entropy(predicted, targets)
         both = np.stack([1 - predicted, predicted], axis=-1).reshape(-1, 2)
-        return cross_entropy(both, targets.reshape(-1))
+        return cross_entropy(both, targets.reshape(-1).astype(int))
 
     def score(self, predicted, targets) -> float:
         """Return the accuracy, or the mean R²."""
@@ -88,16 +93,10 @@ def task_of_labels(labels) -> str:
 
 def neighbour_score(features, targets, problem) -> float:
     """Return the score of the nearest neighbours' mean, by cosine, with the best number of neighbours; none is its own."""
-    units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     rows = np.eye(len(problem.names))[targets] if problem.task == CLASSIFICATION else targets
-    counts = [count for count in _NEIGHBOURS if count < len(rows)]
-    predicted = np.empty((len(counts), *rows.shape))
-    for start in range(0, len(units), _ROWS_AT_ONCE):
-        similar = units[start : start + _ROWS_AT_ONCE] @ units.T
-        images = np.arange(len(similar))
-        similar[images, start + images] = -np.inf
-        near = np.argpartition(-similar, counts[-1] - 1, axis=1)[:, : counts[-1]]
-        near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similar, near, axis=1), axis=1), axis=1)
-        for place, count in enumerate(counts):
-            predicted[place, start + images] = rows[near[:, :count]].mean(axis=1)
-    return max(problem.score(one, targets) for one in predicted)
+    total, scores = np.zeros(rows.shape), []
+    for count, near in enumerate(nearest_neighbours(features, _NEIGHBOURS[-1])[0].T, start=1):
+        total += rows[near]
+        if count in _NEIGHBOURS:
+            scores.append(problem.score(total / count, targets))
+    return max(scores)

@@ -82,9 +82,8 @@ def fit(
 
 
 def _needs_arrays(arguments) -> bool:
-    return bool(arguments.get("validation_split")) or any(
-        arguments.get(name) is not None for name in ("y", "sample_weight")
-    )
+    arrays = [arguments.get(name) for name in ("y", "sample_weight")]
+    return bool(arguments.get("validation_split")) or any(one is not None for one in arrays)
 
 
 def _obstacle(model, arguments) -> str | None:
@@ -269,10 +268,11 @@ class Session(contextlib.ExitStack):
             train.weigh(class_weight)
             class_weight = None  # Keras itself refuses it beside sample weights
         backend.keep_freed_memory()  # again: what LiteRT did in between undoes it
+        held = backend.batches_for_fit(self._batches(cut, "validation")) if "validation" in self.stores else None
         with self._taking_features(cut), backend.batches_of_our_own():
             return self.model.fit(
                 backend.batches_for_fit(train),
-                validation_data=self._validation_data(cut),
+                validation_data=held,
                 class_weight=class_weight,
                 shuffle=False,  # the batches shuffle themselves
                 **arguments,
@@ -336,9 +336,6 @@ class Session(contextlib.ExitStack):
         """Let Keras compile the model's steps anew: those that were compiled hold the tail."""
         self.model.train_function = self.model.test_function = self.model.predict_function = None
         self.model.steps_per_execution = self._steps_per_execution
-
-    def _validation_data(self, cut):
-        return backend.batches_for_fit(self._batches(cut, "validation")) if "validation" in self.stores else None
 
     def _batches(self, cut, part, epoch=0) -> FeatureBatches:
         rows, is_train = self._rows[part], part == "train"

@@ -9,7 +9,7 @@ import numpy as np
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL
 from kerastl.models import compiling, graph, outputs
 from kerastl.training.callbacks import as_list
-from kerastl.training.linear import fit_sigmoid, fit_softmax
+from kerastl.training.scoring import Problem
 
 # Layers that do nothing to features in inference mode, or to logits but make probabilities of them
 _PASS = {"Dropout", "Identity", "Activation", "Softmax"}
@@ -53,10 +53,11 @@ def solve_head(session, cut: int, *, callbacks, class_weight, verbose, **_) -> k
     listed.on_epoch_begin(0)
     features, labels, weights = session.training_rows(cut, class_weight)
     is_softmax = dense.units > 1 and "binary" not in compiling.loss_name(model)
-    fitted = _fit(features, labels, weights, dense.units, is_softmax)
-    kernel, bias = fitted.kernel, fitted.bias
-    dense.kernel.assign(kernel)
-    dense.bias.assign(bias)
+    problem = Problem(CLASSIFICATION if is_softmax else MULTI_LABEL, list(range(dense.units)))
+    targets = problem.targets(labels if is_softmax else labels.reshape(len(labels), -1))
+    fitted = problem.fit(features, targets, weights, seed=0)
+    dense.kernel.assign(fitted.kernel)
+    dense.bias.assign(fitted.bias)
     logs = session.evaluate(cut, "train")
     if "validation" in session.stores:
         logs |= {f"val_{name}": value for name, value in session.evaluate(cut).items()}
@@ -65,10 +66,3 @@ def solve_head(session, cut: int, *, callbacks, class_weight, verbose, **_) -> k
     listed.on_epoch_end(0, logs)
     listed.on_train_end(logs)
     return model.history
-
-
-def _fit(features, labels, weights, units: int, is_softmax: bool):
-    if not is_softmax:
-        return fit_sigmoid(features, labels.astype(int), sample_weights=weights)
-    classes = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1).astype(int)
-    return fit_softmax(features, classes, num_classes=units, sample_weights=weights)

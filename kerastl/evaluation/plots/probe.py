@@ -44,13 +44,8 @@ def _draw_blocks(panel, result, what: str) -> None:
         held = [row.validation for row in single]
         panel.plot(places, held, color=_HELD, label="linear, on validation images", **options)
     for row in result.rows[len(single) :]:
-        panel.axhline(
-            row.linear,
-            color=_JOINED,
-            linestyle="--",
-            linewidth=1.4,
-            label=f"best {row.name.count(' + ') + 1} side by side",
-        )
+        style = {"color": _JOINED, "linestyle": "--", "linewidth": 1.4}
+        panel.axhline(row.linear, label=f"best {row.name.count(' + ') + 1} side by side", **style)
     slant = {"rotation": 55, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
     every = -(-len(single) // 30)  # more names would not be legible
     panel.set_xticks(places[::every], [shorten(row.name, 20) for row in single[::every]], **slant)

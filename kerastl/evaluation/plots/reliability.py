@@ -42,9 +42,8 @@ def _draw(panel, curve) -> None:
     width = 0.9 / len(curve.count)
     middles = (edges[:-1] + edges[1:]) / 2
     panel.bar(middles[filled], curve.accuracy[filled], width=width, color="#1565c0", alpha=0.75)
-    panel.plot(
-        curve.confidence[filled], curve.accuracy[filled], "o", color="#d9480f", markersize=4, label="mean of a bin"
-    )
+    dots = {"color": "#d9480f", "markersize": 4, "label": "mean of a bin"}
+    panel.plot(curve.confidence[filled], curve.accuracy[filled], "o", **dots)
     panel.stairs(curve.count / curve.count.sum(), edges, color=QUIET, linewidth=1, label="share of the images")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="how sure")
     draw_grid(panel)

