@@ -29,6 +29,8 @@ NAMES = [
     "10_predictions_from_intermediate_layers",
     "11_choosing_a_backbone_for_mobile",
     "12_compress_and_export",
+    "13_one_gpu_many_images",
+    "14_what_is_wrong_with_my_data",
 ]
 # Every section of the notes that the cookbook came from: the notebook and the headings under which it is answered
 SOURCE = [
