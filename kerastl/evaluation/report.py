@@ -28,6 +28,7 @@ from kerastl.files import new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
 
+# `report.html`, not `index.html`: it is the third form of the same report, and says what it is where it is mailed alone
 RUN_FILES = (
     *("model.keras", "labels.txt", "history.csv", "curves.png", *PICTURES.values(), "mistakes.png"),
     *("report.json", "report.md", "report.html"),

@@ -20,7 +20,7 @@ from kerastl.models.outputs import main_tensor
 # These keep a page of a run below 3 MB, whatever its images show
 _PHOTO = 200  # pixels, of the longer side
 _ROWS = 400  # of the table of scores
-_FINDINGS = 8  # of each kind
+_FINDINGS = 6  # of each kind
 
 
 def run_page(report: dict, *, model: keras.Model, result, evaluation, audit=None) -> str:
