@@ -87,6 +87,8 @@ def test_a_page_of_each_task_holds_everything(task):
     for row in run["report"]["per_class"]:
         assert row["name"] in page.text
     assert "tiny on colours" in page.text
+    lead = {"classification": "Accuracy 0.", "multi-label": "Average precision 0.", "regression": "MAE "}[task]
+    assert any(text.startswith(lead) and text.endswith(" on 16 test images") for text in page.text)
     assert "python -m kerastl train colours" in page.code
     assert "No heat maps" not in words
     assert len(text) < 1_500_000

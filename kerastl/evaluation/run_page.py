@@ -45,7 +45,10 @@ def run_page(report: dict, *, model: keras.Model, result, evaluation, audit=None
         links({place: heading for place, (heading, _) in sections.items()}),
         table(headline_table(report)),
         pairs(facts_of(report)),
-        *(f'<section id="{place}"><h2>{text(name)}</h2>\n{body}</section>' for place, (name, body) in sections.items()),
+        *(
+            f'<section id="{place}"><h2>{text(name)}</h2>\n{content}</section>'
+            for place, (name, content) in sections.items()
+        ),
     ]
     return page(title, "\n".join(body))
 
@@ -54,7 +57,7 @@ def _lead(report: dict) -> str:
     (name, value), *_ = shown_scores(report["scores"]).items()
     error = report.get("standard_error")
     spread = "" if error is None else f" ± {error:.3f}"
-    return f"{name.capitalize()} {value}{spread} on {report['count']} {report['evaluated_on']} images"
+    return f"{name[0].upper()}{name[1:]} {value}{spread} on {report['count']} {report['evaluated_on']} images"
 
 
 def _curves(result) -> str:
@@ -102,11 +105,15 @@ def _mistakes(report: dict, model: keras.Model, evaluation) -> str:
         return f"<p>No mistakes among {report['count']} images.</p>"
     asked = wrongness(kept.labels, kept.probabilities, evaluation.task, evaluation.thresholds).argmax(axis=1)
     heat_maps, trouble = _heat_maps(model, evaluation, asked)
-    speaks = "makes the number larger" if evaluation.task == REGRESSION else "speaks for the class or label below it"
+    does = (
+        "makes the number below it larger"
+        if evaluation.task == REGRESSION
+        else "speaks for the class or label below it"
+    )
     note = (
         f"No heat maps: {trouble}"
         if trouble
-        else f"The brighter in the second picture (Grad-CAM), the more it {speaks}."
+        else f"The second picture is brighter where the photograph {does} (Grad-CAM)."
     )
     cards = [
         _mistake(row, image, evaluation.class_names[index], heat)
