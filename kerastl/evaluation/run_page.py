@@ -125,8 +125,8 @@ def _mistakes(report: dict, model: keras.Model, evaluation) -> str:
 def _heat_maps(model: keras.Model, evaluation, asked: np.ndarray) -> tuple[list, str]:
     """Return a heat map for each mistake, or `None` for each and why: some networks and backends have none."""
     images = evaluation.mistakes.images
-    # One unit stands for class 1, or for its one label or number
-    is_one = main_tensor(model).shape[-1] == 1 and evaluation.task != CLASSIFICATION
+    # One unit counts as class 1 of two, also where it is a number
+    is_one = main_tensor(model).shape[-1] == 1 and evaluation.task == REGRESSION
     try:
         return list(grad_cam(model, np.stack(images), class_index=np.ones_like(asked) if is_one else asked)), ""
     except Exception as error:
