@@ -35,12 +35,13 @@ figure { margin: 0; width: 112px; } figcaption { font-size: .72rem; line-height:
 figure img { display: block; max-width: 96px; max-height: 96px; border-radius: 3px; }
 .pair img { width: 100%; max-width: none; max-height: none; }
 .scroll { overflow-x: auto; margin: .6rem 0; } .plot { display: block; border-radius: 4px; max-width: 100%; height: auto; }
-.scroll > .plot { max-width: max(100%, 34rem); }
+.scroll > .plot { max-width: max(100%, 48rem); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); overflow-wrap: normal; padding: .2rem .7rem .2rem 0; }
-td { white-space: nowrap; } td:first-child { min-width: 7rem; overflow-wrap: anywhere; white-space: normal; }
+td { white-space: nowrap; } td:first-child { min-width: 5.5rem; overflow-wrap: anywhere; white-space: normal; }
 dl { display: grid; grid-template-columns: fit-content(9.5rem) 1fr; gap: .15rem .9rem; margin: .6rem 0; } dd { margin: 0; }
-pre { background: var(--ground); border-radius: 6px; padding: .7rem; font-size: .85rem; white-space: pre-wrap; }
+pre { background: var(--ground); border-radius: 6px; overflow-x: auto; padding: .7rem; font-size: .85rem; }
+.command { white-space: pre-wrap; }
 summary { cursor: pointer; }
 """
 
@@ -61,8 +62,9 @@ def text(value) -> str:
 
 
 def code(lines: str) -> str:
-    """Return lines of code or of a command as a block."""
-    return f"<pre><code>{html.escape(chr(10).join(map(readable, lines.splitlines())))}</code></pre>"
+    """Return lines of code, or a command of one line, which wraps where the window is narrow."""
+    wrapped = "" if "\n" in lines else ' class="command"'
+    return f"<pre{wrapped}><code>{html.escape(chr(10).join(map(readable, lines.splitlines())))}</code></pre>"
 
 
 def links(headings: dict[str, str]) -> str:
