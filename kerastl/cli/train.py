@@ -199,7 +199,7 @@ def _audit(job: _Job):
     from kerastl.evaluation.audit import audit  # brings TensorFlow's data pipelines, as `load_images` does
 
     arguments = job.arguments
-    found = audit(job.splits, backbone=arguments.backbone, weights=_weights(arguments), seed=arguments.seed)
+    found = audit(job.splits, backbone=arguments.backbone, weights=weights_of(arguments), seed=arguments.seed)
     print(f"\n{found}", end="\n\n", flush=True)
     return found
 
@@ -227,14 +227,15 @@ def load_and_build(arguments) -> tuple:
         len(splits.class_names),
         task=splits.task,
         input_shape=(*arguments.image_size, 3),
-        weights=_weights(arguments),
+        weights=weights_of(arguments),
         **chosen(arguments, ("hidden_units", "dropout")),
         # "auto" is made where the frozen part is run, and leaves no layers in the model
         augmentation=None if arguments.augmentation in ("auto", "none") else arguments.augmentation,
     )
 
 
-def _weights(arguments) -> str | None:
+def weights_of(arguments) -> str | None:
+    """Return what `--weights` says, as Python takes it."""
     return None if arguments.weights.lower() == "none" else arguments.weights
 
 
