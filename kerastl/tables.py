@@ -42,15 +42,18 @@ class Table:
     def html(self) -> str:
         """Return the table for a notebook; every cell is escaped."""
 
+        def shown(text):
+            return html.escape(readable(text))
+
         def cells(values, tag):
             return "".join(
-                f'<{tag} style="text-align:{"right" if index in self.right else "left"}">{html.escape(value)}</{tag}>'
+                f'<{tag} style="text-align:{"right" if index in self.right else "left"}">{shown(value)}</{tag}>'
                 for index, value in enumerate(values)
             )
 
-        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        caption = f"<caption>{shown(self.title)}</caption>" if self.title else ""
         body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self.rows)
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        notes = "".join(f"<p>{shown(note)}</p>" for note in self.notes)
         return f"<table>{caption}<thead><tr>{cells(self.header, 'th')}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 

@@ -13,6 +13,7 @@ from kerastl.cli import train as train_command
 from kerastl.evaluation import report
 from tests import models
 from tests.commands import fails
+from tests.pages import Page
 
 TINY = ["--image-size", "32", "--head-epochs", "30", "--fine-tune-epochs", "1", "--last-blocks", "1", "--dropout", "0"]
 FAST = ["--head-learning-rate", "0.05", "--patience", "30", "--batch-size", "8", "--seed", "1"]
@@ -93,6 +94,10 @@ def test_a_run_is_written_whole_and_says_how_good_it_is(trained, photos):
         assert "1. " in page
         assert "\\`.png: predicted 0." in page
         assert "(scatter.png)" in page
+    whole = Page((out / "report.html").read_text("utf-8"))
+    assert "Nobody has looked yet" in "".join(whole.text)
+    assert sum(alt.startswith("Grad-CAM of ") for alt in whole.values("alt")) == len(found["mistakes"])
+    assert any(text.endswith("on odd `#1` *photos*") for text in whole.text)
     assert (out / ("labels.png" if task == "multi-label" else "scatter.png")).read_bytes().startswith(b"\x89PNG")
 
 

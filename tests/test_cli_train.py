@@ -310,7 +310,9 @@ def test_a_full_disk_at_the_end_doesn_t_lose_the_model(photos, tmp_path, tiny_ne
     assert line.startswith(
         f"error: Can't write the run: no space left on the disk. The best model so far is in {place}"
     )
-    assert line.endswith("missing there: history.csv, curves.png, confusion_matrix.png, mistakes.png, report.md.")
+    assert line.endswith(
+        "missing there: history.csv, curves.png, confusion_matrix.png, mistakes.png, report.md, report.html."
+    )
     assert (place / "kerastl-run" / "model.keras").is_file()
     assert not (tmp_path / "run").exists()
 
@@ -332,6 +334,55 @@ def test_nothing_that_fails_after_training_loses_the_model(where, photos, tmp_pa
     assert {"curves.png", "report.md"} <= set(line.removesuffix(".").split("missing there: ")[1].split(", "))
     assert keras.models.load_model(tmp_path / "run" / "model.keras").outputs[0].shape == (None, 3)
     assert (tmp_path / "run" / "labels.txt").read_text() == "amber\nblue\ncrimson\n"
+
+
+@pytest.mark.parametrize("where", ["run_page", "plots.plot_history"])
+def test_a_page_that_can_t_be_made_is_told_and_the_rest_is_there(
+    where, photos, tmp_path, tiny_network, monkeypatch, capsys
+):
+    def fails(*_, axes=None, **__):
+        if where == "run_page" or axes is not None:  # that is how the page calls it
+            raise RuntimeError("no font")
+        return original(*_, **__)
+
+    original = report.plots.plot_history
+    monkeypatch.setattr(f"kerastl.evaluation.report.{where}", fails)
+    out = tmp_path / "run"
+    assert main(["train", str(photos), "--out", str(out), *TINY]) == 0
+    assert only_line(capsys).startswith("warning: report.html couldn't be made (RuntimeError: no font).")
+    assert {path.name for path in out.iterdir()} == set(report.run_files("classification")) - {"report.html"}
+
+
+def test_ctrl_c_while_the_page_is_made_saves_the_model(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "run_page", interrupted)
+    out = tmp_path / "run"
+    assert main(["train", str(photos), "--out", str(out), *TINY]) == 130
+    assert only_line(capsys) == f"Interrupted: the best model so far is in {out}."
+    assert sorted(path.name for path in out.iterdir()) == ["labels.txt", "model.keras", "report.json"]
+
+
+def test_an_audit_before_training_is_told_in_every_report(photos, tmp_path, tiny_network, monkeypatch, capsys):
+    asked = []
+
+    def features(images, backbone, weights, verbose):
+        asked.append((backbone, weights))
+        return np.random.default_rng(0).normal(size=(len(images.names), 8))
+
+    monkeypatch.setattr("kerastl.evaluation.audit._extract", features)
+    out = tmp_path / "run"
+    options = [*TINY, "--audit", "--backbone", "mobilenet", "--weights", "none"]
+    assert main(["train", str(photos), "--out", str(out), *options]) == 0
+    assert asked == [("mobilenet", None)]
+    found = json.loads((out / "report.json").read_text())["audit"]
+    assert found["findings"]["label"] > 6  # by features that say nothing
+    printed, page = capsys.readouterr().out, (out / "report.html").read_text("utf-8")
+    assert printed.index(found["summary"]) < printed.index("Training the head")
+    assert found["summary"] in (out / "report.md").read_text("utf-8").replace("\\", "")
+    assert f"{found['findings']['label'] - 6} more are shown by" in page
+    assert "Nobody has looked yet" not in page
 
 
 def test_too_little_space_is_told_before_training(photos, tmp_path, tiny_network, monkeypatch, capsys):

@@ -1,9 +1,6 @@
 """Audit: each kind of fault is found where it was put, and nothing elsewhere; the page says what was found."""
 
-import base64
 import csv
-import html.parser
-import io
 import json
 
 import numpy as np
@@ -14,8 +11,8 @@ import kerastl
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, OutputError
 from kerastl.evaluation import audit as module
 from kerastl.evaluation.audit import KINDS, label_errors
-from kerastl.evaluation.audit_page import thumbnail
 from kerastl.features.duplicates import Pair
+from tests.pages import Page
 from tests.test_features_duplicates import cropped, scene
 
 CLASSES = ("<b>rose</b>", "tulip & co")
@@ -119,36 +116,14 @@ def test_it_prints_a_table_with_every_kind(result):
     assert "labels are wrong" in text
 
 
-class _Page(html.parser.HTMLParser):
-    """Collects tags and what they point to."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.sources, self.text = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
 def test_the_page_needs_nothing_beside_it_and_escapes_every_name(result, tmp_path):
     result.write(tmp_path / "out")
-    page = _Page((tmp_path / "out" / "audit.html").read_text("utf-8"))
+    page = Page((tmp_path / "out" / "audit.html").read_text("utf-8"))
     assert "i" not in page.tags  # of the file names
     assert page.tags.count("b") == len(result.of_kind("label")) + len(result.of_kind("classes"))
     assert any("tulip & co" in text for text in page.text)
     assert {source.partition(",")[0] for source in page.sources if source[0] != "#"} == {"data:image/jpeg;base64"}
     assert page.tags.count("img") == sum(len(one.indices) for one in result.findings)
-
-
-def test_thumbnails_are_small():
-    for shape in ((300, 150, 3), (40, 20, 3)):
-        content = base64.b64decode(thumbnail(np.zeros(shape, "uint8")).partition(",")[2])
-        assert max(Image.open(io.BytesIO(content)).size) == min(96, max(shape))
 
 
 def test_tables_hold_every_finding(result, tmp_path):

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import stat
-import types
 
 import keras
 import numpy as np
@@ -14,60 +13,23 @@ from hypothesis import given, strategies
 from kerastl.errors import OutputError
 from kerastl.evaluation import report
 from kerastl.evaluation.measures import evaluate
+from tests.runs import make_run, make_splits
 
 NAMES = ["red", "green", "blue"]
 
 
-def history(epochs, **extra):
-    falling = [0.9**epoch for epoch in range(epochs)]
-    values = {"loss": falling, "accuracy": falling[::-1], "val_loss": falling, "val_accuracy": falling}
-    return types.SimpleNamespace(history={**values, **extra}, epoch_seconds=[1.5] * epochs, diverged=None)
-
-
-@pytest.fixture
-def result():
-    return make_result()
-
-
-def make_result():
-    return types.SimpleNamespace(
-        head=history(3),
-        fine_tune=history(2, learning_rate=[1e-4, math.nan]),
-        best_phase="fine_tune",
-        best_epoch=2,
-        best_value=0.25,
-        monitor="val_loss",
-        seconds={"head": 4.5, "fine_tune": 3.0},
-    )
-
-
 @pytest.fixture(scope="module")
 def splits():
-    return types.SimpleNamespace(
-        class_names=("red", "green", "blue"),
-        class_counts={"red": 30, "green": 50, "blue": 20},
-        split_sizes={"train": 80, "validation": 10, "test": 10},
-        image_size=(8, 8),
-        resize="crop",
-        white=None,
-        seed=7,
-        name="colours",
-        licence="CC0",
-        task="classification",
-        files={"test": tuple(f"photos/{index}.png" for index in range(10))},
-    )
+    return make_splits()
 
 
 @pytest.fixture(scope="module")
 def run(colours, labelled, splits):
     """Everything that `write_run` takes."""
-    result = make_result()
-    evaluation = evaluate(colours, labelled, NAMES)
-    summary = report.describe_run(
+    return make_run(
         colours,
+        labelled,
         splits,
-        result,
-        evaluation,
         head_scores={"accuracy": 0.6},
         averaged=evaluate(colours, labelled, NAMES, views=4),
         backbone="tiny",
@@ -75,7 +37,6 @@ def run(colours, labelled, splits):
         arguments={"out": "runs/x", "size": (8, 8)},
         command="python -m kerastl train colours",
     )
-    return {"model": colours, "report": summary, "result": result, "evaluation": evaluation}
 
 
 @pytest.fixture(scope="module")
@@ -135,33 +96,6 @@ def test_history_csv_has_a_line_per_epoch(place):
     assert float(rows[4]["val_loss"]) == pytest.approx(0.9)
     assert (rows[0]["learning_rate"], rows[3]["learning_rate"]) == ("", "0.0001")
     assert rows[0]["seconds"] == "1.5"
-
-
-def test_the_reports_in_words(run, place):
-    page = (place / "report.md").read_text()
-    for name in ("curves.png", "confusion_matrix.png", "mistakes.png"):
-        assert f"({name})" in page
-    assert "| red | 0.750 | 1.000 | 0.857 | 3 |" in page
-    assert "python -m kerastl train colours" in page
-    text = report.terminal_report(run["report"], "runs/x")
-    assert "0.700 ± 0.145" in text
-    assert "weights of epoch 2 kept (val_loss 0.2500)" in text
-    assert "CC0" in text
-    assert text.endswith("model.keras)")
-
-
-def test_a_run_that_was_not_better_than_its_start_says_so(colours, labelled, result, splits):
-    result.best_phase, result.best_epoch, result.best_value = "start", 0, math.nan
-    result.head.diverged, result.fine_tune = "epoch 1, batch 3", None
-    result.seconds = {"head": 4.5}
-    evaluation = evaluate(colours, labelled, NAMES)
-    summary = report.describe_run(colours, splits, result, evaluation, evaluated_on="validation")
-    assert summary["test_accuracy"] is None
-    assert summary["accuracy"] == pytest.approx(0.7)
-    text = report.terminal_report(summary)
-    assert "no number any more in epoch 1, batch 3" in text
-    assert "no epoch was better than the start" in text
-    assert "validation, 10 images" in text
 
 
 def test_odd_class_names_break_neither_page_nor_labels(run, tmp_path, colours, labelled):
@@ -242,14 +176,3 @@ leaves = numbers | strategies.text() | strategies.booleans() | strategies.none()
 def test_plain_values_are_strict_json_whatever_they_were(value):
     plain = report.plain_values(value)
     assert strict(json.dumps(plain, allow_nan=False)) == plain
-
-
-def test_backticks_and_line_breaks_of_names_stay_in_their_place(run):
-    odd = {**run["report"], "command": "python -m kerastl train 'a```b'", "backbone": None, "model_name": "`x`\n# y"}
-    odd["data"] = {**odd["data"], "name": "*new*\nline"}
-    odd["mistakes"] = [{**odd["mistakes"][0], "name": "a`b.png"}]
-    page = report.markdown_report(odd)
-    assert "````\npython -m kerastl train 'a```b'\n````\n" in page
-    assert page.startswith("# \\`x\\`\\\\n\\# y on \\*new\\*\\\\nline\n")
-    assert "- Data: \\*new\\*\\\\nline; " in page
-    assert "1. a\\`b.png: predicted green" in page

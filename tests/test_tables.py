@@ -52,6 +52,7 @@ def test_html_escapes_every_cell():
     html = tables.Table(("<a>",), [("<b>",)], title="<c>", notes=["<d>"]).html()
     assert all(f"&lt;{letter}&gt;" in html and f"<{letter}>" not in html for letter in "acd")
     assert "&lt;b&gt;" in html
+    assert "a\\x1bb" in tables.Table(("a\x1bb",), []).html()
 
 
 def test_rows_are_found_by_index_slice_and_name_and_print_the_same_everywhere():

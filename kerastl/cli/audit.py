@@ -18,7 +18,7 @@ def run(arguments) -> int:
         check_output_folder(arguments.out, overwrite=arguments.overwrite, files=AUDIT_FILES, what="audit")
     options = chosen(arguments, ("image_size", "labels", "validation", "test", "seed", "resize"))
     splits = load_images(arguments.source, skip_unreadable=True, **options)
-    weights = None if arguments.weights.lower() == "none" else arguments.weights
+    weights = train.weights_of(arguments)
     result = audit(splits, backbone=arguments.backbone, weights=weights, seed=arguments.seed)
     print(f"\n{result}")
     if arguments.out:

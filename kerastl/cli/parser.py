@@ -40,8 +40,9 @@ examples:
 
 When it is done, the output folder holds model.keras (plain Keras: it loads without this package), labels.txt,
 history.csv, curves.png, confusion_matrix.png (labels.png for several labels an image, scatter.png for numbers),
-mistakes.png, report.json and report.md. Ctrl-C in the middle keeps the best model so far. With --resume the same
-command goes on where it was cut off, by Ctrl-C, kill -9, or a machine that went away.
+mistakes.png, report.json, report.md, and report.html: all of it as a page for a browser. Ctrl-C in the middle
+keeps the best model so far. With --resume the same command goes on where it was cut off, by Ctrl-C, kill -9, or a
+machine that went away.
 """
 
 _EXTRACT_EXAMPLES = """\
@@ -253,6 +254,10 @@ def _train_images(group) -> None:
     )
     _add(group, "--test-views", _VIEWS, flips)
     _add_batch_size(group)
+    looked = (
+        "first look for copies, wrong labels and odd images, by the features of this network; report.html shows them"
+    )
+    _add_switch(group, "--audit", looked)
 
 
 def _add_network(group, backbone: str = "mobilenet_v2") -> None:

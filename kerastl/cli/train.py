@@ -1,5 +1,6 @@
 """`train SOURCE`: load images, train in two phases, judge, and write the run folder."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -25,6 +26,7 @@ from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
 from kerastl.evaluation.calibration import calibrate
+from kerastl.evaluation.report_text import terminal_report
 from kerastl.evaluation.thresholds import choose_thresholds
 from kerastl.models import backbones
 from kerastl.models.compiling import check_rate
@@ -77,6 +79,7 @@ class _Job:
     started: float
     splits: object = None
     model: keras.Model | None = None
+    audit: object = None
     watch: _Watch = dataclasses.field(default_factory=_Watch)
 
 
@@ -106,7 +109,7 @@ def run(arguments) -> int:
         print(f"\nInterrupted: {kept}.", file=sys.stderr)
         return 128 + interrupted
     shutil.rmtree(_unfinished(arguments.out), ignore_errors=True)
-    print(f"\n{report.terminal_report(summary, arguments.out)}")
+    print(f"\n{terminal_report(summary, arguments.out)}")
     return 0
 
 
@@ -187,6 +190,18 @@ def _prepare(job: _Job) -> None:
             f"{received(task=task, classes=classes)}"
         )
     files.check_free_space(job.folder, 4 * job.model.count_params() + _OTHER_FILES_BYTES)
+    if job.arguments.audit:
+        job.audit = _audit(job)
+
+
+def _audit(job: _Job):
+    """Look for what is wrong with the images, by the network that is trained on them; print it, and return it."""
+    from kerastl.evaluation.audit import audit  # brings TensorFlow's data pipelines, as `load_images` does
+
+    arguments = job.arguments
+    found = audit(job.splits, backbone=arguments.backbone, weights=weights_of(arguments), seed=arguments.seed)
+    print(f"\n{found}", end="\n\n", flush=True)
+    return found
 
 
 def load_and_build(arguments) -> tuple:
@@ -212,11 +227,16 @@ def load_and_build(arguments) -> tuple:
         len(splits.class_names),
         task=splits.task,
         input_shape=(*arguments.image_size, 3),
-        weights=None if arguments.weights.lower() == "none" else arguments.weights,
+        weights=weights_of(arguments),
         **chosen(arguments, ("hidden_units", "dropout")),
         # "auto" is made where the frozen part is run, and leaves no layers in the model
         augmentation=None if arguments.augmentation in ("auto", "none") else arguments.augmentation,
     )
+
+
+def weights_of(arguments) -> str | None:
+    """Return what `--weights` says, as Python takes it."""
+    return None if arguments.weights.lower() == "none" else arguments.weights
 
 
 def _train(job: _Job) -> TransferResult:
@@ -269,7 +289,7 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
         **noted,
         seconds={"evaluation": now - started, "total": now - job.started},
     )
-    outcome = {"model": job.model, "report": summary, "result": result, "evaluation": evaluation}
+    outcome = {"model": job.model, "report": summary, "result": result, "evaluation": evaluation, "audit": job.audit}
     report.write_run(job.folder, **outcome, overwrite=arguments.overwrite)
     return summary
 
@@ -277,6 +297,9 @@ def _judge_and_write(job: _Job, result: TransferResult) -> dict:
 def _finish(job: _Job) -> dict:
     """Calibrate the model and choose thresholds on the validation images, where asked for; return what the report notes."""
     arguments, splits, noted = job.arguments, job.splits, {}
+    if job.audit is not None:
+        counts = collections.Counter(finding.kind for finding in job.audit.findings)
+        noted["audit"] = {"summary": job.audit.facts, "findings": counts}
     given = job.model, splits.validation, splits.class_names
     if arguments.calibrate:
         found = calibrate(*given, task=splits.task)

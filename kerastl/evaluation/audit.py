@@ -16,7 +16,7 @@ from kerastl.data.folders import ImageSplits, load_images
 from kerastl.data.images import look_at_all, size_in_file
 from kerastl.data.labels import CLASSIFICATION, class_indices
 from kerastl.errors import ArgumentError, DataError
-from kerastl.evaluation.audit_page import audit_page
+from kerastl.evaluation.audit_page import KINDS, audit_page
 from kerastl.evaluation.report import write_json
 from kerastl.features.duplicates import find_duplicates, groups_of, nearest_neighbours
 from kerastl.features.pooled import pooled_features
@@ -27,16 +27,6 @@ from kerastl.training.linear import fit_softmax
 
 AUDIT_FILES = ("audit.html", "findings.csv", "findings.json")
 """What `AuditResult.write` writes."""
-
-KINDS = {
-    "leak": "Near-duplicates in different splits",
-    "label": "Probable label errors",
-    "duplicate": "Near-duplicates within a split",
-    "classes": "Classes that can't be told apart",
-    "outlier": "Images unlike all others",
-    "file": "Broken, tiny and blank files",
-}
-"""The kinds of findings, the worst first, and their headings."""
 
 _BACKBONE = "efficientnet_lite0"
 _ROWS_SHOWN = 5  # of each kind, in the table
@@ -125,7 +115,7 @@ class AuditResult(Printed):
         Returns its absolute path.
         """
         with new_folder(folder, overwrite=overwrite, files=AUDIT_FILES, what="audit") as place:
-            (place / "audit.html").write_text(audit_page(self, KINDS), encoding="utf-8")
+            (place / "audit.html").write_text(audit_page(self), encoding="utf-8")
             (place / "findings.csv").write_text(self._csv(), encoding="utf-8", newline="")
             names = ("name", "count", "class_names", "accuracy", "wrong_labels", "not_checked")
             facts = {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""Write down a run: its folder with model, curves, tables, pictures and figures, `report.json` and `report.md`."""
+"""Write down a run: its folder with model, curves, tables, pictures and figures, `report.json`, `report.md`, `report.html`."""
 
 import csv
 import dataclasses
@@ -9,7 +9,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 from pathlib import Path
 
@@ -17,29 +16,24 @@ import keras
 import numpy as np
 
 from kerastl._version import __version__
-from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from kerastl.data.labels import CLASSIFICATION, REGRESSION
+from kerastl.errors import warn
 from kerastl.evaluation import plots
-from kerastl.evaluation.measures import Evaluation, OutputsEvaluation, score_table, shown_scores, wrongness
+from kerastl.evaluation.measures import Evaluation, OutputsEvaluation, wrongness
 from kerastl.evaluation.plots.drawing import percent, shorten
 from kerastl.evaluation.probabilities import decide
+from kerastl.evaluation.report_text import PICTURES, in_words, markdown_report
+from kerastl.evaluation.run_page import plot_scores, run_page
 from kerastl.files import new_folder
 from kerastl.models import outputs
 from kerastl.models.weights import describe_weights
-from kerastl.tables import Table, readable
 
-_PICTURES = {CLASSIFICATION: "confusion_matrix.png", MULTI_LABEL: "labels.png", REGRESSION: "scatter.png"}
+# `report.html`, not `index.html`: it is the third form of the same report, and says what it is where it is mailed alone
 RUN_FILES = (
-    *("model.keras", "labels.txt", "history.csv", "curves.png", *_PICTURES.values(), "mistakes.png"),
-    *("report.json", "report.md"),
+    *("model.keras", "labels.txt", "history.csv", "curves.png", *PICTURES.values(), "mistakes.png"),
+    *("report.json", "report.md", "report.html"),
 )
 """What run folders hold. Only a folder with nothing else in it is ever replaced."""
-
-# Of each task: what `labels.txt` names, what the picture shows, and what the worst images are called
-_WORDS = {
-    CLASSIFICATION: ("Classes", "How often each class was taken for each other", "The most confident mistakes"),
-    MULTI_LABEL: ("Labels", "The average precision of each label", "The most confident mistakes"),
-    REGRESSION: ("Numbers", "Predicted numbers against true ones", "The largest errors"),
-}
 
 FORMAT = 1
 """The version of `report.json`'s keys."""
@@ -47,7 +41,7 @@ FORMAT = 1
 
 def run_files(task: str) -> list[str]:
     """Return what the run folder of a task holds."""
-    return [name for name in RUN_FILES if name == _PICTURES[task] or name not in _PICTURES.values()]
+    return [name for name in RUN_FILES if name == PICTURES[task] or name not in PICTURES.values()]
 
 
 def describe_run(
@@ -129,21 +123,36 @@ def write_run(
     report: dict,
     result,
     evaluation: Evaluation | OutputsEvaluation,
+    audit=None,
     overwrite: bool = False,
 ) -> Path:
     """Write the run folder with all of `run_files`, as `new_folder` does it, and return its absolute path.
 
-    `report` is what `describe_run` returned. With `overwrite` an earlier run there is lost when the new one is complete.
+    `report` is what `describe_run` returned, `audit` what `kerastl.audit` did, if it ran. With `overwrite` an earlier run
+    there is lost when the new one is complete. Where `report.html` can't be made, that is a warning: all else is written.
     """
     with new_folder(folder, overwrite=overwrite, files=RUN_FILES, what="run") as place:
         _write_model(place, model, evaluation.class_names)
         _write_history(place / "history.csv", result)
         plots.plot_history(result).savefig(place / "curves.png", dpi=150, bbox_inches="tight")
-        _plot_scores(evaluation).savefig(place / _PICTURES[evaluation.task], dpi=150)
+        plot_scores(evaluation).savefig(place / PICTURES[evaluation.task], dpi=150)
         _plot_mistakes(evaluation, report["mistakes"]).savefig(place / "mistakes.png", dpi=150)
         write_json(place / "report.json", report)
         (place / "report.md").write_text(markdown_report(report), encoding="utf-8")
+        page, trouble = _page_or_trouble(report, model=model, result=result, evaluation=evaluation, audit=audit)
+        if page:
+            (place / "report.html").write_text(page, encoding="utf-8")
+    if trouble:  # said when the run is in its place: some turn warnings into errors
+        warn(f"report.html couldn't be made ({trouble}). The rest of the run is in {folder}.")
     return Path(folder).expanduser().resolve()
+
+
+def _page_or_trouble(report: dict, **known) -> tuple[str | None, str | None]:
+    """Return the page of a run, or else why it can't be made: no page is worth the loss of a run."""
+    try:
+        return run_page(report, **known), None
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
 
 
 def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, details: dict) -> Path:
@@ -155,48 +164,6 @@ def write_partial_run(folder: str | os.PathLike, *, model: keras.Model, details:
         _write_model(place, model, details["class_names"])
         write_json(place / "report.json", {"format": FORMAT, "complete": False, **details})
     return Path(folder).expanduser().resolve()
-
-
-def terminal_report(report: dict, folder=None) -> str:
-    """Return what `describe_run` returned as tables for a terminal, and where the run folder is."""
-    facts = "\n".join(f"{name}: {value}" for name, value in _facts(report))
-    scores = score_table(report["per_class"], task=report["task"])
-    parts = [_headline_table(report), scores, _phase_table(report), facts]
-    if folder is not None:
-        parts.append(f"Run folder: {folder} (start with report.md; the model is model.keras)")
-    return "\n\n".join(map(str, parts))
-
-
-def markdown_report(report: dict) -> str:
-    """Return what `describe_run` returned as a Markdown page that shows the pictures beside it."""
-    height, width = report["image_size"]
-    what, picture, worst = _WORDS[report["task"]]
-    mistakes = [f"{place}. {_escape(_mistake_line(one))}" for place, one in enumerate(report["mistakes"], start=1)]
-    command = report.get("command") or ""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-    sections = [
-        f"# {_escape(report['backbone'] or report['model_name'])} on {_escape(report['data']['name'])}",
-        _markdown(_headline_table(report)),
-        "\n".join(f"- {name}: {_escape(value)}" for name, value in _facts(report)),
-        "## Training",
-        "![The curves of both phases](curves.png)",
-        _markdown(_phase_table(report)),
-        f"## {what}, on the {report['evaluated_on']} images",
-        _markdown(score_table(report["per_class"], task=report["task"])),
-        f"![{picture}]({_PICTURES[report['task']]})",
-        f"## {worst}",
-        f"![{worst}, with the images](mistakes.png)",
-        "\n".join(mistakes),
-        "## Use it",
-        "```\npython -m kerastl predict model.keras photo.jpg\n```",
-        "Without this package, `keras.models.load_model` reads it too. It takes RGB 0–255, "
-        f"`(batch, {height}, {width}, 3)`, and returns one {'number' if report['task'] == REGRESSION else 'probability'} "
-        "per line of `labels.txt`.",
-        "## Made with",
-        ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
-        f"{fence}\n{command}\n{fence}" if command else "",
-    ]
-    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def software_versions(*more: str) -> dict[str, str | None]:
@@ -259,30 +226,6 @@ def _describe_mistake(label, said, evaluation) -> dict:
     return {"true": true, "predicted": predicted, "label": names[worst], "probability": float(said[worst])}
 
 
-def _in_words(value) -> str:
-    """Return a class, a list of labels or numbers by name as text; the only number without its name."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return ", ".join(value) or "none"
-    numbers = {name: "NaN" if one is None else f"{one:.4g}" for name, one in value.items()}
-    return ", ".join(map(" ".join, numbers.items()) if len(numbers) > 1 else numbers.values())
-
-
-def _mistake_line(row: dict) -> str:
-    of = f" for {row['label']}" if "label" in row else ""
-    sure = f" ({row['probability']:.3f}{of})" if "probability" in row else ""
-    return f"{row['name']}: predicted {_in_words(row['predicted'])}{sure}, labelled {_in_words(row['true'])}"
-
-
-def _plot_scores(evaluation):
-    if evaluation.task == CLASSIFICATION:
-        return plots.plot_confusion_matrix(evaluation.confusion_matrix, evaluation.class_names)
-    if evaluation.task == MULTI_LABEL:
-        return plots.plot_label_scores(evaluation.to_rows(), evaluation.count)
-    return plots.plot_numbers(evaluation.labels, evaluation.outputs, evaluation.class_names)
-
-
 def _plot_mistakes(evaluation, rows):
     kept, names = evaluation.mistakes, [row["name"] for row in rows]
     if not rows:
@@ -294,7 +237,7 @@ def _plot_mistakes(evaluation, rows):
 
 
 def _mistake_title(row: dict) -> str:
-    said, true = (shorten(_in_words(row[key]), 24) for key in ("predicted", "true"))
+    said, true = (shorten(in_words(row[key]), 24) for key in ("predicted", "true"))
     if "label" not in row:
         return f"predicted {said}\ntrue {true}"
     verb = "predicted" if row["label"] in row["predicted"] else "missed"
@@ -319,76 +262,3 @@ def _write_history(path: Path, result) -> None:
             for index in range(len(one.history.get("loss", ()))):
                 values = [float(values[index]) if index < len(values) else "" for values in series]
                 writer.writerow([name, index + 1, *values])
-
-
-def _headline_table(report: dict) -> Table:
-    on, error = report["evaluated_on"], report.get("standard_error")
-    rows = {f"{on}, {report['count']} images{'' if error is None else ' (± standard error)'}": report["scores"]}
-    if report.get("head_scores"):
-        rows[f"{on}, head phase alone"] = report["head_scores"]
-    if averaged := report.get("averaged"):
-        rows[f"{on}, {averaged['views']} flips averaged"] = {name: averaged[name] for name in report["scores"]}
-    rows[report["baseline_name"]] = report["baseline"]
-    cells = [[name, *shown_scores(scores).values()] for name, scores in rows.items()]
-    if error is not None:  # without its error a figure stands below the figures, not below the errors
-        cells = [[name, value + (" " * 8 if index else f" ± {error:.3f}")] for index, (name, value) in enumerate(cells)]
-    return Table(["result", *shown_scores(report["scores"])], cells, right=range(1, len(cells[0])))
-
-
-def _phase_table(report: dict) -> Table:
-    words = {"head": "head", "fine_tune": "fine-tuning"}
-    rows = [
-        [words[name], str(phase["epochs"]), f"{phase['seconds']:.1f}", _outcome(report, name, phase)]
-        for name, phase in report["phases"].items()
-    ]
-    others = {name: value for name, value in report["seconds"].items() if name not in (*report["phases"], "total")}
-    rows += [[name, "", f"{value:.1f}", ""] for name, value in others.items()]
-    return Table(["phase", "epochs", "seconds", ""], rows, right={1, 2})
-
-
-def _outcome(report: dict, name: str, phase: dict) -> str:
-    said = [f"stopped: the loss was no number any more in {phase['diverged']}"] if phase["diverged"] else []
-    if report["best_phase"] == name:
-        value = "" if report["best_value"] is None else f" ({report['monitor']} {report['best_value']:.4f})"
-        said.append(f"weights of epoch {report['best_epoch']} kept{value}")
-    elif report["best_phase"] == "start" and name == "head":
-        said.append("no epoch was better than the start, whose weights are kept")
-    return "; ".join(said)
-
-
-def _facts(report: dict) -> list[tuple[str, str]]:
-    weights, data = report["weights"], report["data"]
-    height, width = report["image_size"]
-    sizes = ", ".join(f"{count} {split}" for split, count in report["split_sizes"].items())
-    origin, licences = "unknown", [f"data: {data['licence']}"] if data.get("licence") else []
-    if weights:
-        named = weights["source"].lower() in weights["title"].lower()
-        origin = weights["title"] if named else f"{weights['source']}: {weights['title']}"
-        licences += [f"weights: {weights['licence']}"] if weights["source"] != "random" else []
-    facts = {
-        "Data": f"{data['name']}; {sizes} images at {height}×{width} ({report['resize']}), seed {report['seed']}",
-        "Weights": origin,
-        "Licences": "; ".join(licences),
-        "Calibration": _calibration(report.get("calibration")),
-        "Thresholds": ", ".join(f"{name} {value:.3f}" for name, value in (report.get("thresholds") or {}).items()),
-    }
-    return [(name, value) for name, value in facts.items() if value]
-
-
-def _calibration(found: dict | None) -> str | None:
-    if not found:
-        return None
-    shown = {"": found["temperature"]} if isinstance(found["temperature"], float) else found["temperature"]
-    temperatures = ", ".join(f"{name} {value:.3f}".strip() for name, value in shown.items())
-    error = f"{found['error_before']:.3f} before, {found['error_after']:.3f} after"
-    return f"temperature {temperatures}; calibration error {error}, on the validation images"
-
-
-def _markdown(table: Table) -> str:
-    rule = ["---:" if index in table.right else "---" for index in range(len(table.header))]
-    header, *rows = [[_escape(cell.strip()) for cell in row] for row in [table.header, *table.rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"[\\|`*_<>\[\]#&~$]", r"\\\g<0>", readable(str(text)))

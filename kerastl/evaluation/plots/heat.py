@@ -45,7 +45,7 @@ def plot_grad_cam(
     for index, (left, right) in enumerate(panels):
         picture = displayable(images[index])
         left.imshow(picture)
-        right.imshow(_under_heat(picture, heat_maps[index]))
+        right.imshow(under_heat(picture, heat_maps[index]))
         for panel, title in zip((left, right), titles[index], strict=True):
             hide_ticks(panel)
             panel.set_title(title, fontsize=8.5, loc="left", color=INK)
@@ -109,8 +109,8 @@ def _check_titles(count: int, given, class_names, class_index, labels) -> None:
         raise ArgumentError(f"Expected classes from 0 to {min(known) - 1}. {classes}")
 
 
-def _under_heat(picture, heat) -> np.ndarray:
-    """Return the image in grey, the more covered by the colour of its heat the greater that is; float RGB in 0–1."""
+def under_heat(picture, heat) -> np.ndarray:
+    """Return the image, RGB 0–255, in grey, the more covered by the colour of its heat the greater that is; RGB in 0–1."""
     from matplotlib import colormaps
 
     heat = np.clip(np.nan_to_num(heat), 0, 1)[..., None]
