@@ -223,6 +223,12 @@ def audit(
     Raises:
         ArgumentError, DataError: arguments or data that can't be used.
         WeightsUnavailableError: the backbone's weights are not available.
+
+    Example:
+        >>> features = images.reshape(30, -1)[:, ::97]  # without them a backbone runs
+        >>> result = kerastl.audit((images, labels), features, class_names=data.class_names, verbose=0)
+        >>> result.count, result.of_kind("near-duplicates")
+        (30, ())
     """
     seed, row = check_count("seed", seed, smallest=0), backbones.backbone_row(backbone)
     images = _images_of(data, image_size or row.native_size, class_names, seed, verbose)

@@ -95,6 +95,12 @@ def choose_thresholds(
     Raises:
         ArgumentError: more than two classes, numbers, or an argument that can't be used.
         DataError: no images, or labels that don't fit the model.
+
+    Example:
+        >>> model = kerastl.build_classifier(backbone, 2, task="multi-label", preprocessing=None)
+        >>> thresholds = kerastl.choose_thresholds(model, (images, np.eye(3)[labels, :2]), ["petals", "thorns"])
+        >>> list(thresholds)
+        ['petals', 'thorns']
     """
     if metric is not None:
         check_choice("metric", metric, METRICS)

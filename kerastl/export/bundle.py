@@ -127,6 +127,11 @@ def load_bundle(folder: str | os.PathLike) -> Bundle:
     Raises:
         BundleError: no bundle, or not what was written: a file is missing, changed, or not in the card; a name leads out
             of the folder; the card contradicts itself or the model.
+
+    Example:
+        >>> bundle = kerastl.export_model(model, "bundle", labels=data.class_names, held_out=data.test, verbose=0)
+        >>> kerastl.load_bundle("bundle").image_size
+        (32, 32)
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

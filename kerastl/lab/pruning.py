@@ -54,6 +54,10 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
 
     Warns:
         KerastlWarning: nothing is left of a kernel, as can happen with `scope="global"`.
+
+    Example:
+        >>> [row.sparsity for row in kerastl.sparsity_report(kerastl.prune(model, 0.5)).rows]
+        [0.5, 0.5, 0.5]
     """
     check_fraction("sparsity", sparsity, zero=True, one=False)
     check_choice("scope", scope, _SCOPES)
@@ -79,6 +83,10 @@ def keep_pruned(*, layers=None) -> keras.callbacks.Callback:
 
     Warns:
         KerastlWarning: at the start of the training, when nothing is zero.
+
+    Example:
+        >>> kerastl.fit(kerastl.prune(model, 0.5), *train, callbacks=[kerastl.keep_pruned()], verbose=0).epoch
+        [0]
     """
     return _Pruning(None, layers, "layer", 1.0)
 
@@ -108,6 +116,10 @@ def gradual_pruning(
     Warns:
         KerastlWarning: when the training ends before the sparsity is reached; and when another callback has put back weights
             from before, which are pruned then without having been trained so.
+
+    Example:
+        >>> model.fit(*train, epochs=4, callbacks=[kerastl.gradual_pruning(0.8)], verbose=0).epoch
+        [0, 1, 2, 3]
     """
     check_fraction("sparsity", sparsity, zero=True, one=False)
     check_fraction("ramp", ramp)
@@ -176,6 +188,10 @@ def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
 
     Raises:
         ArgumentError, ModelError: as `prune`.
+
+    Example:
+        >>> [(row.name, row.weights) for row in kerastl.sparsity_report(model).rows]
+        [('block2_conv', 576), ('block1_conv', 216), ('predictions', 24)]
     """
     rows = []
     for kernel in _chosen_kernels(model, layers):
@@ -193,6 +209,11 @@ def zipped_size(source) -> int:
 
     Raises:
         DataError: there is no such file.
+
+    Example:
+        >>> whole = kerastl.zipped_size(model)
+        >>> kerastl.zipped_size(kerastl.prune(model, 0.9)) < whole
+        True
     """
     if isinstance(source, keras.Model):
         pieces = (keras.ops.convert_to_numpy(weight).tobytes() for weight in source.weights)

@@ -155,6 +155,11 @@ def probe(
     Raises:
         ArgumentError, ModelError: arguments or a model that can't be used.
         DataError: labels that don't fit the head, are all the same, or data that can be read only once.
+
+    Example:
+        >>> result = kerastl.probe(model, data, verbose=0)
+        >>> [row.name for row in result.rows]
+        ['block1', 'block2', 'block1 + block2']
     """
     if isinstance(train, ImageSplits):
         class_names, task = class_names or train.class_names, task or train.task

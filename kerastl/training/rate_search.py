@@ -134,6 +134,11 @@ def find_learning_rate(
     Raises:
         ArgumentError, DataError, ModelError: arguments, data or a model that can't be used; also data that can be read only
             once, and a model with steps of its own.
+
+    Example:
+        >>> result = kerastl.find_learning_rate(model, train, validation, rates=[1e-4, 1e-3], steps=5, verbose=0)
+        >>> [run.learning_rate for run in result.runs]
+        [0.0001, 0.001]
     """
     begin = time.perf_counter()
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}

@@ -119,6 +119,11 @@ def train_head(
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used.
+
+    Example:
+        >>> history = kerastl.train_head(model, train, validation, epochs=2, verbose=0)
+        >>> len(history.history["val_loss"])
+        2
     """
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     phase = Phase(settings, epochs, callbacks)
@@ -170,6 +175,11 @@ def fine_tune(
     Raises:
         ArgumentError: nothing but the head is trainable; and what `unfreeze` raises.
         DataError, ModelError: data or a model that can't be used.
+
+    Example:
+        >>> history = kerastl.fine_tune(model, train, validation, epochs=2, last_blocks=1, verbose=0)
+        >>> history.monitor, len(history.epoch_seconds)
+        ('val_loss', 2)
     """
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
@@ -228,6 +238,11 @@ def transfer_learn(
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
+
+    Example:
+        >>> result = kerastl.transfer_learn(model, train, validation, fine_tune_epochs=2, verbose=0)
+        >>> sorted(result.seconds)
+        ['extraction', 'fine_tune', 'head']
     """
     asked = {name: value for name, value in locals().items() if name not in _NOT_ASKED}
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
@@ -270,6 +285,11 @@ def extract_features(
         ArgumentError, DataError, ModelError: arguments, data or a model that can't be used.
         BackendError: Ray, or what fsspec needs for the URL, is not installed.
         StoreError: the folder holds something else, or there is no room.
+
+    Example:
+        >>> kerastl.extract_features(train, model, to="features", validation=validation)
+        The frozen part runs once...
+        >>> history = kerastl.train_head(model, train, validation, epochs=2, cache="features", verbose=0)
     """
     options = CacheOptions(folder=to, engine=engine, workers=workers)
     if isinstance(source, (str, os.PathLike)):
