@@ -46,9 +46,8 @@ def example_of(name: str) -> doctest.DocTest:
     return doctest.DocTestParser().get_doctest(text, {}, f"kerastl.{name}", None, 0)
 
 
-@pytest.fixture(scope="module")
-def setup() -> str:
-    """The lines that docs/api/index.rst says the examples begin with."""
+def first_lines() -> str:
+    """Return the lines that docs/api/index.rst says the examples begin with."""
     _, _, block = (
         (ROOT / "docs" / "api" / "index.rst").read_text(encoding="utf-8").partition(".. code-block:: python\n")
     )
@@ -57,13 +56,13 @@ def setup() -> str:
 
 
 @pytest.mark.parametrize("name", WITH)
-def test_the_example_prints_what_it_says(name, setup, tmp_path, monkeypatch):
+def test_the_example_prints_what_it_says(name, tmp_path, monkeypatch):
     from matplotlib import pyplot
 
     monkeypatch.chdir(tmp_path)
     example = example_of(name)
     assert example.examples, f"kerastl.{name} has no example: add one, or say in WITHOUT why it can't have one"
-    exec(compile(setup, "docs/api/index.rst", "exec"), example.globs)
+    exec(compile(first_lines(), "docs/api/index.rst", "exec"), example.globs)
     said = []
     failed = doctest.DocTestRunner(optionflags=OPTIONS).run(example, out=said.append).failed
     pyplot.close("all")

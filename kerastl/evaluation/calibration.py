@@ -97,7 +97,7 @@ def calibrate(
         validation: images and labels as `evaluate` takes them, some hundreds; not those it was trained on.
         class_names: one name per class or label, in order.
         bins: of the calibration error.
-        preprocessing, task: as in `evaluate`.
+        preprocessing, task: "auto" and `None` go by the model, see `predict`.
 
     Returns:
         A `Calibration`, which prints; `kerastl.plot_reliability` plots it.

@@ -83,7 +83,9 @@ def choose_thresholds(
     `export_model` as `thresholds=`. Calibrate first: that moves probabilities, and with them the thresholds.
 
     Args:
-        model, class_names, views, preprocessing, task: as in `evaluate`.
+        model: a classifier of two classes, or a model of several labels.
+        class_names: one name per class or label, in order.
+        views, preprocessing, task: 1 view is the plain image; "auto" and `None` go by the model, see `predict`.
         validation: images and labels as `evaluate` takes them; not those that the model will be judged on.
         metric: which score is to be greatest: "f1", or "balanced_accuracy", the mean of the shares of images with and
             without the label that were told rightly; default: F1 for labels, and balanced accuracy for two classes.

@@ -70,8 +70,8 @@ class Bundle(Printed):
         """Predict with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
 
         Args:
-            images, views, top, white: as in `kerastl.predict`.
-            resize, thresholds: as there; default: what the card says.
+            images: files or arrays, as `kerastl.predict` takes them; `views`, `top` and `white` are those of `predict`.
+            resize, thresholds: `None` for what the card says.
             batch_size: images that are read at a time; the model runs on one after the other.
 
         Raises:

@@ -372,7 +372,8 @@ def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: i
 
     Args:
         model: a classifier in the state in which it will train.
-        x, y, validation_data, cache, views: as in `kerastl.fit`.
+        x, y, validation_data: what `model.fit` takes.
+        cache: "auto", or what `kerastl.fit` takes; `views`: versions kept of each training image.
         epochs: how often the data will be seen.
 
     Raises:
