@@ -109,7 +109,13 @@ def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:
 def model_cost(model: keras.Model, input_shape=None) -> ModelCost:
     """Tell what a model costs in all: parameters, MACs for one image, bytes of weights and feature maps.
 
-    Args, errors and warnings are those of `layer_costs`.
+    Args:
+        model: a Functional or Sequential model; or a built subclassed one that calls Keras layers and `keras.ops`.
+        input_shape: `(height, width, channels)` where the model leaves its size open, as for `layer_costs`.
+
+    Raises:
+        ArgumentError: `input_shape` is missing, or doesn't fit.
+        ModelError: the model has no graph that could be walked.
 
     Example:
         >>> cost = kerastl.model_cost(model)

@@ -214,7 +214,7 @@ def audit(
             0–255 `(images, height, width, 3)` and classes.
         features: `(images, features)`, of train, validation and test one after the other, in the order of
             `ImageSplits.files`; by default the backbone's outputs, averaged over the image.
-        backbone, weights: as in `load_backbone`, where features are not given.
+        backbone, weights: where features are not given: a name of `list_backbones()`, and `"imagenet"`, `"auto"` or a path.
         image_size: in pixels, where `data` is loaded here; default: the backbone's own.
         class_names: of a pair of arrays.
         seed: of the splits, as `load_images` makes them, and of the folds.

@@ -61,7 +61,7 @@ def layer_filters(model: keras.Model, layer: str) -> np.ndarray:
 
     Args:
         model: a model, flat or nested to any depth.
-        layer: name of the convolution, as in `feature_maps`.
+        layer: name of the convolution; where several nested models hold one of that name, the nested model's name comes first.
 
     Returns:
         float32, `(height, width, input channels, filters)`; of a depthwise convolution `(height, width, channels, filters

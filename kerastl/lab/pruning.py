@@ -79,7 +79,8 @@ def keep_pruned(*, layers=None) -> keras.callbacks.Callback:
     back after every step (every execution, where `steps_per_execution` is more than one).
 
     Args:
-        layers: as in `prune`, and the same as there.
+        layers: names of layers or blocks, or layer classes; default: all convolutions that are not depthwise, and all dense layers.
+            Give the same as to `prune`.
 
     Warns:
         KerastlWarning: at the start of the training, when nothing is zero.
@@ -106,7 +107,9 @@ def gradual_pruning(
 
     Args:
         sparsity: the part of the chosen kernels' weights that is zero in the end, in [0, 1).
-        layers, scope: as in `prune`; a frozen layer can't be named.
+        layers: names of layers or blocks, or layer classes; default: all convolutions that are not depthwise, and all dense layers;
+            a frozen layer can't be named.
+        scope: `"layer"`: each kernel by itself reaches `sparsity`; `"global"`: the smallest of all kernels together.
         ramp: part of the training over which the sparsity rises, in (0, 1]. With data of unknown length, whose batches
             can't be counted beforehand, it rises from epoch to epoch.
 
@@ -184,10 +187,11 @@ def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
 
     Args:
         model: a built model.
-        layers: as in `prune`.
+        layers: names of layers or blocks, or layer classes; default: all convolutions that are not depthwise, and all dense layers.
 
     Raises:
-        ArgumentError, ModelError: as `prune`.
+        ArgumentError: `layers` can't be used.
+        ModelError: the model has no kernel to prune.
 
     Example:
         >>> [(row.name, row.weights) for row in kerastl.sparsity_report(model).rows]

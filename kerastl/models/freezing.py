@@ -58,7 +58,8 @@ def unfreeze(
     layers, never the head's. The model must be recompiled afterwards; until then `fit` raises.
 
     Args:
-        model, backbone: as in `freeze`.
+        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         last_blocks: number of blocks at the end (`list_blocks` shows them).
         last_layers: number of layers at the end, those without weights counted too.
         from_layer: name of the first layer (or block) to train; it is included.
@@ -93,7 +94,12 @@ def unfreeze(
 def list_blocks(model: keras.Model, *, backbone: str | None = None) -> list[Block]:
     """Return the backbone's blocks from first to last: `.name`, `.layer_names`, `.parameters`.
 
-    The arguments are those of `freeze`; `ModelError` where no backbone can be found.
+    Args:
+        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
+
+    Raises:
+        ModelError: no backbone can be found.
 
     Example:
         >>> [(block.name, block.parameters) for block in kerastl.list_blocks(model)]
@@ -215,7 +221,14 @@ class TrainableSummary(Printed):
 def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> TrainableSummary:
     """Return what of the model is trainable: per block, layers, state, BatchNorm policy and parameters; and totals.
 
-    `print` it, or let a notebook render it. The arguments are those of `freeze`; `ModelError` where no backbone can be found.
+    `print` it, or let a notebook render it.
+
+    Args:
+        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
+
+    Raises:
+        ModelError: no backbone can be found.
 
     Example:
         >>> print(kerastl.trainable_summary(model))

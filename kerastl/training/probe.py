@@ -147,7 +147,7 @@ def probe(
         class_names: in the order of the labels; default: those of `load_images`, or numbers.
         task: "classification", "multi-label" or "regression"; default: what `load_images` says, the head, or
             else the labels.
-        preprocessing: for a backbone, as in `build_classifier`.
+        preprocessing: for a backbone: "auto" for its own, `None` for none, or a callable from tensor to tensor.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         verbose: 0 for no progress.
         seed: of the folds and draws.
