@@ -79,7 +79,7 @@ def keep_pruned(*, layers=None) -> keras.callbacks.Callback:
     back after every step (every execution, where `steps_per_execution` is more than one).
 
     Args:
-        layers: names of layers or blocks, or layer classes; default: all convolutions that are not depthwise, and all dense layers.
+        layers: names of layers or blocks, or layer classes; default: all dense layers, and all convolutions but depthwise.
             Give the same as to `prune`.
 
     Warns:
@@ -107,7 +107,7 @@ def gradual_pruning(
 
     Args:
         sparsity: the part of the chosen kernels' weights that is zero in the end, in [0, 1).
-        layers: names of layers or blocks, or layer classes; default: all convolutions that are not depthwise, and all dense layers;
+        layers: names of layers or blocks, or layer classes; default: all dense layers, and all convolutions but depthwise;
             a frozen layer can't be named.
         scope: `"layer"`: each kernel by itself reaches `sparsity`; `"global"`: the smallest of all kernels together.
         ramp: part of the training over which the sparsity rises, in (0, 1]. With data of unknown length, whose batches
@@ -187,7 +187,7 @@ def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
 
     Args:
         model: a built model.
-        layers: names of layers or blocks, or layer classes; default: all convolutions that are not depthwise, and all dense layers.
+        layers: names of layers or blocks, or layer classes; default: all dense layers, and all convolutions but depthwise.
 
     Raises:
         ArgumentError: `layers` can't be used.
