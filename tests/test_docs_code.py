@@ -211,6 +211,10 @@ def test_code_runs(page, world, monkeypatch):
 
     if page in NEEDS:
         pytest.importorskip(NEEDS[page])
+    if "export_model" in PAGES[page] + FIRST.get(page, ""):  # it exports what was traced
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(False)
     exec(FIRST.get(page, ""), world)
     for number, block in enumerate(python_blocks(PAGES[page])):
         for pattern, smaller in SMALLER:
