@@ -47,7 +47,7 @@ FIRST = {
 data = kerastl.load_images("photos", labels="tags.csv", image_size=32)
 model = kerastl.build_classifier("mobilenet_v2", len(data.class_names), task=data.task)
 """,
-    "pruning.md": 'open("model.tflite", "wb").write(bytes(1000))',
+    "pruning.md": 'import pathlib; pathlib.Path("model.tflite").write_bytes(bytes(1000))',
 }
 
 # What makes a page's code small: sizes, epochs, folders of Colab
