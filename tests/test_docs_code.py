@@ -28,6 +28,7 @@ NOT_RUN = {
     "export.md": "it needs a trained model: tests/test_export*.py",
     "how-to/choose-a-backbone.md": "it needs pretrained weights",
     "how-to/colab-gpu.md": "it needs Colab",
+    "how-to/gradio.md": "it needs Gradio, whose event loop outlives a test",
     "how-to/hugging-face.md": "it needs an account",
     "how-to/kerashub.md": "it needs KerasHub: tests/test_hub.py",
     "how-to/mixed-precision.md": "it changes a setting of Keras for all that comes after",
@@ -38,11 +39,10 @@ NOT_RUN = {
     "performance.md": "its code is tf.data's",
     "seeing.md": "it needs a trained model: tests/test_evaluation_explanation.py",
 }
-NEEDS = {"how-to/tensorboard.md": "tensorboard", "how-to/gradio.md": "gradio"}
+NEEDS = {"how-to/tensorboard.md": "tensorboard"}
 
 # What a page takes for granted besides
 FIRST = {
-    "how-to/gradio.md": 'kerastl.export_model(model, "bundle", labels=data.class_names)',
     "how-to/probabilities.md": """
 data = kerastl.load_images("photos", labels="tags.csv", image_size=32)
 model = kerastl.build_classifier("mobilenet_v2", len(data.class_names), task=data.task)
