@@ -10,7 +10,15 @@ import warnings
 
 
 class KerastlError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Example:
+        >>> try:
+        ...     kerastl.unfreeze(model, last_blocks=9)
+        ... except kerastl.KerastlError as error:
+        ...     print(type(error).__name__, isinstance(error, ValueError))
+        ArgumentError True
+    """
 
 
 class ArgumentError(KerastlError, ValueError):
@@ -34,7 +42,14 @@ class CompileError(KerastlError, RuntimeError):
 
 
 class WeightsUnavailableError(KerastlError, RuntimeError):
-    """Pretrained weights that are not available: no connection, no such source, or a file that is not what it should be."""
+    """Pretrained weights that are not available: no connection, no such source, or a file that is not what it should be.
+
+    Example:
+        >>> kerastl.load_backbone("resnet18", weights="imagenet")
+        Traceback (most recent call last):
+            ...
+        kerastl.errors.WeightsUnavailableError: There are no 'imagenet' weights for resnet18...
+    """
 
 
 class BackendError(KerastlError, RuntimeError):
@@ -75,11 +90,28 @@ class GateError(KerastlError, RuntimeError):
 
 
 class BundleError(KerastlError, ValueError):
-    """A bundle that is not what was written: a file changed, missing, added or of a name that leads out of the folder."""
+    """A bundle that is not what was written: a file changed, missing, added or of a name that leads out of the folder.
+
+    Example:
+        >>> kerastl.load_bundle("flowers")
+        Traceback (most recent call last):
+            ...
+        kerastl.errors.BundleError: flowers/model_card.json is missing...
+    """
 
 
 class KerastlWarning(UserWarning):
-    """Base of every warning that this package gives."""
+    """Base of every warning that this package gives.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", kerastl.KerastlWarning)  # stop instead
+        ...     kerastl.recompile(model, divide_by=2)
+        Traceback (most recent call last):
+            ...
+        kerastl.errors.KerastlWarning: The learning rate goes from 0.001 to 0.0005...
+    """
 
 
 _PASSED_OVER = ("kerastl", "keras", "contextlib")  # callbacks are called by Keras, `with` blocks end in contextlib

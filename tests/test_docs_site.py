@@ -19,7 +19,7 @@ import kerastl
 ROOT = pathlib.Path(__file__).parents[1]
 SITE = ROOT / "docs" / "_build" / "html"
 WINDOWS = {
-    "phone": {"width": 390, "height": 844, "deviceScaleFactor": 3, "mobile": True},
+    "phone": {"width": 360, "height": 780, "deviceScaleFactor": 3, "mobile": True},
     "desktop": {"width": 1440, "height": 900, "deviceScaleFactor": 1, "mobile": False},
 }
 PAGES_OF_SPHINX = {"search.html", "genindex.html", "py-modindex.html"}

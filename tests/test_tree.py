@@ -78,12 +78,17 @@ def test_no_files_import_each_other_in_a_circle():
     assert arrows == {}
 
 
+def lines_of_code(node: ast.FunctionDef) -> int:
+    """Return how long a function is without its docstring."""
+    text = node.body[0] if ast.get_docstring(node) else None
+    return node.end_lineno - node.lineno + 1 - (text.end_lineno - text.lineno + 1 if text else 0)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short(path):
     assert len(path.read_text().splitlines()) <= 500
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
-    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    assert {node.name: lines_of_code(node) for node in functions if lines_of_code(node) > 51} == {}
 
 
 def test_there_are_few_parts_and_few_arrows_between_them():

@@ -98,6 +98,10 @@ def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:
 
     Warns:
         KerastlWarning: layers without a cost formula, by name; `register_layer_cost` gives them one.
+
+    Example:
+        >>> [(row.name, row.macs) for row in kerastl.layer_costs(model) if row.macs]
+        [('tiny/block1_conv', 48600), ('tiny/block2_conv', 97344), ('predictions', 24)]
     """
     return _rows(model, trace(model, input_shape), set(map(id, model.trainable_variables)))
 
@@ -105,7 +109,18 @@ def layer_costs(model: keras.Model, input_shape=None) -> LayerCosts:
 def model_cost(model: keras.Model, input_shape=None) -> ModelCost:
     """Tell what a model costs in all: parameters, MACs for one image, bytes of weights and feature maps.
 
-    Args, errors and warnings are those of `layer_costs`.
+    Args:
+        model: a Functional or Sequential model; or a built subclassed one that calls Keras layers and `keras.ops`.
+        input_shape: `(height, width, channels)` where the model leaves its size open, as for `layer_costs`.
+
+    Raises:
+        ArgumentError: `input_shape` is missing, or doesn't fit.
+        ModelError: the model has no graph that could be walked.
+
+    Example:
+        >>> cost = kerastl.model_cost(model)
+        >>> cost.parameters, cost.trainable_parameters, cost.macs
+        (859, 27, 145968)
     """
     run, trainable = trace(model, input_shape), set(map(id, model.trainable_variables))
     rows = _rows(model, run, trainable)
@@ -151,6 +166,12 @@ def conv_cost(
 
     Raises:
         ArgumentError: a size that is no positive whole number, or an unknown kind.
+
+    Example:
+        >>> kerastl.conv_cost(3, 64, 128, height=56, width=56)
+        ConvCost(parameters=73728, macs=231211008)
+        >>> kerastl.conv_cost(3, 64, 128, height=56, width=56, kind="separable").macs
+        27496448
     """
     check_choice("kind", kind, CONV_KINDS)
     kernel = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)

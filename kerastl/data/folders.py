@@ -147,6 +147,18 @@ def load_images(
         DataError: no such folder or data set, unreadable files, too few classes or images, a labels file that doesn't fit.
         BackendError: for ELPV, when the package `elpv-dataset` is missing.
         OutputError: a data set can't be written to `data_dir`.
+
+    Example:
+        >>> print(kerastl.load_images("flowers", image_size=32, verbose=0).summary())
+        flowers: 30 images, 3 classes; 32×32 pixels (height×width, 'squash'), seed 0
+        -------------------------------------
+        class  train  validation  test  total
+        -------------------------------------
+        daisy      7           2     1     10
+        rose       7           1     2     10
+        tulip      7           2     1     10
+        -------------------------------------
+        total     21           5     4     30
     """
     image_size = image_files.check_image_size(image_size)
     batch_size = check_count("batch_size", batch_size)

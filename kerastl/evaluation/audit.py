@@ -194,7 +194,7 @@ def audit(
             0–255 `(images, height, width, 3)` and classes.
         features: `(images, features)`, of train, validation and test one after the other, in the order of
             `ImageSplits.files`; by default the backbone's outputs, averaged over the image.
-        backbone, weights: as in `load_backbone`, where features are not given.
+        backbone, weights: where features are not given: a name of `list_backbones()`, and `"imagenet"`, `"auto"` or a path.
         image_size: in pixels, where `data` is loaded here; default: the backbone's own.
         class_names: of a pair of arrays.
         seed: of the splits, as `load_images` makes them, and of the folds.
@@ -203,6 +203,12 @@ def audit(
     Raises:
         ArgumentError, DataError: arguments or data that can't be used.
         WeightsUnavailableError: the backbone's weights are not available.
+
+    Example:
+        >>> features = images.reshape(30, -1)[:, ::97]  # without them a backbone runs
+        >>> result = kerastl.audit((images, labels), features, class_names=data.class_names, verbose=0)
+        >>> result.count, result.of_kind("near-duplicates")
+        (30, ())
     """
     seed, row = check_count("seed", seed, smallest=0), backbones.backbone_row(backbone)
     images = _images_of(data, image_size or row.native_size, class_names, seed, verbose)

@@ -96,7 +96,7 @@ def calibrate(
         validation: images and labels as `evaluate` takes them, some hundreds; not those it was trained on.
         class_names: one name per class or label, in order.
         bins: of the calibration error.
-        preprocessing, task: as in `evaluate`.
+        preprocessing, task: "auto" and `None` go by the model, see `predict`.
 
     Returns:
         A `Calibration`, which prints; `kerastl.plot_reliability` plots it.
@@ -105,6 +105,11 @@ def calibrate(
         ModelError: it doesn't end in a dense layer of its own.
         ArgumentError: it predicts numbers, or an argument can't be used.
         DataError: no images, or labels that don't fit.
+
+    Example:
+        >>> found = kerastl.calibrate(model, (images, labels), data.class_names)
+        >>> found.loss_after <= found.loss_before
+        True
     """
     check_count("bins", bins)
     task, names, batches = run_on(model, validation, class_names, preprocessing=preprocessing, task=task)

@@ -65,6 +65,10 @@ def grad_cam(
             no classifier, or whose outputs are NaN.
         ArgumentError: a class that there isn't.
         DataError: images that the model doesn't take.
+
+    Example:
+        >>> kerastl.grad_cam(model, images[:2]).shape
+        (2, 32, 32)
     """
     check_gradients()
     check_count("batch_size", batch_size)

@@ -260,6 +260,11 @@ def evaluate(
         DataError: no images, images or labels that don't fit the model, not one name per class.
         ArgumentError: another argument that can't be used.
         ModelError: the model is none of RGB images.
+
+    Example:
+        >>> evaluation = kerastl.evaluate(model, data.test, data.class_names)
+        >>> evaluation.count, evaluation.majority_baseline
+        (4, 0.5)
     """
     check_count("mistakes", mistakes, smallest=0)
     options = {"views": views, "preprocessing": preprocessing, "task": task}

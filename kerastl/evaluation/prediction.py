@@ -191,6 +191,11 @@ def predict(
         DataError: nothing there, no file that can be read, arrays that are no images, not one name per class.
         ArgumentError: any other argument that can't be used.
         ModelError: the model is no classifier of RGB images.
+
+    Example:
+        >>> found = kerastl.predict(model, "flowers/rose/*.png", class_names=data.class_names)
+        >>> found[0].name, found.probabilities.shape
+        ('flowers/rose/1.png', (10, 3))
     """
     options = {"views": views, "batch_size": batch_size, "top": top, "white": white, "thresholds": thresholds}
     if not isinstance(model, keras.Model) and hasattr(model, "card"):

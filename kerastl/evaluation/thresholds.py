@@ -83,7 +83,9 @@ def choose_thresholds(
     `export_model` as `thresholds=`. Calibrate first: that moves probabilities, and with them the thresholds.
 
     Args:
-        model, class_names, views, preprocessing, task: as in `evaluate`.
+        model: a classifier of two classes, or a model of several labels.
+        class_names: one name per class or label, in order.
+        views, preprocessing, task: 1 view is the plain image; "auto" and `None` go by the model, see `predict`.
         validation: images and labels as `evaluate` takes them; not those that the model will be judged on.
         metric: which score is to be greatest: "f1", or "balanced_accuracy", the mean of the shares of images with and
             without the label that were told rightly; default: F1 for labels, and balanced accuracy for two classes.
@@ -95,6 +97,12 @@ def choose_thresholds(
     Raises:
         ArgumentError: more than two classes, numbers, or an argument that can't be used.
         DataError: no images, or labels that don't fit the model.
+
+    Example:
+        >>> model = kerastl.build_classifier(backbone, 2, task="multi-label", preprocessing=None)
+        >>> thresholds = kerastl.choose_thresholds(model, (images, np.eye(3)[labels, :2]), ["petals", "thorns"])
+        >>> list(thresholds)
+        ['petals', 'thorns']
     """
     if metric is not None:
         check_choice("metric", metric, METRICS)

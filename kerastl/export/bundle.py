@@ -70,8 +70,8 @@ class Bundle(Printed):
         """Predict with the bundle's LiteRT model, as `kerastl.predict` does with a Keras model.
 
         Args:
-            images, views, top, white: as in `kerastl.predict`.
-            resize, thresholds: as there; default: what the card says.
+            images: files or arrays, as `kerastl.predict` takes them; `views`, `top` and `white` are those of `predict`.
+            resize, thresholds: `None` for what the card says.
             batch_size: images that are read at a time; the model runs on one after the other.
 
         Raises:
@@ -127,6 +127,11 @@ def load_bundle(folder: str | os.PathLike) -> Bundle:
     Raises:
         BundleError: no bundle, or not what was written: a file is missing, changed, or not in the card; a name leads out
             of the folder; the card contradicts itself or the model.
+
+    Example:
+        >>> bundle = kerastl.export_model(model, "bundle", labels=data.class_names, held_out=data.test, verbose=0)
+        >>> kerastl.load_bundle("bundle").image_size
+        (32, 32)
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

@@ -85,6 +85,11 @@ def export_model(
     Raises:
         GateError: the outputs are worse than the limits allow; its `table` says how much.
         ArgumentError, DataError, ModelError, BackendError, OutputError: what can't be used, or is missing.
+
+    Example:
+        >>> bundle = kerastl.export_model(model, "bundle", labels=data.class_names, held_out=data.test, verbose=0)
+        >>> bundle.predict("flowers/rose/1.png").probabilities.shape
+        (1, 3)
     """
     options = {"quantizations": _check_arguments(formats, quantize, opset, resize, details), "thresholds": thresholds}
     options["limits"] = _limits(accuracy_loss=accuracy_loss, agreement=agreement)

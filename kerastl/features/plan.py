@@ -45,6 +45,10 @@ class CacheOptions:
         workers: of the Ray job; by default one for each GPU of the cluster, or for each machine where there is none.
         insist: raise where caching can't be done, instead of training without.
         seed: of the augmented views.
+
+    Example:
+        >>> exact = kerastl.CacheOptions(place="memory", dtype="float32")
+        >>> history = kerastl.fit(model, *train, epochs=2, cache=exact, verbose=0)
     """
 
     folder: str | os.PathLike | None = None
@@ -367,11 +371,16 @@ def plan_cache(model: keras.Model, x, y=None, *, validation_data=None, epochs: i
 
     Args:
         model: a classifier in the state in which it will train.
-        x, y, validation_data, cache, views: as in `kerastl.fit`.
+        x, y, validation_data: what `model.fit` takes.
+        cache: "auto", or what `kerastl.fit` takes; `views`: versions kept of each training image.
         epochs: how often the data will be seen.
 
     Raises:
         ArgumentError: arguments that can't be used, or `cache=True` where it can't be done.
+
+    Example:
+        >>> print(kerastl.plan_cache(model, *train, epochs=10))
+        The frozen part runs once, up to avg_pool (100% of the work): 16 bytes an image, 288 bytes in memory;...
     """
     train = rows_of(x, y)
     validation = None if validation_data is None else rows_of(validation_data, shuffle=False)

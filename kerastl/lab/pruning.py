@@ -54,6 +54,10 @@ def prune(model: keras.Model, sparsity: float, *, layers=None, scope: str = "lay
 
     Warns:
         KerastlWarning: nothing is left of a kernel, as can happen with `scope="global"`.
+
+    Example:
+        >>> [row.sparsity for row in kerastl.sparsity_report(kerastl.prune(model, 0.5)).rows]
+        [0.5, 0.5, 0.5]
     """
     check_fraction("sparsity", sparsity, zero=True, one=False)
     check_choice("scope", scope, _SCOPES)
@@ -73,10 +77,15 @@ def keep_pruned(*, layers=None) -> keras.callbacks.Callback:
     back after every step (every execution, where `steps_per_execution` is more than one).
 
     Args:
-        layers: as in `prune`, and the same as there.
+        layers: names of layers or blocks, or layer classes; default: all dense layers, and all convolutions but depthwise.
+            Give the same as to `prune`.
 
     Warns:
         KerastlWarning: at the start of the training, when nothing is zero.
+
+    Example:
+        >>> kerastl.fit(kerastl.prune(model, 0.5), *train, callbacks=[kerastl.keep_pruned()], verbose=0).epoch
+        [0]
     """
     return _Pruning(None, layers, "layer", 1.0)
 
@@ -96,7 +105,9 @@ def gradual_pruning(
 
     Args:
         sparsity: the part of the chosen kernels' weights that is zero in the end, in [0, 1).
-        layers, scope: as in `prune`; a frozen layer can't be named.
+        layers: names of layers or blocks, or layer classes; default: all dense layers, and all convolutions but depthwise;
+            a frozen layer can't be named.
+        scope: `"layer"`: each kernel by itself reaches `sparsity`; `"global"`: the smallest of all kernels together.
         ramp: part of the training over which the sparsity rises, in (0, 1]. With data of unknown length, whose batches
             can't be counted beforehand, it rises from epoch to epoch.
 
@@ -106,6 +117,10 @@ def gradual_pruning(
     Warns:
         KerastlWarning: when the training ends before the sparsity is reached; and when another callback has put back weights
             from before, which are pruned then without having been trained so.
+
+    Example:
+        >>> model.fit(*train, epochs=4, callbacks=[kerastl.gradual_pruning(0.8)], verbose=0).epoch
+        [0, 1, 2, 3]
     """
     check_fraction("sparsity", sparsity, zero=True, one=False)
     check_fraction("ramp", ramp)
@@ -170,10 +185,15 @@ def sparsity_report(model: keras.Model, *, layers=None) -> SparsityReport:
 
     Args:
         model: a built model.
-        layers: as in `prune`.
+        layers: names of layers or blocks, or layer classes; default: all dense layers, and all convolutions but depthwise.
 
     Raises:
-        ArgumentError, ModelError: as `prune`.
+        ArgumentError: `layers` can't be used.
+        ModelError: the model has no kernel to prune.
+
+    Example:
+        >>> [(row.name, row.weights) for row in kerastl.sparsity_report(model).rows]
+        [('block2_conv', 576), ('block1_conv', 216), ('predictions', 24)]
     """
     rows = []
     for kernel in _chosen_kernels(model, layers):
@@ -191,6 +211,11 @@ def zipped_size(source) -> int:
 
     Raises:
         DataError: there is no such file.
+
+    Example:
+        >>> whole = kerastl.zipped_size(model)
+        >>> kerastl.zipped_size(kerastl.prune(model, 0.9)) < whole
+        True
     """
     if isinstance(source, keras.Model):
         pieces = (keras.ops.convert_to_numpy(weight).tobytes() for weight in source.weights)

@@ -116,7 +116,12 @@ BACKBONES: dict[str, Backbone] = {row.name: row for row in _TABLE}
 
 
 def list_backbones() -> list[str]:
-    """Return the names that `load_backbone` and `build_classifier` take, sorted by family."""
+    """Return the names that `load_backbone` and `build_classifier` take, sorted by family.
+
+    Example:
+        >>> kerastl.list_backbones()[:3]
+        ['convnext_tiny', 'convnext_small', 'convnext_base']
+    """
     return list(BACKBONES)
 
 
@@ -149,6 +154,11 @@ def load_backbone(
     Raises:
         ArgumentError: an unknown name or option, a wrong or too small `input_shape`, or `weights` that are no source.
         WeightsUnavailableError: the weights are not available or don't fit.
+
+    Example:
+        >>> backbone = kerastl.load_backbone("mobilenet_v2", input_shape=96, weights=None, alpha=0.35)
+        >>> backbone.output_shape, backbone.trainable
+        ((None, 3, 3, 1280), False)
     """
     row = backbone_row(name)
     weights = "hub" if row.family == "hub" and weights == "imagenet" else weights

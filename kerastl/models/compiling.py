@@ -31,6 +31,11 @@ def recompile(model: keras.Model, learning_rate=None, *, divide_by: float | None
     Raises:
         ArgumentError: none or both given, or not a positive number.
         CompileError: the model was never compiled.
+
+    Example:
+        >>> model = kerastl.recompile(kerastl.unfreeze(model, last_blocks=1), divide_by=100)
+        >>> f"{float(model.optimizer.learning_rate):.0e}"
+        '1e-05'
     """
     if (learning_rate is None) == (divide_by is None):
         raise ArgumentError(

@@ -29,6 +29,10 @@ def freeze(model: keras.Model, *, backbone: str | None = None) -> keras.Model:
 
     Raises:
         ModelError: no backbone can be found.
+
+    Example:
+        >>> [weight.path.split("/")[-2] for weight in kerastl.freeze(model).trainable_weights]
+        ['predictions', 'predictions']
     """
     _set_state(graph.find_backbone(model, backbone), ())
     return model
@@ -54,7 +58,8 @@ def unfreeze(
     layers, never the head's. The model must be recompiled afterwards; until then `fit` raises.
 
     Args:
-        model, backbone: as in `freeze`.
+        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         last_blocks: number of blocks at the end (`list_blocks` shows them).
         last_layers: number of layers at the end, those without weights counted too.
         from_layer: name of the first layer (or block) to train; it is included.
@@ -65,6 +70,11 @@ def unfreeze(
         ArgumentError: none or several of the four, a count or name that the backbone doesn't have, or a choice that
             makes nothing trainable.
         ModelError: no backbone can be found.
+
+    Example:
+        >>> model = kerastl.unfreeze(model, last_blocks=1)
+        >>> [weight.path.split("/")[-2] for weight in model.trainable_weights]
+        ['block2_conv', 'block2_conv', 'predictions', 'predictions']
     """
     check_exactly_one(last_blocks=last_blocks, last_layers=last_layers, from_layer=from_layer, fraction=fraction)
     found = graph.find_backbone(model, backbone)
@@ -84,7 +94,16 @@ def unfreeze(
 def list_blocks(model: keras.Model, *, backbone: str | None = None) -> list[Block]:
     """Return the backbone's blocks from first to last: `.name`, `.layer_names`, `.parameters`.
 
-    The arguments are those of `freeze`; `ModelError` where no backbone can be found.
+    Args:
+        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
+
+    Raises:
+        ModelError: no backbone can be found.
+
+    Example:
+        >>> [(block.name, block.parameters) for block in kerastl.list_blocks(model)]
+        [('block1', 248), ('block2', 584)]
     """
     return graph.find_blocks(graph.find_backbone(model, backbone))
 
@@ -202,7 +221,26 @@ class TrainableSummary(Printed):
 def trainable_summary(model: keras.Model, *, backbone: str | None = None) -> TrainableSummary:
     """Return what of the model is trainable: per block, layers, state, BatchNorm policy and parameters; and totals.
 
-    `print` it, or let a notebook render it. The arguments are those of `freeze`; `ModelError` where no backbone can be found.
+    `print` it, or let a notebook render it.
+
+    Args:
+        model: a Functional or Sequential classifier, flat or nested, or a bare backbone.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
+
+    Raises:
+        ModelError: no backbone can be found.
+
+    Example:
+        >>> print(kerastl.trainable_summary(model))
+        tiny_classifier (backbone: tiny)
+        -----------------------------------------------------------
+        block   layers  state      BatchNorm  parameters  trainable
+        -----------------------------------------------------------
+        block1       3  frozen     frozen            248          0
+        block2       1  frozen     none              584          0
+        head         3  trainable  none               27         27
+        -----------------------------------------------------------
+        total        7                               859         27
     """
     found = graph.find_backbone(model, backbone)
     blocks = graph.find_blocks(found)

@@ -50,6 +50,10 @@ class Block:
     Attributes:
         name: as the layers' names tell it (`conv5_block3`), or the first weighted layer's name.
         layers: the block's layers, in the backbone's order.
+
+    Example:
+        >>> kerastl.list_blocks(model)[0].layer_names
+        ('block1_conv', 'block1_bn', 'block1_relu')
     """
 
     name: str

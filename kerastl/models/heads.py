@@ -66,6 +66,11 @@ def build_classifier(
     Raises:
         ArgumentError: any argument that can't be used; sizes below the backbone's smallest.
         WeightsUnavailableError: the weights are not available.
+
+    Example:
+        >>> model = kerastl.build_classifier("mobilenet_v2", num_classes=5, input_shape=96, weights=None, alpha=0.35)
+        >>> model.output_shape, len(model.trainable_weights)
+        ((None, 5), 2)
     """
     check_choice("task", task, _HEADS)
     activation, smallest, why = _HEADS[task]

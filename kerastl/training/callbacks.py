@@ -28,6 +28,11 @@ def early_stopping(
 
     Raises:
         ArgumentError: a negative patience or `min_delta`.
+
+    Example:
+        >>> stop = kerastl.early_stopping(patience=2, monitor="val_accuracy")
+        >>> stop.mode, stop.restore_best_weights
+        ('max', True)
     """
     if not (isinstance(min_delta, (int, float)) and min_delta >= 0 and math.isfinite(min_delta)):
         raise ArgumentError(f"`min_delta` must be a number of at least 0. {received(min_delta=min_delta)}")

@@ -73,6 +73,10 @@ def check(
     Raises:
         ArgumentError, DataError: arguments, or data that `fit` doesn't take.
         ModelError: no classifier.
+
+    Example:
+        >>> [one.name for one in kerastl.check(model, (images / 255, labels)).findings]
+        ['preprocessing doubled']
     """
     outputs.count_classes(model)
     given = {"train": train} if validation is None else {"train": train, "validation": validation}

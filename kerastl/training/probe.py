@@ -147,7 +147,7 @@ def probe(
         class_names: in the order of the labels; default: those of `load_images`, or numbers.
         task: "classification", "multi-label" or "regression"; default: what `load_images` says, the head, or
             else the labels.
-        preprocessing: for a backbone, as in `build_classifier`.
+        preprocessing: for a backbone: "auto" for its own, `None` for none, or a callable from tensor to tensor.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         verbose: 0 for no progress.
         seed: of the folds and draws.
@@ -155,6 +155,11 @@ def probe(
     Raises:
         ArgumentError, ModelError: arguments or a model that can't be used.
         DataError: labels that don't fit the head, are all the same, or data that can be read only once.
+
+    Example:
+        >>> result = kerastl.probe(model, data, verbose=0)
+        >>> [row.name for row in result.rows]
+        ['block1', 'block2', 'block1 + block2']
     """
     if isinstance(train, ImageSplits):
         class_names, task = class_names or train.class_names, task or train.task

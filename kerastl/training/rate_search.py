@@ -120,17 +120,26 @@ def find_learning_rate(
     frozen. The suggestion is the lowest point of a parabola through the best rate and its neighbours, in powers of ten.
 
     Args:
-        model, train, class_weight, cache, batch_size, verbose, backbone: as in `train_head`. A model that is compiled is tried
-            with its own optimizer and loss, another one with the recipe's.
+        model: a classifier. One that is compiled is tried with its own optimizer and loss, another one with the recipe's.
+        train: `(x, y)` arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
+        class_weight, cache: `None` or as `train_head` takes it; "auto" runs the frozen part once.
+        batch_size, verbose: `None` is 32 for arrays; 0 shows no progress.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         validation: what judges; `None` holds out a fifth of the training images, of arrays alone.
         rates: those to try; `None` begins with the rate of `fine_tune` and goes on by half powers of ten, to where the two
             on each side of the best one are worse: five to seven.
         steps: of each run; the rate rises for a fifth of them and falls to 0 by a cosine.
-        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `transfer_learn`.
+        last_blocks, last_layers, from_layer, fraction: at most one of them; default: five blocks, at most half of all.
+            `batch_norm=True` trains BatchNorm too.
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, data or a model that can't be used; also data that can be read only
             once, and a model with steps of its own.
+
+    Example:
+        >>> result = kerastl.find_learning_rate(model, train, validation, rates=[1e-4, 1e-3], steps=5, verbose=0)
+        >>> [run.learning_rate for run in result.runs]
+        [0.0001, 0.001]
     """
     begin = time.perf_counter()
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}

@@ -109,7 +109,7 @@ def train_head(
         class_weight: `None`, a dictionary from class index to weight, or "balanced"; for one class an image only.
         cache, views: run the frozen part once, on so many augmented versions of each image; see `kerastl.fit`.
         monitor: what decides which weights are the best.
-        batch_size, verbose: as in `fit`.
+        batch_size: of arrays; `None` is 32, and a dataset brings its own. `verbose=0` shows no progress.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
 
     Returns:
@@ -119,6 +119,11 @@ def train_head(
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used.
+
+    Example:
+        >>> history = kerastl.train_head(model, train, validation, epochs=2, verbose=0)
+        >>> len(history.history["val_loss"])
+        2
     """
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     phase = Phase(settings, epochs, callbacks)
@@ -156,13 +161,17 @@ def fine_tune(
 
     Args:
         model: a classifier whose head is trained already.
-        train, validation, callbacks, class_weight, cache, views, monitor, batch_size, verbose, backbone: as in `train_head`.
+        train, validation: `(x, y)` arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`; `validation` may be `None`.
+        callbacks, class_weight: none by default; a dictionary from class index to weight, or "balanced".
+        cache, views: "auto" runs the frozen part once where that pays; 1 view is the plain image. See `kerastl.fit`.
+        monitor, batch_size, verbose: "val_loss" judges the epochs; `None` is 32 for arrays; 0 shows no progress.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         epochs: at most so many passes over the data.
         learning_rate: `None` for one that rises for an epoch and falls to 0 by a cosine (Loshchilov and Hutter, 2017), its
             peak 1e-3, or, of an optimizer that you compiled, a tenth of its last rate; a float or a Keras schedule is taken
             as it is.
-        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; at most one of the first four. With
-            none of them, what is unfrozen already is trained.
+        last_blocks, last_layers, from_layer, fraction: at most one of them, as `unfreeze` takes it. With none, what is
+            unfrozen already is trained. `batch_norm=True` trains BatchNorm too.
         layer_decay: the rate of each block through that of the next one, 0–1; 0.8, say, changes early blocks less.
         keep: which weights stay: those of the "last" epoch, of the "best" one by `monitor`, or the "average" of the last
             third. The start comes back where its validation accuracy (or else `monitor`) was better.
@@ -170,6 +179,11 @@ def fine_tune(
     Raises:
         ArgumentError: nothing but the head is trainable; and what `unfreeze` raises.
         DataError, ModelError: data or a model that can't be used.
+
+    Example:
+        >>> history = kerastl.fine_tune(model, train, validation, epochs=2, last_blocks=1, verbose=0)
+        >>> history.monitor, len(history.epoch_seconds)
+        ('val_loss', 2)
     """
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
@@ -213,21 +227,34 @@ def transfer_learn(
     One pass over the images serves both phases. What `check` finds is warned of. The model holds the better weights.
 
     Args:
-        model, train, validation, class_weight, cache, monitor, batch_size, verbose, backbone: as in `train_head`.
+        model: a classifier, or a model that predicts numbers, with one output, flat or nested.
+        train, validation: `(x, y)` arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`; `validation` may be `None`.
+        class_weight: `None`, a dictionary from class index to weight, or "balanced".
+        cache: "auto" runs the frozen part once where that pays; `False` in every epoch; a folder keeps its outputs.
+        monitor, batch_size, verbose: "val_loss" judges the epochs; `None` is 32 for arrays; 0 shows no progress.
+        backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         head_epochs: `None` puts a head of one dense layer where logistic regression on the stored features says (Kumar et
             al., 2022), and trains any other until validation stops improving; a number is at most so many epochs of Adam.
         fine_tune_epochs: at most so many with the end of the backbone unfrozen; 0 leaves the phase out.
-        head_learning_rate, learning_rate: rates of the two phases, as in `train_head` and `fine_tune`.
-        last_blocks, last_layers, from_layer, fraction, batch_norm: as in `unfreeze`; default: five blocks, at most half.
-        layer_decay, keep, callbacks: as in `fine_tune`; of the head's epochs the best one stays.
+        head_learning_rate, learning_rate: of the two phases: 1e-3; `None` rises to 1e-3 and falls to 0, see `fine_tune`.
+        last_blocks, last_layers, from_layer, fraction: at most one of them; default: five blocks, at most half of all.
+            `batch_norm=True` trains BatchNorm too.
+        layer_decay: 1 trains all blocks at one rate; 0.8 each at 0.8 times that of the next one.
+        keep: the "last" epoch's weights, the "best" one's or their "average"; of the head's epochs the best one stays.
+        callbacks: Keras callbacks for both phases.
         patience: epochs without improvement after which a phase stops; `None` for never.
-        views: as in `kerastl.fit`; `None` for four where they can be had: mirrored, and crops of 60–100 % of the area, or
-            what the model's own random layers make. 1 for the plain images alone.
+        views: versions kept of each training image; `None` for four where that is possible: mirrored, and crops of 60–100 %
+            of the area, or what the model's own random layers make. 1 for the plain images alone.
         seed: makes the run repeatable on CPU; `None` leaves the random state alone.
         run_folder: a folder of this run alone, which outlives a kill: the same call goes on after the last epoch kept there.
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, labels or a model that can't be used, before anything is trained.
+
+    Example:
+        >>> result = kerastl.transfer_learn(model, train, validation, fine_tune_epochs=2, verbose=0)
+        >>> sorted(result.seconds)
+        ['extraction', 'fine_tune', 'head']
     """
     asked = {name: value for name, value in locals().items() if name not in _NOT_ASKED}
     choice = {"last_blocks": last_blocks, "last_layers": last_layers, "from_layer": from_layer, "fraction": fraction}
@@ -261,15 +288,20 @@ def extract_features(
         model: a classifier, frozen as it will train.
         to: a folder, or a URL, such as "s3://bucket/features".
         engine: "ray" for the workers of a Ray job, on one machine or many, which must reach images and folder by the same
-            paths; else as in `CacheOptions`, in this process.
-        workers: as in `CacheOptions`.
+            paths; "auto", "keras" or "litert" in this process.
+        workers: of the Ray job; `None` for one for each GPU of the cluster, or for each machine where there is none.
         last_blocks: for `transfer_learn` with as many, keep what both phases need; the model is left frozen.
-        views: as in `kerastl.fit`; `None` for those of `transfer_learn` where `last_blocks` are given, else 1.
+        views: versions kept of each training image; `None` for four where `last_blocks` are given, else 1.
 
     Raises:
         ArgumentError, DataError, ModelError: arguments, data or a model that can't be used.
         BackendError: Ray, or what fsspec needs for the URL, is not installed.
         StoreError: the folder holds something else, or there is no room.
+
+    Example:
+        >>> kerastl.extract_features(train, model, to="features", validation=validation)
+        The frozen part runs once...
+        >>> history = kerastl.train_head(model, train, validation, epochs=2, cache="features", verbose=0)
     """
     options = CacheOptions(folder=to, engine=engine, workers=workers)
     if isinstance(source, (str, os.PathLike)):

@@ -49,6 +49,11 @@ def fit(
         DataError: images of another size than the model takes.
         StoreError: the folder holds something else, or there is no room.
         TypeError: arguments that `model.fit` doesn't take.
+
+    Example:
+        >>> history = kerastl.fit(model, *train, validation_data=validation, epochs=2, verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'loss', 'val_accuracy', 'val_loss']
     """
     arguments = inspect.signature(keras.Model.fit).bind(model, x, y, *positional, **fit_arguments).arguments
     del arguments["self"]

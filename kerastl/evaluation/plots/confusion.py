@@ -26,6 +26,9 @@ def plot_confusion_matrix(matrix, class_names, *, axes=None):
 
     Raises:
         ArgumentError: the matrix is not square, or there is not one name per class.
+
+    Example:
+        >>> kerastl.plot_confusion_matrix([[8, 1], [0, 9]], ["daisy", "rose"]).savefig("confusion_matrix.png")
     """
     matrix = np.asarray(matrix)
     names = [shorten(name, 24) for name in class_names]
@@ -99,6 +102,10 @@ def plot_mistakes(images, labels, probabilities, class_names, *, names=None, cou
 
     Raises:
         ArgumentError: the lengths don't fit together.
+
+    Example:
+        >>> found = kerastl.predict(model, images)
+        >>> kerastl.plot_mistakes(images, labels, found.probabilities, data.class_names).savefig("mistakes.png")
     """
     check_count("count", count)
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)

@@ -34,6 +34,10 @@ def plot_grad_cam(
     Raises:
         ArgumentError: the lengths or sizes don't fit together, or there are too few axes.
         DataError: arrays that are no images.
+
+    Example:
+        >>> kerastl.plot_grad_cam(images[:2], kerastl.grad_cam(model, images[:2])).shape
+        (2, 2)
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -29,6 +29,10 @@ def plot_history(history, *, axes=None):
 
     Raises:
         ArgumentError: `history` holds no epoch, or there are fewer axes than panels.
+
+    Example:
+        >>> history = model.fit(*train, validation_data=validation, epochs=2, verbose=0)
+        >>> kerastl.plot_history(history).savefig("curves.png")
     """
     phases = _phases_of(history)
     metrics = _panel_metrics(phases)

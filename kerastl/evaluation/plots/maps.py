@@ -30,6 +30,11 @@ def plot_feature_maps(maps, *, image: int = 0, channels=None, count: int = 32, a
 
     Raises:
         ArgumentError: an array of another shape, an image or channel that there isn't, too few axes.
+
+    Example:
+        >>> maps = kerastl.feature_maps(model, images[:1], "block2_conv")
+        >>> kerastl.plot_feature_maps(maps, count=4).shape
+        (4,)
     """
     count = check_count("count", count)
     maps = np.asarray(maps, "float32")
@@ -68,6 +73,10 @@ def plot_filters(filters, *, count: int = 32, axes=None):
 
     Raises:
         ArgumentError: an array of another shape, or too few axes.
+
+    Example:
+        >>> kerastl.plot_filters(kerastl.layer_filters(model, "block1_conv")).shape
+        (8,)
     """
     count = check_count("count", count)
     filters = np.asarray(filters, "float32")

@@ -27,6 +27,11 @@ def plot_gradient_norms(norms, *, axes=None):
 
     Raises:
         ArgumentError: nothing to plot, something else, or fewer axes than models.
+
+    Example:
+        >>> axes = kerastl.plot_gradient_norms(kerastl.gradient_norms(model, images, labels))
+        >>> axes.get_yscale()
+        'log'
     """
     models = {name: _rows(one) for name, one in (norms if isinstance(norms, dict) else {None: norms}).items()}
     if not models:

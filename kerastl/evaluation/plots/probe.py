@@ -24,6 +24,9 @@ def plot_probe(result, *, axes=None):
 
     Raises:
         ArgumentError: something else, or fewer axes.
+
+    Example:
+        >>> kerastl.plot_probe(kerastl.probe(model, data, verbose=0)).savefig("probe.png")
     """
     if not all(hasattr(result, name) for name in ("rows", "curve", "measured")):
         raise ArgumentError(f"Expected what `kerastl.probe` returned. {received(result=type(result).__name__)}")

@@ -23,6 +23,10 @@ def plot_learning_rates(result, *, axes=None):
 
     Raises:
         ArgumentError: something else, or no axes.
+
+    Example:
+        >>> result = kerastl.find_learning_rate(model, train, validation, rates=[1e-4, 1e-3], steps=5, verbose=0)
+        >>> kerastl.plot_learning_rates(result).savefig("rates.png")
     """
     if not all(hasattr(result, name) for name in ("runs", "suggestion", "start")):
         raise ArgumentError(

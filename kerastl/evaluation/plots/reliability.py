@@ -22,6 +22,10 @@ def plot_reliability(found, labels=None, *, bins: int = BINS, axes=None):
 
     Raises:
         DataError: probabilities and labels that don't fit each other.
+
+    Example:
+        >>> found = kerastl.predict(model, images)
+        >>> kerastl.plot_reliability(found.probabilities, labels).savefig("reliability.png")
     """
     if isinstance(found, Calibration):
         curves = {"before": found.before, "after": found.after}

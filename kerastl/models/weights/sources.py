@@ -207,6 +207,10 @@ def describe_weights(model: keras.Model) -> WeightsRecord | None:
     """Return which weights a backbone, or the one in a flat or nested classifier, started from.
 
     `None` for a model loaded from disk, or whose backbone was not made by `load_backbone` in this process.
+
+    Example:
+        >>> kerastl.describe_weights(kerastl.load_backbone("squeezenet", input_shape=64, weights=None)).source
+        'random'
     """
     return next((_records[layer] for layer in keras_internals.flatten_layers(model) if layer in _records), None)
 
