@@ -27,7 +27,7 @@ help:
 	@echo "make test-gpu     on a GPU: the same outputs and the same training as plain Keras"
 	@echo "make notebooks    run the notebooks at full size and keep their outputs (ONLY=\"01 02\" for some)"
 	@echo "make docs         build the documentation site (docs/_build/html)"
-	@echo "make docs-test    open every page of it in a headless Chromium"
+	@echo "make docs-test    open every page of it, and that of a run, in a headless Chromium"
 	@echo "make tree         draw the package's tree from its code (docs/images/tree.svg)"
 	@echo "make format       let ruff format the code"
 
@@ -88,7 +88,7 @@ docs: $(VENV)/.docs
 	@echo "The site is in docs/_build/html/index.html"
 
 docs-test: docs $(VENV)/.test
-	$(BIN)/python -m pytest tests/test_docs_site.py -m docs -rs
+	$(BIN)/python -m pytest tests/test_docs_site.py tests/test_evaluation_run_page.py -m docs -rs
 
 tree: $(VENV)/bin/python
 	$(BIN)/python docs/draw_tree.py
