@@ -60,7 +60,7 @@ def draw() -> None:
     heat = kerastl.grad_cam(model, images)
     kerastl.plot_grad_cam(images, heat, predictions.probabilities, names, axes=axes.T.ravel())
     figure.savefig(PICTURE, dpi=120)
-    with Image.open(PICTURE) as picture:  # 256 colours, dithered: a third of the bytes
+    with Image.open(PICTURE) as picture:  # 256 colours: a third of the bytes
         picture.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(PICTURE, optimize=True)
 
 
