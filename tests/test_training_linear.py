@@ -85,6 +85,15 @@ def test_constant_features_get_no_weight(features):
     assert np.isfinite(fit_softmax(np.ones((20, 3)), np.arange(20) % 2).bias).all()
 
 
+@pytest.mark.parametrize("features", [3, 40])  # fewer than rows, and more
+def test_features_that_are_all_constant_predict_the_shares_of_the_classes(features):
+    values, labels = np.full((20, features), 3.0, "float32"), np.arange(20) % 5 // 3
+    fit = fit_softmax(values, labels)
+    assert not fit.kernel.any()
+    np.testing.assert_allclose(fit.outputs(values), [[0.6, 0.4]] * 20, atol=1e-3)
+    assert np.isfinite(fit_ridge(values, labels.astype("float32")).outputs(values)).all()
+
+
 def test_half_precision_features():
     values, labels = clusters(features=30)
     half = fit_softmax((values * 1000).astype("float16"), labels)

@@ -201,7 +201,8 @@ class _Rows:
         self._scale = np.where(deviation > 1e-6 * np.abs(values).max(axis=0), deviation, np.inf)
         values = ((values - self._mean) / self._scale).astype(values.dtype)
         self.strength = max(np.isfinite(self._scale).sum(), 1)
-        self.values, self._turn = _in_row_space(values) if values.shape[1] > len(values) else (values, None)
+        is_wide = values.shape[1] > len(values) and values.any()  # of constant features no row spans anything
+        self.values, self._turn = _in_row_space(values) if is_wide else (values, None)
 
     def folds(self):
         """Yield for each fold the indices of the rows to fit on, and of those to predict."""
