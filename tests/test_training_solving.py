@@ -66,6 +66,16 @@ def test_class_weights_reach_the_fit(data):
     assert np.abs(outputs - weighted).max() < 0.05 < np.abs(outputs - plain).max()
 
 
+def test_a_fitted_head_stays_though_a_random_one_has_the_lower_loss(data):
+    model = model_with([layers.Dense(3, activation="softmax", name="predictions")])
+    model.layers[-1].set_weights([np.zeros_like(one) for one in model.layers[-1].get_weights()])
+    images, labels = data[0]
+    few = (images[:9, :, ::-1], np.concatenate([labels[:6], (labels[6:9] + 1) % 3]))  # a third of them labelled wrongly
+    result = transfer_learn(model, data[0], few, class_weight={0: 1.0, 1: 1.0, 2: 1e4}, cache=True, **QUIET)
+    assert result.head.history["val_loss"][0] > np.log(3)
+    assert (result.best_phase, result.head.best_epoch) == ("head", 1)
+
+
 @pytest.mark.parametrize("kind", ["one unit", "several labels", "one-hot", "logits"])
 def test_other_heads_and_labels_are_fitted_too(data, kind):
     (images, labels), (held, held_labels) = data

@@ -157,7 +157,9 @@ class Phase:
         start = time.perf_counter()
         compiling.check_ready(self.model)
         monitor, judged = self.settings.monitor, self.settings.validation is not None
-        best = callback_module.BestWeights(monitor, judged=judged, others=self.callbacks, keep=self.keep)
+        # a fitted head may be surer of its mistakes than a random one, whose loss can then be lower
+        keep = "last" if self.solves else self.keep
+        best = callback_module.BestWeights(monitor, judged=judged, others=self.callbacks, keep=keep)
         watch, done = callback_module.Watch(), 0
         callbacks = [watch, *callback_module.fresh_callbacks(self.callbacks), best]
         if self.keeper is not None:
