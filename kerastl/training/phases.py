@@ -227,9 +227,10 @@ class Phase:
             )
         elif best.best_epoch == 0 and "loss" in monitor and best.best_value is not None:
             least, rate = min(history.history.get(monitor, [0])), compiling.last_learning_rate(self.model)
-            # JAX and PyTorch clip probabilities, so that no loss gets above that of an image whose class has none
-            sure_and_wrong = -np.log(keras.config.epsilon()) / 4 if self.settings.task != REGRESSION else np.inf
-            if least > min(_DIVERGED * best.best_value, max(sure_and_wrong, 2 * best.best_value)):
+            wrong = 1 - max(history.history.get("val_accuracy", [1]))
+            # PyTorch and JAX clip probabilities: a loss rises no further where every mistake is made with certainty
+            highest = max(-0.99 * np.log(keras.config.epsilon()) * wrong, 2 * best.best_value) if wrong > 0 else np.inf
+            if least > min(_DIVERGED * best.best_value, highest):
                 warn(
                     f"Training diverged: {monitor} rose from {best.best_value:.3g} to {least:.3g} or more, and the weights of "
                     f"the start are kept. Take a lower learning rate, {rate / 100:.2g}, say, instead of {rate:.2g}."
