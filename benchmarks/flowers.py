@@ -81,6 +81,17 @@ def photographs(folder: Path, size: int) -> tuple:
     return images, labels
 
 
+def own_parts(size: int) -> tuple:
+    """Return images, class indices, and those of each part of the photographs' own split."""
+    data = kerastl.load_images("flowers", image_size=size, batch_size=64, shuffle=False, verbose=0)
+    arrays = [
+        list(map(np.concatenate, zip(*part.as_numpy_iterator(), strict=True)))
+        for part in (data.train, data.validation, data.test)
+    ]
+    images, labels = map(np.concatenate, zip(*arrays, strict=True))
+    return images, labels, np.split(np.arange(len(labels)), np.cumsum([len(part) for _, part in arrays])[:2])
+
+
 def random_parts(labels, seed: int, per_class: int | None) -> list[np.ndarray]:
     """Return the indices of the images to train, validate and test on, each class split alike."""
     generator, parts = np.random.default_rng(seed), [[], [], []]
@@ -126,18 +137,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed of the first split")
+    parser.add_argument("--own-split", action="store_true", help="of the table in each split: scenes stay together")
     parser.add_argument("--per-class", type=int)
     parser.add_argument("--classes", type=int, help="the first so many classes alone")
     parser.add_argument("--fastai", help="the Python of an environment with fastai: see fastai_flowers.py")
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    images, labels = photographs(arguments.photos, arguments.size)
+    images, labels, own = (
+        own_parts(arguments.size) if arguments.own_split else (*photographs(arguments.photos, arguments.size), None)
+    )
     if arguments.classes:
         chosen = labels < arguments.classes
         images, labels = images[chosen], labels[chosen]
     rows = []
     for seed in range(arguments.first, arguments.first + arguments.splits):
-        parts = random_parts(labels, seed, arguments.per_class)
+        parts = own or random_parts(labels, seed, arguments.per_class)
         for setting in arguments.settings:
             rows.append({"split": seed, "setting": setting, **run(arguments, setting, images, labels, parts, seed)})
             print(
