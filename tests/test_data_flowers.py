@@ -4,6 +4,7 @@ import csv
 import hashlib
 import importlib.resources
 import io
+import shutil
 import tarfile
 import warnings
 from pathlib import Path
@@ -89,6 +90,18 @@ def test_a_folder_of_other_photographs_is_refused(tmp_path):
         load(data_dir=tmp_path)
 
 
+def test_a_damaged_photograph_is_found_beforehand_and_can_be_left_out(tmp_path):
+    write_photographs(tmp_path / "flowers")
+    damaged = next((tmp_path / "flowers" / "rose").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"1 file can't be read:(.|\n)*pass skip_unreadable=True"):
+        load(data_dir=tmp_path)
+    with pytest.warns(UserWarning, match="Skipped, as skip_unreadable=True says"):
+        data = load(data_dir=tmp_path, skip_unreadable=True)
+    assert data.skipped == (str(damaged),)
+    assert sum(data.split_sizes.values()) == 1499
+
+
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
     """An archive as Keras's tutorials have it, at an address of this machine."""
@@ -115,6 +128,14 @@ def test_the_archive_is_downloaded_once_and_kept_whole(archive, tmp_path, capsys
     assert load(data_dir=tmp_path / "kept").split_sizes == SIZES
 
 
+def test_a_folder_that_is_deleted_is_downloaded_again(archive, tmp_path):
+    write_photographs(tmp_path / "kept" / "flowers", lambda row: row["label"] != "tulip")
+    with pytest.raises(DataError, match="Delete the folder: they are downloaded again"):
+        load(data_dir=tmp_path / "kept")
+    shutil.rmtree(tmp_path / "kept" / "flowers")
+    assert load(data_dir=tmp_path / "kept").split_sizes == SIZES
+
+
 def test_an_archive_with_another_checksum_leaves_nothing_behind(archive, tmp_path):
     archive.write_bytes(archive.read_bytes() + b"more")
     with pytest.raises(DataError, match=r"can't be downloaded: .*corrupted"):
@@ -129,6 +150,14 @@ def test_where_they_cannot_be_had_the_message_names_what_works(elsewhere):
     assert load(data_dir=elsewhere).split_sizes == SIZES
 
 
+def test_a_data_set_of_tensorflow_datasets_of_that_name_is_another(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr("kerastl.data.tfds.catalogue_tfds", lambda name, *_, **__: asked.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load("tfds:flowers", data_dir=place)
+    assert asked == ["flowers"]
+
+
 def test_demo_takes_the_flowers_where_they_are(place, capsys):
     assert load("demo", data_dir=place, verbose=1).name == "flowers"
     assert "Took the flower photographs.\n" in capsys.readouterr().out
@@ -137,7 +166,9 @@ def test_demo_takes_the_flowers_where_they_are(place, capsys):
 def test_demo_takes_elpv_where_they_are_not(elsewhere, capsys):
     pytest.importorskip("elpv_dataset", reason="the demo extra is not installed")
     assert load("demo", data_dir=elsewhere, verbose=1).name == "elpv"
-    assert "Took ELPV, photographs of solar cells. The flower photographs are not in" in capsys.readouterr().out
+    assert (
+        "Took ELPV, photographs of solar cells. The flower photographs are not available: " in capsys.readouterr().out
+    )
 
 
 def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):

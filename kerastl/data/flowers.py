@@ -6,7 +6,6 @@ own tutorials, whose photographs have other sizes and which lacks some of them.
 """
 
 import csv
-import hashlib
 import importlib.resources
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import keras
 
 from kerastl.checks import received
-from kerastl.data.images import find_files, look_at_all
+from kerastl.data.images import find_files
 from kerastl.data.splitting import Catalogue, Image
 from kerastl.errors import DataError, OutputError
 from kerastl.files import find_data_dir, keras_home, new_folder
@@ -29,7 +28,7 @@ _LICENCE = "each photographer's own; those of Keras's archive: Creative Commons,
 
 
 def catalogue_flowers(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> Catalogue:
-    """Return the catalogue of the flower photographs, downloaded if they are nowhere yet.
+    """Return the catalogue of the flower photographs, not read yet, downloaded if they are nowhere.
 
     Looked for in the folder `flowers` of the data folder, with a folder for each class (`rose` or `roses`) and file names
     that begin with the Flickr number. What the table lacks is left out; what the photographs lack is warned of.
@@ -47,20 +46,18 @@ def catalogue_flowers(data_dir: str | os.PathLike | None = None, *, verbose: int
             f"{folder} should hold the flower photographs, in files that begin with their Flickr number, and has "
             f"{len(found)} of the {len(rows)}. Delete the folder: they are downloaded again. {received(folder=str(folder))}"
         )
-    readers = [paths[row["number"]].read_bytes for row in found]
-    digests = look_at_all(lambda read: hashlib.sha256(read()).digest(), readers, verbose=verbose)
     images = [
-        Image(_CLASS_NAMES.index(row["label"]), row["split"], str(paths[row["number"]]), digest, read)
-        for row, read, digest in zip(found, readers, digests, strict=True)
+        Image(_CLASS_NAMES.index(row["label"]), row["split"], str(path), b"", path.read_bytes)
+        for row, path in ((row, paths[row["number"]]) for row in found)
     ]
-    return Catalogue("flowers", _CLASS_NAMES, images, licence=_LICENCE, notices=_lacking(len(rows), len(found)))
+    return Catalogue("flowers", _CLASS_NAMES, images, licence=_LICENCE, notices=_lacking(folder, len(rows), len(found)))
 
 
-def _lacking(listed: int, found: int) -> tuple[str, ...]:
+def _lacking(folder: Path, listed: int, found: int) -> tuple[str, ...]:
     if found == listed:
         return ()
     return (
-        f"{listed - found} of the {listed} flower photographs are not in this archive and are left out. Accuracies can be "
+        f"{listed - found} of the {listed} flower photographs are not in {folder} and are left out. Accuracies can be "
         "compared only with others on the same photographs.",
     )
 

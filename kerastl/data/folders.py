@@ -198,8 +198,12 @@ def _open_source(source, labels, *, skip_unreadable: bool, data_dir, verbose: in
         return catalogue_folder(source, labels, skip_unreadable=skip_unreadable, verbose=verbose)
     if labels is not None:
         raise ArgumentError(f"`labels` goes with a folder; {source} brings its own. {received(labels=labels)}")
+    if known and name == "flowers":
+        return _read_once(catalogue_flowers(data_dir, verbose=verbose), skip_unreadable, verbose)
     if known:
-        return {"demo": _catalogue_demo, "elpv": _elpv, "flowers": catalogue_flowers}[name](data_dir, verbose=verbose)
+        return (
+            catalogue_elpv(verbose=verbose) if name == "elpv" else _catalogue_demo(data_dir, skip_unreadable, verbose)
+        )
     try:
         with quiet_output():  # of a failed import TensorFlow Datasets logs the traceback
             from kerastl.data.tfds import catalogue_tfds  # takes seconds, as it imports TensorFlow Datasets
@@ -216,16 +220,13 @@ def _open_source(source, labels, *, skip_unreadable: bool, data_dir, verbose: in
     return catalogue_tfds(name, data_dir, verbose=verbose)
 
 
-def _elpv(data_dir, *, verbose: int) -> Catalogue:
-    return catalogue_elpv(verbose=verbose)  # it comes with a package
-
-
-def _catalogue_demo(data_dir, *, verbose: int) -> Catalogue:
-    """Return the flower photographs where they can be had, else ELPV, and say which."""
+def _catalogue_demo(data_dir, skip_unreadable: bool, verbose: int) -> Catalogue:
+    """Return the flower photographs where they are available, else ELPV, and say which."""
     try:
-        catalogue, why = catalogue_flowers(data_dir, verbose=verbose), ""
+        catalogue, why = _read_once(catalogue_flowers(data_dir, verbose=verbose), skip_unreadable, verbose), ""
     except (DataError, OutputError) as error:
-        catalogue, why = catalogue_elpv(verbose=verbose), f" {error}"
+        why = f" The flower photographs are not available: {error.__cause__ or error}"
+        catalogue = catalogue_elpv(verbose=verbose)
     if verbose:
         print(f"Took {_DEMO[catalogue.name]}.{why}", flush=True)
     return catalogue
@@ -311,20 +312,29 @@ def catalogue_folder(folder: str | os.PathLike, labels=None, *, skip_unreadable:
     ignored, photographs = image_files.count_left_out(others)
     _refuse_empty(folders, found, ignored)
     notices += photographs
-    looks = image_files.look_at_all(_look_at, found, verbose=verbose)
-    bad = {image.file: str(look) for image, look in zip(found, looks, strict=True) if isinstance(look, DataError)}
+    catalogue = Catalogue(folder.resolve().name, class_names, found, ignored=ignored, notices=tuple(notices), task=task)
+    catalogue = _read_once(catalogue, skip_unreadable, verbose)
+    _refuse_empty(folders, catalogue.images, ignored)
+    return catalogue
+
+
+def _read_once(catalogue: Catalogue, skip_unreadable: bool, verbose: int) -> Catalogue:
+    """Return the catalogue with the digests of its images, those of many bits scaled alike, and without unreadable ones.
+
+    Raises `DataError` for these, unless `skip_unreadable`: then they are warned of.
+    """
+    looks = image_files.look_at_all(_look_at, catalogue.images, verbose=verbose)
+    pairs = zip(catalogue.images, looks, strict=True)
+    bad = {image.file: str(look) for image, look in pairs if isinstance(look, DataError)}
     readable = [look for look in looks if not isinstance(look, DataError)]
     images, told = image_files.scale_alike([image for image, _ in readable], [largest for _, largest in readable])
-    notices += told
     if bad:
         listing = _listing(list(bad.values()), 20, "\n  ")
         unreadable = f"{len(bad)} file{'s' * (len(bad) > 1)} can't be read:\n  {listing}"
         if not skip_unreadable:
             raise DataError(f"{unreadable}\nRepair or remove them, or pass skip_unreadable=True to leave them out.")
-        notices.append(f"{unreadable}\nSkipped, as skip_unreadable=True says.")
-        _refuse_empty(folders, images, ignored)
-    name, skipped = folder.resolve().name, tuple(bad)
-    return Catalogue(name, class_names, images, skipped=skipped, ignored=ignored, notices=tuple(notices), task=task)
+        told = [*told, f"{unreadable}\nSkipped, as skip_unreadable=True says."]
+    return dataclasses.replace(catalogue, images=images, skipped=tuple(bad), notices=(*catalogue.notices, *told))
 
 
 def _split_roots(folder: Path, verbose: int) -> tuple[dict[str, Path], list[str]]:

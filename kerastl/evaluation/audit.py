@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerastl.checks import check_count, received
+from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import ImageSource, find_source, rows_of
 from kerastl.data.folders import ImageSplits, load_images
 from kerastl.data.images import look_at_all, size_in_file
@@ -101,7 +101,8 @@ class AuditResult(Printed):
         return "; ".join(known)
 
     def of_kind(self, kind: str) -> tuple[Finding, ...]:
-        """Return the findings of one of `KINDS`."""
+        """Return the findings of a kind: "leak", "label", "duplicate", "classes", "outlier" or "file"; raise for another."""
+        check_choice("kind", kind, KINDS)
         return tuple(one for one in self.findings if one.kind == kind)
 
     def to_rows(self) -> list[dict]:
@@ -207,7 +208,7 @@ def audit(
     Example:
         >>> features = images.reshape(30, -1)[:, ::97]  # without them a backbone runs
         >>> result = kerastl.audit((images, labels), features, class_names=data.class_names, verbose=0)
-        >>> result.count, result.of_kind("near-duplicates")
+        >>> result.count, result.of_kind("duplicate")
         (30, ())
     """
     seed, row = check_count("seed", seed, smallest=0), backbones.backbone_row(backbone)
