@@ -77,6 +77,11 @@ def files(finding):
     return tuple(name.split("/")[-1] for name in finding.names)
 
 
+def test_a_kind_that_there_is_not_is_refused(result):
+    with pytest.raises(ArgumentError, match=r"'leak'.*Received: kind='near-duplicates'"):
+        result.of_kind("near-duplicates")
+
+
 def test_a_copy_in_another_split_is_a_leak_and_comes_first(result):
     (leak,) = result.of_kind("leak")
     assert result.findings[0] is leak

@@ -119,3 +119,8 @@ def test_one_image_or_none_has_no_duplicates(scenes):
 def test_features_of_another_kind_are_refused(scenes, features):
     with pytest.raises(DataError, match="finite features"):
         found(scenes[:3], features)
+
+
+def test_a_single_image_has_no_neighbours():
+    indices, cosines = nearest_neighbours(np.ones((1, 4), "float32"), 5)
+    assert indices.shape == cosines.shape == (1, 0)

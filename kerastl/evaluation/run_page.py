@@ -183,13 +183,13 @@ def _settings(report: dict) -> str:
     made = {"Made": report["created"].replace("T", " ").replace("+00:00", " UTC"), "With": versions}
     if rates := report.get("learning_rates"):
         made["Learning rates"] = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in rates.items())
-    options = {name.replace("_", " "): _in_words(value) for name, value in (report.get("arguments") or {}).items()}
+    options = {name.replace("_", " "): _option(value) for name, value in (report.get("arguments") or {}).items()}
     every = f"<details><summary>Every option</summary>{pairs(options.items())}</details>" if options else ""
     command = code(report["command"]) if report.get("command") else ""
     return f"{command}{pairs(made.items())}{every}"
 
 
-def _in_words(value) -> str:
+def _option(value) -> str:
     if value is None:
         return "default"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

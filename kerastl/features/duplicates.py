@@ -96,9 +96,11 @@ def nearest_neighbours(features: np.ndarray, count: int) -> tuple[np.ndarray, np
     """Return of each row its `count` nearest others, nearest first: indices and cosines, both `(rows, count)`."""
     from sklearn import config_context, neighbors  # slow to import, and few calls need them
 
+    count = min(count, len(features) - 1)
+    if count < 1:  # nobody to be near
+        return np.empty((len(features), 0), int), np.empty((len(features), 0))
     with config_context(working_memory=100):  # MB
-        found = neighbors.NearestNeighbors(n_neighbors=min(count, len(features) - 1), metric="cosine").fit(features)
-        distances, indices = found.kneighbors()
+        distances, indices = neighbors.NearestNeighbors(n_neighbors=count, metric="cosine").fit(features).kneighbors()
     return indices, 1 - distances
 
 
