@@ -33,7 +33,7 @@ help:
 
 # Of the flower photographs where they are or can be downloaded, else of ELPV's solar cells; its first line says which
 quickstart: $(VENV)/.demo
-	$(BIN)/python -m kerastl train demo --backbone efficientnet_lite0 --weights imagenet --image-size 160 --out runs/quickstart --overwrite
+	$(BIN)/python -m kerastl train demo --image-size 160 --out runs/quickstart --overwrite
 
 test: lint $(VENV)/.types
 	$(BIN)/python $(PYTEST)

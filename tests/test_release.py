@@ -1,5 +1,6 @@
 """The release: a small wheel that works in an environment of its own, and files that name the same version."""
 
+import inspect
 import pathlib
 import re
 import shutil
@@ -11,6 +12,7 @@ import zipfile
 import pytest
 
 import kerastl
+from kerastl.cli.parser import build_parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -78,3 +80,22 @@ def test_extras_are_those_that_the_documentation_names():
     assert named <= extras
     # The Makefile installs these for those who work on it
     assert extras - named <= {"docs", "test", "types"}, "an extra that no page tells of"
+
+
+QUICKSTART = "python -m kerastl train demo --image-size 160 --out runs/quickstart"
+RECIPE = 'build_classifier("efficientnet_lite0", len(data.class_names), input_shape=160)'
+
+
+def test_there_is_one_quickstart():
+    """The same line in all places that have one, with the defaults of the command line, and the same network in Python."""
+    for place in ("Makefile", "README.md", "docs/get-started.md", "notebooks/00_quickstart.ipynb"):
+        text = (ROOT / place).read_text("utf-8")
+        assert re.findall(r"python -m kerastl train demo[^\\\n]*?runs/quickstart", text) == [QUICKSTART], place
+    for place in ("README.md", "docs/get-started.md", "docs/index.md"):
+        assert RECIPE in (ROOT / place).read_text("utf-8"), place
+    arguments = build_parser().parse_args(QUICKSTART.split()[3:])
+    assert (arguments.backbone, arguments.image_size) == ("efficientnet_lite0", 160)
+    recipe = inspect.signature(kerastl.transfer_learn).parameters
+    shared = {*recipe} & {*vars(arguments)} - {"class_weight", "batch_size", "seed", "verbose"}  # said in other words
+    assert {name: getattr(arguments, name) for name in shared} == {name: recipe[name].default for name in shared}
+    assert len(shared) > 10

@@ -17,7 +17,7 @@ last layer on your images, then fine-tune the end of the network at a low rate.
 
 _EXAMPLES = """\
 examples:
-  python -m kerastl train flowers/ --backbone mobilenet_v2 --out runs/flowers
+  python -m kerastl train flowers/ --out runs/flowers
       flowers/ holds one folder of images per class: flowers/daisy/*.jpg, flowers/tulip/*.jpg, ...
   python -m kerastl predict runs/flowers photo.jpg more_photos/
   python -m kerastl audit flowers/ --out audits/flowers
@@ -33,7 +33,7 @@ Each command has its own help: python -m kerastl train --help
 _TRAIN_EXAMPLES = """\
 examples:
   python -m kerastl train flowers/ --out runs/flowers
-  python -m kerastl train demo --backbone efficientnet_lite0 --weights imagenet --image-size 160 --out runs/quickstart
+  python -m kerastl train demo --image-size 160 --out runs/quickstart
   python -m kerastl train flowers/ --backbone resnet50 --last-blocks 1 --augmentation light --out runs/resnet
   python -m kerastl train photos/ --labels photos.csv --out runs/photos
   python -m kerastl train tfds:tf_flowers --image-size 160 --class-weight balanced --out runs/tfds
@@ -260,8 +260,8 @@ def _train_images(group) -> None:
     _add_switch(group, "--audit", looked)
 
 
-def _add_network(group, backbone: str = "mobilenet_v2") -> None:
-    _add(group, "--backbone", "NAME", "see `backbones`", backbone)
+def _add_network(group) -> None:
+    _add(group, "--backbone", "NAME", "see `backbones`", "efficientnet_lite0")
     _add_weights(group)
 
 
@@ -309,7 +309,7 @@ def _audit(parser) -> None:
     _add_source(parser)
     _add_output(parser, "write the page and the tables there", "audit at --out", required=False)
     _add_size_and_split(parser)
-    _add_network(parser, "efficientnet_lite0")
+    _add_network(parser)
     _add(parser, "--seed", "N", "of the split", 0)
     parser.set_defaults(views=None)  # of `train` alone
 
