@@ -20,12 +20,41 @@ class Sequence(keras.utils.PyDataset):
         return BATCHES[index]
 
 
+class Refilled(Sequence):
+    """Fills the memory of its first batch again for every other one."""
+
+    images, labels = np.empty_like(IMAGES[:4]), np.empty_like(LABELS[:4])
+
+    def __getitem__(self, index):
+        images, labels = BATCHES[index]
+        self.images[: len(images)], self.labels[: len(images)] = images, labels
+        return self.images[: len(images)], self.labels[: len(images)]
+
+
+class RefilledLoader:
+    """A loader of the same habit, that is iterated over."""
+
+    def __len__(self):
+        return len(BATCHES)
+
+    def __iter__(self):
+        batches = Refilled()
+        return (batches[index] for index in range(len(self)))
+
+
 def tf_dataset():
     tf = pytest.importorskip("tensorflow")
     return tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(4)
 
 
-KINDS = {"pair": lambda: (IMAGES, LABELS), "tf": tf_dataset, "PyDataset": Sequence, "loader": lambda: list(BATCHES)}
+KINDS = {
+    "pair": lambda: (IMAGES, LABELS),
+    "tf": tf_dataset,
+    "PyDataset": Sequence,
+    "PyDataset that fills its memory again": Refilled,
+    "loader": lambda: list(BATCHES),
+    "loader that fills its memory again": RefilledLoader,
+}
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())

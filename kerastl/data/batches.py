@@ -201,7 +201,7 @@ class _DatasetRows(Rows):
         is_pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
         if not is_pair or any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
             return None
-        return _numpy(batch[0]), _numpy(batch[1])
+        return _own(batch[0]), _own(batch[1])
 
     @property
     def batch_size(self) -> int:
@@ -211,7 +211,7 @@ class _DatasetRows(Rows):
     def labels(self):
         if self._once:
             return None
-        labels = [_numpy(batch[1]) for batch in self._passes()]
+        labels = [_own(batch[1]) for batch in self._passes()]
         return np.concatenate(labels) if labels else None
 
     def batches(self, start=0, size=None):
@@ -238,7 +238,7 @@ class _DatasetRows(Rows):
 
 def _three_of(batch) -> tuple:
     """Return images, labels and sample weights of a batch as arrays, what is missing as `None`."""
-    arrays = tuple(map(_numpy, keras.utils.unpack_x_y_sample_weight(batch)))
+    arrays = tuple(map(_own, keras.utils.unpack_x_y_sample_weight(batch)))
     lengths = [len(array) for array in arrays if array is not None]
     if len(set(lengths)) > 1:
         raise DataError(f"A batch must hold as many labels as images. {received(lengths=lengths)}")
@@ -255,6 +255,12 @@ def _joined(one, other):
 
 def _numpy(array) -> np.ndarray | None:
     return array if array is None or isinstance(array, np.ndarray) else np.asarray(keras.ops.convert_to_numpy(array))
+
+
+def _own(array) -> np.ndarray | None:
+    """Return an array that stays as it is: a dataset may fill the memory of one batch again for the next one."""
+    found = _numpy(array)
+    return found.copy() if array is not None and (found is array or not found.flags.owndata) else found
 
 
 def split_validation(arrays: tuple, fraction: float) -> tuple[tuple, tuple]:
