@@ -36,6 +36,7 @@ NOT_RUN = {
     "how-to/several-machines.md": "it needs a cluster: tests/test_features_ray.py",
     "how-to/weights-and-biases.md": "it needs an account",
     "how-to/offline.md": "it needs a file of weights",
+    "peers.md": "it needs fastai, and weights",
     "performance.md": "its code is tf.data's",
     "seeing.md": "it needs a trained model: tests/test_evaluation_explanation.py",
 }
