@@ -155,9 +155,8 @@ def test_where_they_cannot_be_had_the_message_names_what_works(elsewhere):
 def test_a_data_set_of_tensorflow_datasets_of_that_name_is_another(place, monkeypatch):
     asked = []
     stand_in = SimpleNamespace(catalogue_tfds=lambda name, *_, **__: asked.append(name) or 1 / 0)
-    monkeypatch.setitem(
-        sys.modules, "kerastl.data.tfds", stand_in
-    )  # the real one can't be imported on Colab's versions
+    # The real one can't be imported on Colab's versions
+    monkeypatch.setitem(sys.modules, "kerastl.data.tfds", stand_in)
     with pytest.raises(ZeroDivisionError):
         load("tfds:flowers", data_dir=place)
     assert asked == ["flowers"]

@@ -88,7 +88,8 @@ RECIPE = 'build_classifier("efficientnet_lite0", len(data.class_names), input_sh
 
 def test_there_is_one_quickstart():
     """The same line in all places that have one, with the defaults of the command line, and the same network in Python."""
-    for place in ("Makefile", "README.md", "docs/get-started.md", "notebooks/00_quickstart.ipynb"):
+    places = ("Makefile", "README.md", "docs/get-started.md", "notebooks/00_quickstart.ipynb", "kerastl/cli/parser.py")
+    for place in (*places, ".github/workflows/other-systems.yml"):
         text = (ROOT / place).read_text("utf-8")
         assert re.findall(r"python -m kerastl train demo[^\\\n]*?runs/quickstart", text) == [QUICKSTART], place
     for place in ("README.md", "docs/get-started.md", "docs/index.md"):
@@ -96,14 +97,8 @@ def test_there_is_one_quickstart():
     arguments = build_parser().parse_args(QUICKSTART.split()[3:])
     assert (arguments.backbone, arguments.image_size) == ("efficientnet_lite0", 160)
     recipe = inspect.signature(kerastl.transfer_learn).parameters
-    other = {
-        "validation",
-        "backbone",
-        "class_weight",
-        "batch_size",
-        "seed",
-        "verbose",
-    }  # means, or says it, another way
+    # These mean something else on the command line, or say it in another way
+    other = {"validation", "backbone", "class_weight", "batch_size", "seed", "verbose"}
     shared = {*recipe} & {*vars(arguments)} - other
     assert {name: getattr(arguments, name) for name in shared} == {name: recipe[name].default for name in shared}
     assert len(shared) > 10
