@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
 
 from kerastl.errors import DataError
 from kerastl.training import linear
@@ -17,17 +16,22 @@ def clusters(count=120, classes=3, features=12, spread=1.5, seed=0):
     return (centers[labels] + spread * generator.normal(size=(count, features))).astype("float32"), labels
 
 
+def scaled(values):
+    values = values.astype("float64") - values.mean(axis=0, dtype="float64")
+    return values / np.sqrt(values.var(axis=0).mean())
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("features", [12, 300])
-def test_softmax_is_what_scikit_learn_fits_on_standardized_features(classes, features):
+def test_softmax_is_what_scikit_learn_fits_on_features_divided_by_one_number(classes, features):
     values, labels = clusters(classes=classes, features=features)
     values = values * np.linspace(0.1, 9, features, dtype="float32") + 5
     fit = fit_softmax(values, labels)
     assert fit.kernel.shape == (features, classes)
     assert fit.bias.shape == (classes,)
     assert fit.kernel.dtype == np.float32
-    scaled = StandardScaler().fit_transform(values.astype("float64"))
-    wanted = LogisticRegression(C=fit.c, max_iter=10000, tol=1e-8).fit(scaled, labels).predict_proba(scaled)
+    model = LogisticRegression(C=fit.c, max_iter=10000, tol=1e-8).fit(scaled(values), labels)
+    wanted = model.predict_proba(scaled(values))
     np.testing.assert_allclose(fit.outputs(values), wanted, atol=5e-3)
 
 
@@ -70,9 +74,17 @@ def test_sample_weights_count_rows():
     weighted, plain = fit_softmax(values, labels, sample_weights=weights), fit_softmax(values, labels)
     assert weighted.outputs(values)[:, 1].mean() > plain.outputs(values)[:, 1].mean() + 0.1
     repeats = np.repeat(np.arange(60), weights.astype(int))
-    scaled = StandardScaler().fit(values)
-    wanted = LogisticRegression(C=weighted.c, tol=1e-8).fit(scaled.transform(values[repeats]), labels[repeats])
-    np.testing.assert_allclose(weighted.outputs(values), wanted.predict_proba(scaled.transform(values)), atol=5e-3)
+    wanted = LogisticRegression(C=weighted.c, tol=1e-8).fit(scaled(values)[repeats], labels[repeats])
+    np.testing.assert_allclose(weighted.outputs(values), wanted.predict_proba(scaled(values)), atol=5e-3)
+
+
+@pytest.mark.parametrize("features", [20, 200])  # fewer than rows, and more
+def test_features_that_hardly_vary_get_no_large_weights(features):
+    values, labels = clusters(count=100, classes=2, features=features)
+    faint = values * np.where(np.arange(features) % 4, 1, 1e-3).astype("float32")
+    for fit in (fit_softmax(faint, labels), fit_sigmoid(faint, labels), fit_ridge(faint, labels)):
+        weights = np.abs(fit.kernel).max(axis=1)
+        assert weights[::4].max() < weights[1::4].max()  # standardized, theirs would be a thousand times as large
 
 
 @pytest.mark.parametrize("features", [13, 400])
@@ -151,8 +163,7 @@ def test_ridge_is_scikit_learns(features):
     values, _ = clusters(features=features)
     numbers = values[:, :3] @ np.array([[2.0, 0], [0, 1], [1, 1]]) + 7
     fit = fit_ridge(values, numbers)
-    scaled = StandardScaler().fit_transform(values.astype("float64"))
-    wanted = Ridge(alpha=1 / fit.c).fit(scaled, numbers).predict(scaled)
+    wanted = Ridge(alpha=1 / fit.c).fit(scaled(values), numbers).predict(scaled(values))
     np.testing.assert_allclose(fit.outputs(values), wanted, atol=1e-3)
     assert fit.accuracy > (0.99 if features == 12 else 0.2)
     assert fit_ridge(values, np.random.default_rng(0).normal(size=120)).accuracy < 0.1

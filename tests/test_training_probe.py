@@ -114,6 +114,18 @@ def test_blocks_that_know_different_things_are_best_side_by_side():
     assert result.accuracy > max(row.linear for row in result.rows[:3])
 
 
+def test_of_blocks_side_by_side_the_louder_one_does_not_drown_the_other():
+    generator = np.random.default_rng(0)
+    classes = (np.arange(200) % 2)[:, None, None]
+    first, second = (generator.normal(size=(200, 1, 3)).astype("float32") + classes * 0.8 for _ in range(2))
+    alike, louder = compared(first, second), compared(first, 1000 * second)
+    assert alike.best == louder.best == "block0 + block1"
+    np.testing.assert_allclose(louder.accuracy, alike.accuracy, atol=0.02)
+    features = np.concatenate([first, 1000 * second], axis=2)[:, 0].astype("float32")
+    right = (louder.fit.outputs(features).argmax(axis=1) == classes[:, 0, 0]).mean()  # takes features as they are
+    assert right >= louder.accuracy
+
+
 def test_several_labels_and_numbers():
     images, labels = photographs()
     several = np.stack([labels == 0, labels >= 1], axis=1).astype("float32")

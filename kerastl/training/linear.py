@@ -1,8 +1,10 @@
 """Linear models fitted on plain arrays of features, the strength of their penalty chosen by cross-validation.
 
 Softmax (multinomial logistic) regression for classes, one logistic regression for each of several labels, and ridge
-regression for numbers. Features are standardized before, and what comes back takes them as they are:
-`features @ fit.kernel + fit.bias` is what a `Dense` layer with these weights computes.
+regression for numbers. What comes back takes features as they are: `features @ fit.kernel + fit.bias` is what a `Dense`
+layer with these weights computes. All features are divided by one number before, not each by its own spread: the penalty is
+then on that layer's own weights. A feature that hardly varies would otherwise get a weight so large that the first steps of
+fine-tuning, or eight bits instead of 32, turn the outputs upside down.
 """
 
 import dataclasses
@@ -18,8 +20,8 @@ from kerastl.errors import DataError
 _FOLDS = 5
 # So many numbers in the features and more: computing in 32 bits, with three folds, is what keeps it to minutes
 _LARGE = 2 * 10**7
-# scikit-learn's C times the number of features, strongest penalty first: the squares of standardized features add up to
-# that number. Of 1,280 features they are C = 0.0002 … 0.8
+# scikit-learn's C times the number of features, strongest penalty first: the squares of a row's scaled features add up to
+# that number in the mean. Of 1,280 features they are C = 0.0002 … 0.8
 _STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 # Of ridge regression 1/alpha times what the squares of all rows add up to
 _RIDGE_STRENGTHS = tuple(10 ** (step / 2) for step in range(1, 12))
@@ -36,7 +38,7 @@ class LinearFit:
         kernel: float32 `(features, outputs)`, for features as they are.
         bias: float32 `(outputs,)`.
         activation: "softmax", "sigmoid" or "linear": what makes outputs of `features @ kernel + bias`.
-        c: the chosen strength, scikit-learn's `C`, for standardized features; of ridge regression 1/alpha.
+        c: the chosen strength, scikit-learn's `C`, for scaled features; of ridge regression 1/alpha.
         probabilities: float32 `(rows, outputs)`: of each row, fitted without its fold; of numbers, what is predicted.
         accuracy: the part of rows whose class is predicted so; of labels, that of each label; of numbers, R².
     """
@@ -183,7 +185,7 @@ def folds_of(keys, groups=None, *, count: int = _FOLDS, seed: int = 0) -> np.nda
 
 
 class _Rows:
-    """Features, standardized and turned into as few columns as hold them; weights; folds."""
+    """Features, centred, scaled and turned into as few columns as hold them; weights; folds."""
 
     def __init__(self, features, keys, sample_weights, groups, seed):
         features = np.asarray(features)
@@ -198,9 +200,11 @@ class _Rows:
         self.weights = None if sample_weights is None else np.asarray(sample_weights, "float64")
         self._folds = folds_of(keys, groups, count=3 if large else _FOLDS, seed=seed)
         self._mean, deviation = values.mean(axis=0, dtype="float64"), values.std(axis=0, dtype="float64")
-        self._scale = np.where(deviation > 1e-6 * np.abs(values).max(axis=0), deviation, np.inf)
+        varies = deviation > 1e-6 * np.abs(values).max(axis=0)
+        self.strength = max(varies.sum(), 1)
+        spread = np.sqrt(np.square(deviation[varies]).sum() / self.strength) or 1.0  # the same for all features
+        self._scale = np.where(varies, spread, np.inf)
         values = ((values - self._mean) / self._scale).astype(values.dtype)
-        self.strength = max(np.isfinite(self._scale).sum(), 1)
         is_wide = values.shape[1] > len(values) and values.any()  # of constant features no row spans anything
         self.values, self._turn = _in_row_space(values) if is_wide else (values, None)
 

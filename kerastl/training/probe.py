@@ -130,7 +130,7 @@ def probe(
     """Measure what a backbone's features tell about the labels, with linear models and nearest neighbours; train nothing.
 
     The backbone runs once over the images, in inference mode (augmentation and dropout are inactive). What each block makes
-    of them is averaged over height and width. On these vectors, standardized, softmax regression (of several labels one
+    of them is averaged over height and width. On these vectors softmax regression (of several labels one
     logistic regression each, of numbers ridge regression) is fitted with the penalty that is best in five-fold
     cross-validation. Nearest neighbours by cosine stand beside it. The best few blocks side by side often know more than the
     last one (Evci et al., "Head2Toe", 2022). All choices are made by cross-validation on the training images; being the best
@@ -254,7 +254,7 @@ def _compare(names, train, held, problem, seed) -> ProbeResult:
     return ProbeResult(
         NamedRows(one.row for one in listed),
         best.row.name,
-        fit,
+        dataclasses.replace(fit, kernel=fit.kernel / best.scale[:, None]),
         accuracy,
         problem.standard_error(accuracy, len(true)),
         measured,
@@ -269,12 +269,16 @@ def _compare(names, train, held, problem, seed) -> ProbeResult:
 
 @dataclasses.dataclass
 class _Found:
-    """A block's score with the linear model, and the features of the training and of the validation images."""
+    """A block's score with the linear model, and the features of the training and of the validation images.
+
+    Those are divided by `scale`, one number for each block, so that of several side by side none drowns the others.
+    """
 
     row: BlockScore
     fit: LinearFit
     features: np.ndarray
     held: np.ndarray | None
+    scale: np.ndarray
 
 
 class _Search:
@@ -308,14 +312,16 @@ class _Search:
     def add(self, places: tuple[int, ...]) -> _Found:
         """Fit on blocks side by side, unless that was done."""
         if places not in self.found:
-            features, held = (
-                None if part is None else np.concatenate([part.view(place, self.mean) for place in places], axis=1)
-                for part in (self.train, self.held)
-            )
-            self.found[places] = self._score(" + ".join(self.names[place] for place in places), features, held)
+            train = [self.train.view(place, self.mean) for place in places]
+            spreads = [float(np.sqrt(one.var(axis=0).mean())) or 1.0 for one in train]
+            scale = np.repeat(np.array(spreads, "float32"), [one.shape[1] for one in train])
+            features, held = np.concatenate(train, axis=1) / scale, None
+            if self.held is not None:
+                held = np.concatenate([self.held.view(place, self.mean) for place in places], axis=1) / scale
+            self.found[places] = self._score(" + ".join(self.names[place] for place in places), features, held, scale)
         return self.found[places]
 
-    def _score(self, name, features, held) -> _Found:
+    def _score(self, name, features, held, scale) -> _Found:
         problem, targets = self.problem, self.targets
         fit = problem.fit(features, targets, self.train.weights, self.seed)
         row = BlockScore(
@@ -327,7 +333,7 @@ class _Search:
             fit.c,
             None if held is None else problem.score(fit.outputs(held), self.held_targets),
         )
-        return _Found(row, fit, features, held)
+        return _Found(row, fit, features, held, scale)
 
 
 def _learning_curve(search, best) -> tuple[CurvePoint, ...]:

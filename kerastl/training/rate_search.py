@@ -22,7 +22,7 @@ from kerastl.models import compiling, outputs
 from kerastl.tables import Printed, Table, readable_seconds
 from kerastl.training.callbacks import Watch, changeable_weights, copies, put_back
 from kerastl.training.phases import Phase, Settings
-from kerastl.training.rates import RECIPE_RATE, cosine_decay, lower
+from kerastl.training.rates import HEAD_RATE, RECIPE_RATE, cosine_decay, lower
 from kerastl.training.recipe import checked_phases, cuts_of_both, part_to_train, run_head
 from kerastl.training.session import frozen_part_once
 
@@ -216,7 +216,7 @@ def _try(settings: Settings, freeze, unfreeze, rates, steps: int) -> tuple[list[
     short = Phase(settings, steps if batches is None else math.ceil(steps / batches), ())
     first = lower(compiling.last_learning_rate(model)) if compiling.has_own_optimizer(model) else RECIPE_RATE
     cuts = cuts_of_both(settings, freeze, has_second=True)
-    head.compile(RECIPE_RATE)
+    head.compile(HEAD_RATE)
     # random layers in front need several views; there are as few as can be, for these runs are over soon
     epochs = [head.epochs, short.epochs * _MOST_RUNS][: len(cuts) or 1]
     planned = {"epochs": epochs, "views": 2, "cuts": cuts, "views_if_possible": True}

@@ -6,7 +6,8 @@ import keras
 
 from kerastl.models import graph
 
-RECIPE_RATE = 1e-3  # the peak at which the recipe's Adam fine-tunes; benchmarks/README.md has what others give
+HEAD_RATE = 1e-3  # Adam's default, and that of the Keras guide
+RECIPE_RATE = 3e-4  # the peak at which the recipe's Adam fine-tunes; benchmarks/README.md has what others give
 
 
 def cosine_decay(peak: float, batches: int | None, epochs: int) -> tuple:

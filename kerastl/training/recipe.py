@@ -20,7 +20,7 @@ from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
 from kerastl.training import doctor, resume, solving
 from kerastl.training.phases import Phase, Settings
-from kerastl.training.rates import RECIPE_RATE, block_factors, cosine_decay, lower
+from kerastl.training.rates import HEAD_RATE, RECIPE_RATE, block_factors, cosine_decay, lower
 
 # Arguments of `transfer_learn` that may be others where a run is gone on with
 _NOT_ASKED = ("model", "train", "validation", "callbacks", "cache", "verbose", "run_folder")
@@ -82,7 +82,7 @@ def train_head(
     validation,
     *,
     epochs: int = 10,
-    learning_rate=1e-3,
+    learning_rate=HEAD_RATE,
     callbacks=(),
     class_weight=None,
     cache="auto",
@@ -168,7 +168,7 @@ def fine_tune(
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
         epochs: at most so many passes over the data.
         learning_rate: `None` for one that rises for an epoch and falls to 0 by a cosine (Loshchilov and Hutter, 2017), its
-            peak 1e-3, or, of an optimizer that you compiled, a tenth of its last rate; a float or a Keras schedule is taken
+            peak 3e-4, or, of an optimizer that you compiled, a tenth of its last rate; a float or a Keras schedule is taken
             as it is.
         last_blocks, last_layers, from_layer, fraction: at most one of them, as `unfreeze` takes it. With none, what is
             unfrozen already is trained. `batch_norm=True` trains BatchNorm too.
@@ -201,7 +201,7 @@ def transfer_learn(
     *,
     head_epochs: int | None = None,
     fine_tune_epochs: int = 8,
-    head_learning_rate=1e-3,
+    head_learning_rate=HEAD_RATE,
     learning_rate=None,
     last_blocks: int | None = None,
     last_layers: int | None = None,
@@ -236,7 +236,7 @@ def transfer_learn(
         head_epochs: `None` puts a head of one dense layer where logistic regression on the stored features says (Kumar et
             al., 2022), and trains any other until validation stops improving; a number is at most so many epochs of Adam.
         fine_tune_epochs: at most so many with the end of the backbone unfrozen; 0 leaves the phase out.
-        head_learning_rate, learning_rate: of the two phases: 1e-3; `None` rises to 1e-3 and falls to 0, see `fine_tune`.
+        head_learning_rate, learning_rate: of the two phases: 1e-3; `None` rises to 3e-4 and falls to 0, see `fine_tune`.
         last_blocks, last_layers, from_layer, fraction: at most one of them; default: five blocks, at most half of all.
             `batch_norm=True` trains BatchNorm too.
         layer_decay: 1 trains all blocks at one rate; 0.8 each at 0.8 times that of the next one.
