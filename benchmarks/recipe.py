@@ -82,6 +82,7 @@ def with_kerastl(model, train, validation, epochs, cache=True):
         last_layers=10,
         patience=None,
         cache=cache,
+        views=1,  # the images that plain Keras gets, and no others
         batch_size=32,
         verbose=0,
     )
