@@ -13,6 +13,7 @@ import pytest
 
 import kerastl
 from kerastl.cli.parser import build_parser
+from kerastl.training.rates import HEAD_RATE, RECIPE_RATE
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -102,3 +103,6 @@ def test_there_is_one_quickstart():
     shared = {*recipe} & {*vars(arguments)} - other
     assert {name: getattr(arguments, name) for name in shared} == {name: recipe[name].default for name in shared}
     assert len(shared) > 10
+    text = (ROOT / "kerastl/cli/parser.py").read_text("utf-8")  # written out there, as the parser must not load Keras
+    assert f"with cosine decay to 0 (default: {RECIPE_RATE})" in text
+    assert arguments.head_learning_rate == HEAD_RATE

@@ -291,7 +291,7 @@ def _train_phases(group) -> None:
     _add(what, "--from-layer", "NAME", "or everything from this layer or block on")
     _add(what, "--fraction", "SHARE", "or this share of the layers, 0 to 1")
     _add(group, "--head-learning-rate", "RATE", "of the first phase", 1e-3)
-    rate = "to which the second phase rises in an epoch, with cosine decay to 0 (default: 0.001)"
+    rate = "to which the second phase rises in an epoch, with cosine decay to 0 (default: 0.0003)"
     _add(group, "--learning-rate", "RATE", rate)
     _add(group, "--layer-decay", "SHARE", "rate of each block through that of the next one", 1.0)
     kept = "which weights of the second phase: of the last epoch, the best one, or the average of the last third"
