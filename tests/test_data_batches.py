@@ -72,6 +72,28 @@ def test_every_kind_yields_the_same_rows(make, size):
     np.testing.assert_array_equal(rows.labels, LABELS)
 
 
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_no_pass_over_a_dataset_that_caches_is_broken_off(place, tmp_path):
+    """TensorFlow may keep what was read by then as all of the data: one run in ten, after `prefetch` and under load."""
+    tf = pytest.importorskip("tensorflow")
+    begun, ended = [], []
+
+    def read():
+        begun.append(1)
+        yield from zip(IMAGES, LABELS, strict=True)
+        ended.append(1)
+
+    spec = (tf.TensorSpec(IMAGES.shape[1:], "float32"), tf.TensorSpec((), "int64"))
+    dataset = tf.data.Dataset.from_generator(read, output_signature=spec).batch(4).prefetch(2)
+    dataset = dataset.cache("" if place == "memory" else str(tmp_path / "cache")).prefetch(2)
+    for _ in range(2):  # of each call that is given the dataset
+        rows = adapt(dataset)
+        assert len(rows.first[0]) == 4
+        assert len(next(rows.batches(0, 1))[0]) == 1
+        assert sum(len(images) for images, _, _ in rows.batches()) == 10
+    assert (len(begun), len(ended)) == (1, 1)
+
+
 def test_lists_of_images_are_read_in_batches_but_not_by_index():
     rows = adapt((list(IMAGES), list(LABELS)), batch_size=4)
     assert (rows.first, rows.skips, rows.batch_count) == (None, False, 3)

@@ -1,5 +1,6 @@
 """The one adapter: whatever `fit` takes, told apart here alone, as batches of `(images, labels, sample_weights)`."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -11,11 +12,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from kerastl import keras_internals
 from kerastl.checks import check_fraction, received
 from kerastl.data.images import in_threads
 from kerastl.errors import ArgumentError, DataError
 
-_SOURCE_ATTRIBUTE = "_kerastl_source"
+_SOURCE_ATTRIBUTE, _FILLED_ATTRIBUTE = "_kerastl_source", "_kerastl_filled"
 _FIRST = 8  # images that are enough to judge the data by
 _INFINITE = -1  # `tf.data.INFINITE_CARDINALITY`
 _AHEAD = 3  # batches read ahead of the one in work: enough to overlap, few enough to stay small
@@ -197,7 +199,7 @@ class _DatasetRows(Rows):
     def first(self):
         if self._once:
             return None
-        batch = next(iter(self._dataset.take(1) if is_tf_dataset(self._dataset) else self._passes()), None)
+        batch = next(self._passes(), None)
         is_pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
         if not is_pair or any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
             return None
@@ -229,11 +231,25 @@ class _DatasetRows(Rows):
 
     def _passes(self):
         if not isinstance(self._dataset, keras.utils.PyDataset):
+            if is_tf_dataset(self._dataset):
+                _fill_caches(self._dataset)
             yield from self._dataset
             return
         for index in range(len(self._dataset)):
             yield self._dataset[index]
         self._dataset.on_epoch_end()  # as in `fit`: it may shuffle there
+
+
+def _fill_caches(dataset) -> None:
+    """Read a `tf.data.Dataset` that caches to its end, once, before a pass over it may be broken off.
+
+    TensorFlow may take what a broken-off pass has read for all of the data, and drop the rest for good: a `prefetch` in front
+    of the `cache`, as `image_dataset_from_directory` has one, says that it is at its end when it is told to stop.
+    """
+    caches = any("Cache" in name for name, _ in keras_internals.dataset_steps(dataset))
+    if caches and not hasattr(dataset, _FILLED_ATTRIBUTE):
+        collections.deque(dataset, maxlen=0)
+        setattr(dataset, _FILLED_ATTRIBUTE, True)
 
 
 def _three_of(batch) -> tuple:
