@@ -2,6 +2,7 @@
 
     python benchmarks/flowers.py data/flowers --splits 10 --settings cd6ed3d probe defaults --json flowers.json
     python benchmarks/flowers.py data/flowers --splits 10 --settings probe defaults --per-class 20 --classes 2
+    python benchmarks/flowers.py data/flowers --own-split --on-validation --splits 3 --settings probe --peaks 1e-3 5e-4 3e-4
     python benchmarks/flowers.py data/flowers --own-split --splits 3 --fastai .venv-fastai/bin/python \\
         --settings defaults guide "guide, longer" fastai "fastai, longer"
 
@@ -28,6 +29,7 @@ import tensorflow as tf
 import kerastl
 from kerastl.evaluation.probabilities import class_probabilities
 from kerastl.models.backbones import preprocess
+from kerastl.training.rates import cosine_decay
 
 _OLD = {"head_epochs": 10, "fine_tune_epochs": 5, "last_blocks": 3, "patience": 3, "keep": "best", "views": 1}
 SETTINGS = {
@@ -135,7 +137,9 @@ def guide(arguments, setting: str, train, validation, classes: int) -> keras.Mod
 
 def recipe(arguments, setting: str, train, validation, classes: int, seed: int) -> keras.Model:
     """Return a model trained by `transfer_learn`."""
-    options = dict(SETTINGS[setting])
+    options = dict(SETTINGS.get(setting, {}))
+    if setting.startswith("peak "):
+        options["learning_rate"], _ = cosine_decay(float(setting.removeprefix("peak ")), -(-len(train[0]) // 32), 8)
     model = kerastl.build_classifier(arguments.backbone, classes, input_shape=arguments.size, weights=arguments.weights)
     if setting == "before":
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -185,20 +189,29 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed of the first split")
     parser.add_argument("--own-split", action="store_true", help="of the table in each split: scenes stay together")
+    parser.add_argument("--on-validation", action="store_true", help="judge by that part, to choose a setting")
+    parser.add_argument(
+        "--peaks", type=float, nargs="+", default=[], help="the defaults with these peak rates, besides"
+    )
     parser.add_argument("--per-class", type=int)
     parser.add_argument("--classes", type=int, help="the first so many classes alone")
     parser.add_argument("--fastai", help="the Python of an environment with fastai: see fastai_flowers.py")
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    arguments.settings += [f"peak {peak:g}" for peak in arguments.peaks]
     images, labels, own = (
         own_parts(arguments.size) if arguments.own_split else (*photographs(arguments.photos, arguments.size), None)
     )
     if arguments.classes:
         chosen = labels < arguments.classes
+        numbers = np.cumsum(chosen) - 1
+        own = own and [numbers[part[chosen[part]]] for part in own]
         images, labels = images[chosen], labels[chosen]
     rows = []
     for seed in range(arguments.first, arguments.first + arguments.splits):
-        parts = own or random_parts(labels, seed, arguments.per_class)
+        parts = list(own or random_parts(labels, seed, arguments.per_class))
+        if arguments.on_validation:
+            parts[2] = parts[1]
         for setting in arguments.settings:
             rows.append({"split": seed, "setting": setting, **run(arguments, setting, images, labels, parts, seed)})
             print(
