@@ -166,7 +166,7 @@ def distribution_strategy(model):
 
 
 def dataset_steps(dataset):
-    """Yield `(class name, whether its function draws random numbers)` of a `tf.data.Dataset`'s steps, the last one first.
+    """Yield each step of a `tf.data.Dataset`, the last one first, and whether its function draws random numbers.
 
     TensorFlow's `Dataset._inputs`, and `_map_func` of those that map. What can't be looked into draws nothing.
     """
@@ -178,5 +178,10 @@ def dataset_steps(dataset):
             graph = step._map_func.function.graph.as_graph_def()
             nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
             draws = any("Random" in node.op for node in nodes)
-        yield type(step).__name__, draws
+        yield step, draws
         waiting += step._inputs() if hasattr(step, "_inputs") else []
+
+
+def keeps_what_it_reads(step) -> bool:
+    """Tell whether a step of a `tf.data.Dataset` is a `cache`: the class `CacheDataset`."""
+    return "Cache" in type(step).__name__

@@ -72,9 +72,8 @@ def test_every_kind_yields_the_same_rows(make, size):
     np.testing.assert_array_equal(rows.labels, LABELS)
 
 
-@pytest.mark.parametrize("place", ["memory", "file"])
-def test_no_pass_over_a_dataset_that_caches_is_broken_off(place, tmp_path):
-    """TensorFlow may keep what was read by then as all of the data: one run in ten, after `prefetch` and under load."""
+def counted_dataset():
+    """Return a `tf.data.Dataset` that begins and ends by a `prefetch`, and lists of its passes that began, and that ended."""
     tf = pytest.importorskip("tensorflow")
     begun, ended = [], []
 
@@ -84,7 +83,13 @@ def test_no_pass_over_a_dataset_that_caches_is_broken_off(place, tmp_path):
         ended.append(1)
 
     spec = (tf.TensorSpec(IMAGES.shape[1:], "float32"), tf.TensorSpec((), "int64"))
-    dataset = tf.data.Dataset.from_generator(read, output_signature=spec).batch(4).prefetch(2)
+    return tf.data.Dataset.from_generator(read, output_signature=spec).batch(4).prefetch(2), begun, ended
+
+
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_no_pass_over_what_a_dataset_caches_is_broken_off(place, tmp_path):
+    """TensorFlow may keep what was read by then as all of the data: one run in ten, after `prefetch` and under load."""
+    dataset, begun, ended = counted_dataset()
     dataset = dataset.cache("" if place == "memory" else str(tmp_path / "cache")).prefetch(2)
     for _ in range(2):  # of each call that is given the dataset
         rows = adapt(dataset)
@@ -92,6 +97,15 @@ def test_no_pass_over_a_dataset_that_caches_is_broken_off(place, tmp_path):
         assert len(next(rows.batches(0, 1))[0]) == 1
         assert sum(len(images) for images, _, _ in rows.batches()) == 10
     assert (len(begun), len(ended)) == (1, 1)
+
+
+def test_a_dataset_that_never_ends_is_not_waited_for():
+    dataset, begun, ended = counted_dataset()
+    for endless in (dataset.cache().repeat(), dataset.cache().repeat().filter(lambda *_: True)):
+        assert len(next(adapt(endless).batches())[0]) == 4
+    assert (len(begun), len(ended)) == (2, 2)  # what is cached was read to its end, each time
+    endless = dataset.repeat().cache()
+    assert len(next(adapt(endless).batches())[0]) == 4
 
 
 def test_lists_of_images_are_read_in_batches_but_not_by_index():

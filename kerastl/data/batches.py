@@ -241,15 +241,16 @@ class _DatasetRows(Rows):
 
 
 def _fill_caches(dataset) -> None:
-    """Read a `tf.data.Dataset` that caches to its end, once, before a pass over it may be broken off.
+    """Read what a `tf.data.Dataset` caches to its end, once, before a pass over it may be broken off.
 
     TensorFlow may take what a broken-off pass has read for all of the data, and drop the rest for good: a `prefetch` in front
     of the `cache`, as `image_dataset_from_directory` has one, says that it is at its end when it is told to stop.
     """
-    caches = any("Cache" in name for name, _ in keras_internals.dataset_steps(dataset))
-    if caches and not hasattr(dataset, _FILLED_ATTRIBUTE):
-        collections.deque(dataset, maxlen=0)
-        setattr(dataset, _FILLED_ATTRIBUTE, True)
+    for step, _ in keras_internals.dataset_steps(dataset):
+        fits = keras_internals.keeps_what_it_reads(step) and int(step.cardinality()) != _INFINITE
+        if fits and not hasattr(step, _FILLED_ATTRIBUTE):
+            collections.deque(step, maxlen=0)
+            setattr(step, _FILLED_ATTRIBUTE, True)
 
 
 def _three_of(batch) -> tuple:

@@ -365,7 +365,7 @@ def _frozen_augmentation(case):
         return
     steps = list(keras_internals.dataset_steps(case.given["train"]))
     last = next((place for place, (_, draws) in enumerate(steps) if draws), 0)
-    if not any("Cache" in step for step, _ in steps[:last]):
+    if not any(keras_internals.keeps_what_it_reads(step) for step, _ in steps[:last]):
         return
     count, change = len(case.images.get("train", ())), "tf.image.random_flip_left_right(images)"
     evidence = "Random numbers are drawn before `.cache()`: each epoch sees the same views of the {} first images."
