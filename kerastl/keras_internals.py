@@ -166,20 +166,21 @@ def distribution_strategy(model):
 
 
 def dataset_steps(dataset):
-    """Yield each step of a `tf.data.Dataset`, the last one first, and whether its function draws random numbers.
-
-    TensorFlow's `Dataset._inputs`, and `_map_func` of those that map. What can't be looked into draws nothing.
-    """
+    """Yield each step of a `tf.data.Dataset`, the last one first: TensorFlow's `Dataset._inputs`."""
     waiting = [dataset]
     while waiting:
         step = waiting.pop()
-        draws = False
-        with contextlib.suppress(AttributeError):
-            graph = step._map_func.function.graph.as_graph_def()
-            nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
-            draws = any("Random" in node.op for node in nodes)
-        yield step, draws
+        yield step
         waiting += step._inputs() if hasattr(step, "_inputs") else []
+
+
+def draws_random_numbers(step) -> bool:
+    """Tell whether the function of a dataset's step does: `_map_func`. What can't be looked into draws nothing."""
+    with contextlib.suppress(AttributeError):
+        graph = step._map_func.function.graph.as_graph_def()
+        nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+        return any("Random" in node.op for node in nodes)
+    return False
 
 
 def keeps_what_it_reads(step) -> bool:

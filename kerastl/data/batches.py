@@ -246,7 +246,7 @@ def _fill_caches(dataset) -> None:
     TensorFlow may take what a broken-off pass has read for all of the data, and drop the rest for good: a `prefetch` in front
     of the `cache`, as `image_dataset_from_directory` has one, says that it is at its end when it is told to stop.
     """
-    for step, _ in keras_internals.dataset_steps(dataset):
+    for step in keras_internals.dataset_steps(dataset):
         fits = keras_internals.keeps_what_it_reads(step) and int(step.cardinality()) != _INFINITE
         if fits and not hasattr(step, _FILLED_ATTRIBUTE):
             collections.deque(step, maxlen=0)

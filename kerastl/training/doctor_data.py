@@ -364,8 +364,8 @@ def _frozen_augmentation(case):
     if not is_tf_dataset(case.given["train"]):
         return
     steps = list(keras_internals.dataset_steps(case.given["train"]))
-    last = next((place for place, (_, draws) in enumerate(steps) if draws), 0)
-    if not any(keras_internals.keeps_what_it_reads(step) for step, _ in steps[:last]):
+    last = next((place for place, step in enumerate(steps) if keras_internals.draws_random_numbers(step)), 0)
+    if not any(map(keras_internals.keeps_what_it_reads, steps[:last])):
         return
     count, change = len(case.images.get("train", ())), "tf.image.random_flip_left_right(images)"
     evidence = "Random numbers are drawn before `.cache()`: each epoch sees the same views of the {} first images."
