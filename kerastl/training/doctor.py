@@ -50,7 +50,7 @@ class CheckResult(Printed):
         if not self.findings:
             return [Table((f"Nothing wrong was found in the model and {images}.",), ())]
         rows = [row for one in self.findings for row in ((one.name, one.evidence), ("", f">>> {one.mend}"))]
-        return [Table(("found", f"evidence (from the model and {images}), and what mends it"), rows)]
+        return [Table(("found", f"evidence (from the model and {images}), and how to fix it"), rows)]
 
 
 def check(
