@@ -128,24 +128,44 @@ def optimized_variables(optimizer) -> list:
 
 @contextlib.contextmanager
 def rates_scaled(optimizer, factors: dict):
-    """Multiply the learning rate of variables, `{id(variable): factor}`, for a `with`: `Optimizer._backend_update_step`.
+    """Multiply the learning rate of variables, `{id(variable): factor}`, for a `with`, and the weight decay that goes with it.
 
-    Scaled gradients would do nothing under Adam. The optimizer stays Keras's own, and is saved as such.
+    Scaled gradients would do nothing under Adam. The optimizer stays Keras's own, and is saved as such. It takes one step for
+    each factor; what it keeps for all variables together, as Nadam its `_u_product`, still moves once:
+    `Optimizer._backend_update_step`, `_apply_weight_decay`.
     """
-    original = optimizer._backend_update_step
+    step, decay = optimizer._backend_update_step, optimizer._apply_weight_decay
+    own = (optimizer._iterations, optimizer._learning_rate)
 
-    def update(gradients, variables, learning_rate):
-        groups = {}
-        for gradient, variable in zip(gradients, variables, strict=True):
-            groups.setdefault(factors.get(id(variable), 1.0), []).append((gradient, variable))
-        for factor, pairs in groups.items():
-            original(*map(list, zip(*pairs, strict=True)), learning_rate * factor)
+    def groups(variables, *others):
+        found = {}
+        for row in zip(variables, *others, strict=True):
+            found.setdefault(factors.get(id(row[0]), 1.0), []).append(row)
+        return [(factor, *map(list, zip(*rows, strict=True))) for factor, rows in found.items()]
 
-    optimizer._backend_update_step = update
+    def scaled_step(gradients, variables, learning_rate):
+        attributes = vars(optimizer).values()
+        shared = [one for one in attributes if isinstance(one, keras.Variable) and not any(one is each for each in own)]
+        before = [keras.ops.copy(one) for one in shared]
+        for place, (factor, some, their_gradients) in enumerate(groups(variables, gradients)):
+            for variable, value in zip(shared, before, strict=True) if place else ():
+                optimizer.assign(variable, value)
+            step(their_gradients, some, learning_rate * factor)
+
+    def scaled_decay(variables):
+        whole = optimizer.weight_decay
+        try:
+            for factor, some in groups(variables) if whole else ():
+                optimizer.weight_decay = whole * factor
+                decay(some)
+        finally:
+            optimizer.weight_decay = whole
+
+    optimizer._backend_update_step, optimizer._apply_weight_decay = scaled_step, scaled_decay
     try:
         yield
     finally:
-        del optimizer._backend_update_step
+        del optimizer._backend_update_step, optimizer._apply_weight_decay
 
 
 def copy_weight_decay_exclusions(optimizer, fresh) -> None:

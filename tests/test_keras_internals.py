@@ -154,6 +154,41 @@ def test_rates_scaled_multiplies_the_rate_of_a_variable_for_a_while():
     assert "_backend_update_step" not in vars(model.optimizer)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.Nadam(0.01),
+        keras.optimizers.AdamW(0.01, weight_decay=0.5),
+        keras.optimizers.RMSprop(0.01, momentum=0.9),
+        keras.optimizers.Lion(0.01, weight_decay=0.1),
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_rates_scaled_scales_each_step_whatever_an_optimizer_keeps_for_all_variables(optimizer):
+    def moved(factors):
+        fresh = type(optimizer).from_config(optimizer.get_config())
+        variables = [keras.Variable(np.ones(3, "float32"), name=f"v{place}") for place in range(3)]
+        fresh.build(variables)
+        gradients = [keras.ops.convert_to_tensor(np.array([0.1, -0.2, 0.3], "float32"))] * 3
+        scales = {id(one): factor for one, factor in zip(variables, factors, strict=True)}
+        with internals.rates_scaled(fresh, scales):
+            for _ in range(5):
+                fresh.apply(gradients, variables)
+        return [keras.ops.convert_to_numpy(one) for one in variables]
+
+    def plain(rate):
+        fresh = type(optimizer).from_config({**optimizer.get_config(), "learning_rate": rate})
+        variable = keras.Variable(np.ones(3, "float32"))
+        fresh.build([variable])
+        for _ in range(5):
+            fresh.apply([keras.ops.convert_to_tensor(np.array([0.1, -0.2, 0.3], "float32"))], [variable])
+        return keras.ops.convert_to_numpy(variable)
+
+    for found, factor in zip(moved([1.0, 0.5, 0.25]), (1.0, 0.5, 0.25), strict=True):
+        np.testing.assert_allclose(found, plain(0.01 * factor), rtol=1e-6)
+
+
 def test_seed_generators_are_those_of_random_layers():
     (generator,) = internals.seed_generators(layers.RandomFlip(seed=3))
     assert isinstance(generator, keras.random.SeedGenerator)
