@@ -1,5 +1,7 @@
 """The one adapter: the same images, labels and weights out of everything that `fit` takes."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -142,5 +144,22 @@ def test_what_is_no_data_is_refused(data):
 
 
 def test_a_batch_with_too_few_labels_is_refused():
-    with pytest.raises(DataError, match=r"lengths=\[4, 2\]"):
+    with pytest.raises(DataError, match=r"shapes=\[\(4, 4, 4, 3\), \(2,\)\]"):
         list(adapt([(IMAGES[:4], LABELS[:2])]).batches())
+
+
+@pytest.mark.parametrize("label", [1, [0.0, 1.0, 0.0]])
+def test_a_dataset_without_batches_is_told_of_and_mended_by_the_line_in_the_message(label):
+    images, labels = np.zeros((6, 8, 8, 3), "float32"), np.array([label] * 6)
+    tf = pytest.importorskip("tensorflow")
+    data = tf.data.Dataset.from_tensor_slices((images, labels))
+    for read in (lambda: adapt(data).first, lambda: next(adapt(data).batches()), lambda: adapt(data).labels):
+        with pytest.raises(DataError, match="an axis for the batch") as error:
+            read()
+    mended = eval(re.search(r"by `(.*?)`", str(error.value))[1], {"data": data})
+    np.testing.assert_array_equal(adapt(mended).labels, labels)
+
+
+def test_a_path_is_no_data():
+    with pytest.raises(DataError, match=r"kerastl\.load_images"):
+        adapt("flowers")

@@ -1,3 +1,4 @@
+import re
 import time
 import warnings
 
@@ -8,7 +9,7 @@ from keras import layers
 
 import kerastl
 from kerastl.data.labels import balanced_class_weight
-from kerastl.errors import ArgumentError, CompileError, DataError, KerastlWarning, ModelError
+from kerastl.errors import ArgumentError, CompileError, DataError, KerastlWarning, ModelError, OutputError
 from kerastl.features.plan import CacheOptions
 from kerastl.models import freezing
 from kerastl.training import recipe as training
@@ -387,6 +388,54 @@ def test_fit_refuses_what_keras_lets_pass(pixels):
 def test_arguments_that_can_not_be_used_raise(arguments, data):
     with pytest.raises(ArgumentError, match="Received"):
         training.train_head(models.flat(), *data, **{"epochs": 1, **arguments}, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"views": 0},
+        {"views": True},
+        {"views": "x"},
+        {"monitor": None},
+        {"monitor": "foo"},
+        {"callbacks": 3},
+        {"callbacks": "x"},
+        {"seed": 2**40},
+        {"class_weight": {7: 1.0}},
+        {"class_weight": {0: -1.0}},
+        {"class_weight": {0: "much"}},
+        {"keep": "mean", "fine_tune_epochs": 0},
+        {"run_folder": __file__},
+    ],
+)
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_what_can_not_be_used_raises_before_the_model_is_changed(options, is_compiled, data):
+    model = models.compiled(models.nested()) if is_compiled else models.nested()
+    state = [(one.name, one.trainable) for one in model._flatten_layers()], model.compiled
+    with pytest.raises((ArgumentError, OutputError), match="Received"):
+        training.transfer_learn(model, *data, **options, **QUIET)
+    assert ([(one.name, one.trainable) for one in model._flatten_layers()], model.compiled) == state
+
+
+@pytest.mark.parametrize("train", [training.transfer_learn, training.train_head])
+def test_a_head_that_is_frozen_itself_is_told_of_and_mended_by_the_line_in_the_message(train, data):
+    model = models.compiled(models.nested())
+    model.trainable = False
+    with pytest.raises(ModelError, match="must be trainable") as error:
+        train(model, *data, **QUIET)
+    assert not model.trainable
+    assert model.compiled
+    exec(re.search("`(.*)`", str(error.value))[1], {"model": model, "kerastl": kerastl})
+    train(model, *data, **({"epochs": 1} if train is training.train_head else {"fine_tune_epochs": 0}), **QUIET)
+
+
+def test_a_model_with_two_inputs_trains_without_views(pixels):
+    images, numbers = keras.Input((32, 32, 3)), keras.Input((4,))
+    x = layers.GlobalAveragePooling2D()(models.tiny_backbone()(images))
+    model = keras.Model([images, numbers], layers.Dense(3, activation="softmax")(layers.Concatenate()([x, numbers])))
+    both = ((pixels[0], np.zeros((len(pixels[0]), 4), "float32")), pixels[1])
+    result = training.transfer_learn(model, both, both, head_epochs=1, fine_tune_epochs=1, **QUIET)
+    assert len(result.fine_tune.history["val_loss"]) == 1
 
 
 def test_a_head_whose_loss_can_not_be_told_asks_for_a_compile(data):

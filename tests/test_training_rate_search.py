@@ -1,6 +1,7 @@
 """The rate that is suggested is a good one, and the model doesn't notice that it was looked for."""
 
 import math
+import random
 
 import keras
 import numpy as np
@@ -190,7 +191,7 @@ def with_own_step():
 
 def test_what_can_t_be_used_is_refused(data):
     model = models.nested(16)
-    for rates in ([1e-3], [1e-3, 1e-3], [0, 1e-3], ["a", 1e-3]):
+    for rates in ([1e-3], [1e-3, 1e-3], [0, 1e-3], ["a", 1e-3], 1e-3, "auto"):
         with pytest.raises(ArgumentError, match="rates"):
             find_learning_rate(model, data, rates=rates, **OPTIONS)
     with pytest.raises(ArgumentError, match="steps"):
@@ -205,3 +206,9 @@ def test_what_can_t_be_used_is_refused(data):
         find_learning_rate(with_own_step(), data, held(data), **OPTIONS)
     with pytest.raises(ArgumentError, match="find_learning_rate"):
         kerastl.plot_learning_rates([1e-3])
+
+
+def test_the_numbers_of_python_s_own_random_are_left_as_they_were(data):
+    before = random.getstate()
+    find_learning_rate(models.nested(16), data, held(data), rates=[1e-4, 1e-3], **OPTIONS)
+    assert random.getstate() == before

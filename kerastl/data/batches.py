@@ -118,11 +118,11 @@ def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, sh
         data = (data, None)
     if isinstance(data, tuple) and len(data) in (2, 3):
         return _ArrayRows((*data, None)[:3], batch_size, shuffle)
-    if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
+    if isinstance(data, keras.utils.PyDataset) or (hasattr(data, "__iter__") and not isinstance(data, (str, bytes))):
         return _DatasetRows(data, shuffle)
     raise DataError(
-        "Expected a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a pair of arrays. "
-        f"{received(data=type(data).__name__)}"
+        "Expected a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a pair of arrays; of a folder, what "
+        f"`kerastl.load_images` makes of it. {received(data=type(data).__name__)}"
     )
 
 
@@ -203,7 +203,7 @@ class _DatasetRows(Rows):
         is_pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
         if not is_pair or any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
             return None
-        return _own(batch[0]), _own(batch[1])
+        return _three_of(batch)[:2]
 
     @property
     def batch_size(self) -> int:
@@ -256,9 +256,12 @@ def _fill_caches(dataset) -> None:
 def _three_of(batch) -> tuple:
     """Return images, labels and sample weights of a batch as arrays, what is missing as `None`."""
     arrays = tuple(map(_own, keras.utils.unpack_x_y_sample_weight(batch)))
-    lengths = [len(array) for array in arrays if array is not None]
-    if len(set(lengths)) > 1:
-        raise DataError(f"A batch must hold as many labels as images. {received(lengths=lengths)}")
+    shapes = [array.shape for array in arrays if array is not None]
+    if len({shape[:1] for shape in shapes}) > 1 or () in shapes:
+        raise DataError(
+            "Each batch must hold as many labels as images, both with an axis for the batch. Single images become batches by "
+            f"`data.batch(32)`. {received(shapes=shapes)}"
+        )
     return arrays
 
 

@@ -12,7 +12,7 @@ import keras
 
 from kerastl import keras_internals
 from kerastl.checks import check_count, check_exactly_one, check_fraction, nearest, received
-from kerastl.errors import ArgumentError
+from kerastl.errors import ArgumentError, ModelError
 from kerastl.models import graph
 from kerastl.models.graph import Block
 from kerastl.tables import Printed, Table
@@ -36,6 +36,17 @@ def freeze(model: keras.Model, *, backbone: str | None = None) -> keras.Model:
     """
     _set_state(graph.find_backbone(model, backbone), ())
     return model
+
+
+def check_head_learns(model: keras.Model, backbone: str | None = None) -> None:
+    """Raise `ModelError` where nothing outside the backbone is trainable: once that is frozen, nothing would learn."""
+    found = graph.find_backbone(model, backbone)
+    inside = {id(weight) for layer in (*found.layers, *found.before) for weight in layer.weights}
+    if all(id(weight) in inside for weight in model.trainable_weights):
+        raise ModelError(
+            f"The head of {model.name!r} must be trainable. Run `model.trainable = True; kerastl.freeze(model)` first. "
+            f"{received(trainable=model.trainable, trainable_weights=len(model.trainable_weights))}"
+        )
 
 
 def unfreeze(

@@ -65,7 +65,12 @@ def as_list(callbacks) -> list:
     """Return a list of what `fit` takes as callbacks: `None`, one, several, or Keras's own `CallbackList`."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
-    return [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
+    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks or ()
+    if not isinstance(callbacks, (list, tuple)) or not all(
+        isinstance(one, keras.callbacks.Callback) for one in callbacks
+    ):
+        raise ArgumentError(f"`callbacks` must be Keras callbacks. {received(callbacks=callbacks)}")
+    return list(callbacks)
 
 
 def fresh_callbacks(callbacks: list) -> list:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from numbers import Real
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from kerastl.training import solving
 from kerastl.training.session import check_first_batch, frozen_part_once
 
 RECIPE_VIEWS = 4  # the plain image and three others, where nobody says how many
+KEEP = ("best", "last", "average")  # which weights stay after a phase
 _DIVERGED = 10  # times the loss of the start, in the best epoch: worse than learning nothing
 
 
@@ -42,6 +44,10 @@ class Settings:
     def __post_init__(self):
         if self.batch_size is not None:
             check_count("batch_size", self.batch_size)
+        if self.views is not None:
+            check_count("views", self.views)
+        if not isinstance(self.monitor, str):
+            raise ArgumentError(f"`monitor` must be the name of a logged value. {received(monitor=self.monitor)}")
         self.options = options_of(self.cache)
         self.num_classes = outputs.count_classes(self.model)
         if len(getattr(self.model, "outputs", None) or []) > 1:
@@ -77,7 +83,17 @@ class Settings:
                 f"`class_weight` is for one class an image, and the head of {self.model.name!r} is for {self.task}. Weigh the "
                 f"images: `train=(images, labels, sample_weight)`. {received(class_weight=class_weight)}"
             )
-        if class_weight is None or isinstance(class_weight, dict):
+        if class_weight is None:
+            return None
+        if isinstance(class_weight, dict):
+            given = class_weight.items()
+            if not all(
+                one in range(self.num_classes) and isinstance(weight, Real) and weight >= 0 for one, weight in given
+            ):
+                raise ArgumentError(
+                    f"`class_weight` must map classes, 0 to {self.num_classes - 1}, to weights of 0 or more. "
+                    f"{received(class_weight=class_weight)}"
+                )
             return class_weight
         check_choice("class_weight", class_weight, ["balanced"])
         labels = self.train_rows.labels
@@ -102,7 +118,9 @@ class Settings:
         The cuts come the earliest first, the phases the latest cut's first; without cuts the model is cut as it stands.
         """
         planned = {"epochs": epochs, "views": self.views, "cuts": cuts}
-        if self.views is None:
+        if self.views is None and len(self.model.inputs) > 1:
+            planned["views"] = 1
+        elif self.views is None:
             planned |= {"views": RECIPE_VIEWS, "augmentation": _augmentation(self.model), "views_if_possible": True}
         return frozen_part_once(self.model, *self.rows(), self.options, self.verbose != 0, **planned)
 
@@ -116,12 +134,14 @@ class Phase:
 
     def __init__(self, settings: Settings, epochs: int, callbacks, keep: str = "best"):
         self.settings, self.model = settings, settings.model
-        check_choice("keep", keep, ("best", "last", "average"))
+        check_choice("keep", keep, KEEP)
         self.epochs, self.keep = check_count("epochs", epochs), keep
         self.may_solve = self.solves = False
         self.rate_factors = {}
         self.callbacks = callback_module.as_list(callbacks)
         self.history, self.start, self.keeper = None, (), None
+        self._usual_metric = "mae" if settings.task == REGRESSION else "accuracy"
+        self._check_what_is_watched()
 
     def compile(self, learning_rate) -> None:
         compiling.check_rate("learning_rate", learning_rate)
@@ -130,16 +150,16 @@ class Phase:
         else:
             loss = compiling.usual_loss(self.model, self.settings.label_kind)
             # "accuracy" beside several labels would be that of the label predicted highest
-            metrics = {MULTI_LABEL: keras.metrics.BinaryAccuracy(name="accuracy"), REGRESSION: "mae"}
-            metric = metrics.get(self.settings.task, "accuracy")
+            several = self.settings.task == MULTI_LABEL
+            metric = keras.metrics.BinaryAccuracy(name="accuracy") if several else self._usual_metric
             # a batch of hard images moves pretrained weights no further than others (Pascanu et al., 2013)
             optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=1.0, name=compiling.OPTIMIZER_NAME)
             self.model.compile(optimizer, loss, metrics=[metric])
-        self._check_what_is_watched()
 
     def _check_what_is_watched(self) -> None:
         """Raise `ArgumentError`, before any work, for a monitored name that nothing will log."""
-        known = compiling.logged_names(self.model)
+        was_compiled = compiling.was_compiled(self.model)
+        known = compiling.logged_names(self.model) if was_compiled else {"loss", self._usual_metric}
         if known is None or not all(type(one).__module__.startswith(("keras.", "kerastl.")) for one in self.callbacks):
             return  # somebody's own step or callback may log anything
         watched = {"monitor": self.settings.monitor}

@@ -150,7 +150,8 @@ def find_learning_rate(
         settings = Settings(trial, train, validation, batch_size, class_weight, "val_loss", verbose, cache, 1)
         if None in settings.rows():
             raise DataError(
-                "`train` and `validation` must be data that can be read more than once. Collect it in arrays."
+                "`train` and `validation` must be one array of images and one of labels each, or a dataset of such batches "
+                f"that can be read more than once. {received(train=type(train).__name__, model_inputs=len(model.inputs))}"
             )
         freeze, unfreeze = part_to_train(trial, choice, batch_norm, backbone)
         runs, start = _try(settings, freeze, unfreeze, rates, steps)
@@ -159,6 +160,8 @@ def find_learning_rate(
 
 
 def _checked(rates) -> list[float]:
+    if not isinstance(rates, (list, tuple, np.ndarray)):
+        raise ArgumentError(f"`rates` must be a list of at least two numbers. {received(rates=rates)}")
     rates = sorted({compiling.check_rate("rates", one) for one in rates})
     if len(rates) < 2:
         raise ArgumentError(f"`rates` must hold at least two different numbers. {received(rates=rates)}")
@@ -188,9 +191,10 @@ def _left_as_it_was(model):
             f"The model must train with Keras's own steps. Compare rates with `fine_tune`. {received(methods=own)}"
         )
     layers = keras_internals.flatten_layers(model)
-    flags = [(one, "trainable", one.trainable) for one in (*layers, *model.weights)]
+    # containers first, as what is set on them is set on all that is in them
+    flags = [(one, "trainable", one.trainable) for one in (model, *layers, *model.weights)]
     flags += [(one, "compiled", one.compiled) for one in layers if isinstance(one, keras.Model)]
-    before = copies([*model.weights, *_seeds(model), *model.metrics_variables])
+    before, chance = copies([*model.weights, *_seeds(model), *model.metrics_variables]), random.getstate()
     trial = keras.Model(model.inputs, model.outputs, name=model.name)
     if compiling.was_compiled(model):
         own = {**compiling.compile_settings(model), "steps_per_execution": 1}  # the rate changes at each
@@ -200,6 +204,7 @@ def _left_as_it_was(model):
         yield trial
     finally:
         put_back(before)
+        random.setstate(chance)
         for one, name, value in flags:
             setattr(one, name, value)
 

@@ -12,14 +12,14 @@ import time
 
 import keras
 
-from kerastl.checks import check_count, check_fraction
+from kerastl.checks import check_choice, check_count, check_fraction
 from kerastl.data.folders import ImageSplits, load_images
 from kerastl.errors import ArgumentError, ModelError
 from kerastl.features.plan import CacheOptions, choose_cuts
 from kerastl.models import compiling, freezing, graph
 from kerastl.training import callbacks as callback_module
 from kerastl.training import doctor, resume, solving
-from kerastl.training.phases import Phase, Settings
+from kerastl.training.phases import KEEP, Phase, Settings
 from kerastl.training.rates import HEAD_RATE, RECIPE_RATE, block_factors, cosine_decay, lower
 
 # Arguments of `transfer_learn` that may be others where a run is gone on with
@@ -127,6 +127,7 @@ def train_head(
     """
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     phase = Phase(settings, epochs, callbacks)
+    freezing.check_head_learns(model, backbone)
     freezing.freeze(model, backbone=backbone)
     phase.compile(learning_rate)
     return _run_alone(phase)
@@ -261,8 +262,10 @@ def transfer_learn(
     settings = Settings(model, train, validation, batch_size, class_weight, monitor, verbose, cache, views)
     rates, factors = (head_learning_rate, learning_rate), _rate_factors(model, layer_decay, backbone)
     phases = checked_phases(settings, (head_epochs, fine_tune_epochs), rates, patience, callbacks, keep, factors)
+    if run_folder is not None:
+        resume.check_run_folder(run_folder)
     if seed is not None:
-        keras.utils.set_random_seed(check_count("seed", seed, smallest=0))
+        keras.utils.set_random_seed(check_count("seed", seed, smallest=0, largest=2**32 - 1))
     freeze, unfreeze = part_to_train(model, choice, batch_norm, backbone)
     doctor.warn_of_findings(settings, backbone)
     with contextlib.nullcontext() if run_folder is None else resume.opened(run_folder, phases, asked):
@@ -319,6 +322,7 @@ def extract_features(
 
 def part_to_train(model, choice, batch_norm, backbone):
     """Return what freezes the backbone for the head's phase, and what unfreezes the chosen part, which is done already."""
+    freezing.check_head_learns(model, backbone)
     if not any(value is not None for value in choice.values()):
         choice["last_blocks"] = default_blocks(model, backbone)
     unfreeze = functools.partial(freezing.unfreeze, model, **choice, batch_norm=batch_norm, backbone=backbone)
@@ -333,6 +337,7 @@ def default_blocks(model, backbone: str | None = None) -> int:
 
 def checked_phases(settings, epochs, rates, patience, callbacks, keep, factors) -> list:
     """Return the head's phase, and the second one or `None`; raise for arguments that can't be used."""
+    check_choice("keep", keep, KEEP)
     open_end = epochs[0] is None
     head_epochs = _MOST_HEAD_EPOCHS if open_end else check_count("head_epochs", epochs[0])
     check_count("fine_tune_epochs", epochs[1], smallest=0)

@@ -26,6 +26,15 @@ from kerastl.models import graph
 from kerastl.training.callbacks import BestWeights, changeable_weights, copies
 
 
+def check_run_folder(folder) -> None:
+    """Raise `OutputError` for what can't be a run's folder, whatever it holds."""
+    folder = Path(folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(
+            f"`run_folder` must be a folder, new or of an earlier run. {received(run_folder=str(folder))}"
+        )
+
+
 @contextlib.contextmanager
 def opened(folder, phases, asked: dict):
     """Hold a run's folder, new or found, for the length of a `with`, in which its phases (the second may be `None`) run.
