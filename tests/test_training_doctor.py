@@ -156,6 +156,21 @@ def labels_from_one():
     return compiled(guide()), (images, labels + 1), (others, answers + 1)
 
 
+def validation_labels_from_one():
+    images, labels = held()
+    return guide(), pixels(), dataset(images, labels + 1)
+
+
+def labels_from_one_of_which_some_are_rare():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, np.maximum(labels, 1) + 1), (others, answers + 1)
+
+
+def labels_below_zero_and_from_one():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, labels - 1), (others, answers + 1)
+
+
 def labels_with_gaps():
     (images, labels), (others, answers) = pixels(), held()
     return guide(), dataset(images, labels * 40), dataset(others, answers * 40)
@@ -164,6 +179,21 @@ def labels_with_gaps():
 def labels_minus_one_and_one():
     images, labels = pixels(classes=2)
     return guide(units=1, activation="sigmoid"), (images, labels * 2 - 1), None
+
+
+def gaps_in_one_part():
+    images, labels = pixels()
+    return guide(), (images, labels * 40), held()
+
+
+def gaps_that_differ():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, np.minimum(labels, 1) * 40), (others, np.maximum(answers, 1) * 40)
+
+
+def more_classes_below_zero():
+    images, labels = pixels(classes=5)
+    return guide(), (images, labels - 2), None
 
 
 def more_classes_than_units():
@@ -298,7 +328,11 @@ BROKEN = {
     images_of_another_size: "image size",
     not_a_number: "broken pixels",
     labels_from_one: "labels",
+    validation_labels_from_one: "labels",
+    labels_from_one_of_which_some_are_rare: "labels",
     labels_with_gaps: "labels",
+    gaps_in_one_part: "labels",
+    gaps_that_differ: "labels",
     labels_minus_one_and_one: "labels",
     more_classes_than_units: "labels",
     numbers_for_a_softmax: "labels",
@@ -333,13 +367,48 @@ def test_a_broken_script_is_told_by_one_finding_and_mended_by_its_line(script):
     assert {one.name for one in result.findings} == {BROKEN[script]}
     names = {"model": model, "train": train, "validation": validation}
     for one in result.findings:
-        told = [
-            float(text) for text in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", one.evidence.replace(",", "").rstrip("."))
-        ]
-        assert any(np.isclose(value, [one.number, 100 * one.number], rtol=0.01).any() for value in told)
-        exec(one.mend, {"keras": keras, "kerastl": kerastl, "np": np, "tf": tf}, names)
+        carry_out(one, names)
     mended = kerastl.check(names["model"], names["train"], names["validation"])
     assert mended.findings == ()
+
+
+def carry_out(finding, names):
+    """Execute the line of a finding, having looked for its number in its evidence."""
+    told = [
+        float(text) for text in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", finding.evidence.replace(",", "").rstrip("."))
+    ]
+    assert any(np.isclose(value, [finding.number, 100 * finding.number], rtol=0.01).any() for value in told)
+    exec(finding.mend, {"keras": keras, "kerastl": kerastl, "np": np, "tf": tf}, names)
+
+
+def mended_in_turn(model, train, validation=None):
+    """Return the names of what was found, the first finding mended each time, and the data when there is nothing left."""
+    names, found = {"model": model, "train": train, "validation": validation}, []
+    while findings := kerastl.check(*names.values()).findings:
+        found.append(findings[0].name)
+        assert len(found) < 5
+        carry_out(findings[0], names)
+    parts = [names["train"], names["validation"]]
+    return found, *(part if part is None or isinstance(part, tuple) else everything_of(part) for part in parts)
+
+
+def everything_of(dataset):
+    return tuple(np.concatenate(parts) for parts in zip(*dataset, strict=True))
+
+
+def test_lines_for_labels_change_only_the_parts_that_need_it():
+    (_, right), (_, held_right) = pixels(), held()
+    for script in (validation_labels_from_one, labels_below_zero_and_from_one, gaps_in_one_part):
+        found, train, validation = mended_in_turn(*script())
+        assert set(found) == {"labels"}
+        np.testing.assert_array_equal(train[1], right)
+        np.testing.assert_array_equal(np.sort(validation[1]), np.sort(held_right))
+    _, train, validation = mended_in_turn(*labels_from_one_of_which_some_are_rare())
+    np.testing.assert_array_equal(train[1], np.maximum(right, 1))
+    np.testing.assert_array_equal(validation[1], held_right)
+    found, train, _ = mended_in_turn(*more_classes_below_zero())
+    assert found == ["labels", "labels"]
+    np.testing.assert_array_equal(train[1], pixels(classes=5)[1])
 
 
 # Scripts that are right

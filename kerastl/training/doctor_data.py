@@ -243,7 +243,7 @@ def _labels(case):
 
 
 def _labels_mended(case, labels, classes: int) -> str:
-    if labels is None or labels.dtype.kind not in "iufb" or not np.isfinite(labels).all() or labels.ndim > 2:
+    if not _are_numbers(labels):
         return "# labels must be numbers: classes, rows of 0 and 1, or what to predict"
     rows = labels.ndim == 2 and labels.shape[1] > 1
     if (labels != np.floor(labels)).any():
@@ -255,12 +255,30 @@ def _labels_mended(case, labels, classes: int) -> str:
         return case.new_head(labels.shape[1], task)
     if case.task == MULTI_LABEL:
         return case.new_activation("softmax")
-    present = np.unique(labels).astype(int).tolist()
-    if len(present) > classes or (present[0] == 0 and present[-1] >= classes and len(present) == present[-1] + 1):
-        return case.new_head(present[-1] + 1, CLASSIFICATION)
-    if present[-1] - present[0] < classes:
-        return case.changed(case.rows, labels=f"labels - {present[0]}" if present[0] > 0 else f"labels + {-present[0]}")
-    return case.changed(case.rows, labels=f"keras.ops.searchsorted({present}, keras.ops.cast(labels, 'int32'))")
+    return case.new_head(1, REGRESSION) if case.task == REGRESSION else _classes_mended(case, classes)
+
+
+def _are_numbers(labels) -> bool:
+    return labels is not None and labels.dtype.kind in "iufb" and np.isfinite(labels).all() and labels.ndim <= 2
+
+
+def _classes_mended(case, classes: int) -> str:
+    """Return the line that brings classes to 0…classes - 1 in the parts that need it, or gives the head more units.
+
+    Labels that don't start at 0 are moved in each part that doesn't start there, by the same number.
+    """
+    parts = {part: one for part, one in case.labels.items() if _are_numbers(one) and one.size == len(one) > 0}
+    parts = {part: np.unique(one).astype(int) for part, one in parts.items()}
+    wrong = {part: one for part, one in parts.items() if one[0] < 0 or one[-1] >= classes}
+    sign = np.sign(next(iter(wrong.values()))[0])
+    alike = {part: one for part, one in parts.items() if np.sign(one[0]) == sign}
+    lowest, highest = min(one[0] for one in alike.values()), max(one[-1] for one in alike.values())
+    if sign and highest - lowest < classes:
+        return case.changed(alike, labels=f"labels - {lowest}" if lowest > 0 else f"labels + {-lowest}")
+    present = np.unique(np.concatenate(list(wrong.values()))).tolist()
+    if len(present) > classes:
+        return case.new_head(max(present[-1] + 1, len(present)), CLASSIFICATION)
+    return case.changed(wrong, labels=f"keras.ops.searchsorted({present}, keras.ops.cast(labels, 'int32'))")
 
 
 def _activation(case):
@@ -303,7 +321,7 @@ def _width(case):
         return
     if not (case.limit or case.rows["train"].skips):  # a few labels
         return
-    classes = int(labels.max(initial=0)) + 1
+    classes = max(int(one.max(initial=0)) for one in case.labels.values()) + 1
     if 1 < classes < case.units and len(labels) >= _ENOUGH * case.units:
         evidence = f"The head has {case.units} units, and the {len(labels):,} labels seen are 0…{classes - 1}."
         yield Finding("output width", evidence, case.units, case.new_head(classes, CLASSIFICATION))
