@@ -151,6 +151,19 @@ def not_a_number():
     return guide(), (images, labels), held()
 
 
+def not_a_number_among_the_last():
+    images, labels = pixels()
+    images[20], images[30, 0, 0] = np.nan, [np.inf, -np.inf, 9]
+    return guide(), (images, labels), None
+
+
+def divided_by_255_after_black_ones():
+    (images, labels), (others, answers) = pixels(), held()
+    scaled = images / 255
+    scaled[:8] = 0
+    return guide(), (scaled, labels), tf.data.Dataset.from_tensor_slices((others / 255, answers)).batch(2)
+
+
 def labels_from_one():
     (images, labels), (others, answers) = pixels(), held()
     return compiled(guide()), (images, labels + 1), (others, answers + 1)
@@ -327,6 +340,8 @@ BROKEN = {
     rescaling_before_a_backbone_that_scales: "scaled twice in the model",
     images_of_another_size: "image size",
     not_a_number: "broken pixels",
+    not_a_number_among_the_last: "broken pixels",
+    divided_by_255_after_black_ones: "preprocessing doubled",
     labels_from_one: "labels",
     validation_labels_from_one: "labels",
     labels_from_one_of_which_some_are_rare: "labels",
@@ -489,6 +504,19 @@ def fine_tuning_with_frozen_batch_norm():
     return kerastl.recompile(model, learning_rate=1e-5), pixels(), held()
 
 
+def noisy_pixels_beyond_0_and_255():
+    images, labels = pixels()
+    return guide(), (images + np.random.default_rng(0).normal(0, 5, images.shape), labels), None
+
+
+def standardized_with_one_nearly_blank_image():
+    base = keras.applications.MobileNetV2(include_top=False, weights=None, alpha=0.35, input_shape=(32, 32, 3))
+    images, labels = pixels()
+    images[20], images[20, 5, 5] = 9, 10
+    images = (images - images.mean(axis=(1, 2, 3), keepdims=True)) / images.std(axis=(1, 2, 3), keepdims=True)
+    return compiled(on(base)), (images, labels), None
+
+
 def augmented_after_the_cache():
     train = dataset(*pixels()).cache().map(lambda images, labels: (tf.image.random_flip_up_down(images), labels))
     return guide(), train, None
@@ -523,6 +551,8 @@ RIGHT = [
         from_nothing,
         mobilenet_from_nothing_given_0_to_1,
         fine_tuning_with_frozen_batch_norm,
+        noisy_pixels_beyond_0_and_255,
+        standardized_with_one_nearly_blank_image,
         augmented_after_the_cache,
         in_batches_of_its_own,
         a_generator,

@@ -83,7 +83,7 @@ def check(
     rows = {part: adapt(data, shuffle=None if part == "train" else False) for part, data in given.items()}
     case = Case(model, given, rows, check_count("images", images), _backbone_of(model, backbone))
     findings = (*data_findings(case), *_state_findings(case))
-    return CheckResult(findings, {part: len(keys) for part, (keys, _) in case.seen.items()})
+    return CheckResult(findings, {part: len(seen.keys) for part, seen in case.seen.items()})
 
 
 def warn_of_findings(settings, backbone: str | None = None) -> None:

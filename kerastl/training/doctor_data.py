@@ -18,6 +18,8 @@ from kerastl.models import backbones, compiling, graph, outputs
 _GRID = 32  # rows and columns of pixels by which the same image is known again
 _LARGEST = 2e9  # bytes of an array that is looked at as a whole
 _ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
+_STRAY = 0.1  # share of the images that may go beyond scaled pixels, as standardized ones do that are nearly blank
+_WHITEST = 200  # no way to scale pixels goes up to this, Caffe's, minus the mean, up to 151
 # Layers that one family of keras.applications has alone, to know a backbone that is no model of its own by
 _FAMILIES = {
     "bn_Conv1": "mobilenet_v2",
@@ -55,6 +57,42 @@ class Finding:
 
 
 @dataclasses.dataclass
+class Seen:
+    """What stays of the images of a part that were looked at.
+
+    Attributes:
+        keys: what tells each image from any other, in their order; `None` for a blank one. Empty where only a few were read.
+        labels: the labels.
+        lows, highs: the smallest and largest pixel of each image, NaN and infinity aside.
+        broken: number of pixels that are NaN or infinite.
+        is_float: whether pixels may be fractions.
+    """
+
+    keys: list[bytes | None]
+    labels: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    broken: int
+    is_float: bool
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return float(self.lows.min()), float(self.highs.max())
+
+
+def _ends_of(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the smallest and largest pixel of each image, and how many are NaN or infinite, which don't count."""
+    rows = images.reshape(len(images), -1)
+    lows, highs, broken = rows.min(axis=1), rows.max(axis=1), 0
+    if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+        fine = np.isfinite(rows)
+        broken = int((~fine).sum())
+        lows, highs = np.where(fine, rows, np.inf).min(axis=1), np.where(fine, rows, -np.inf).max(axis=1)
+        lows, highs = (np.where(np.isfinite(one), one, 0) for one in (lows, highs))  # nothing of an image is fine
+    return lows.astype("float64"), highs.astype("float64"), broken
+
+
+@dataclasses.dataclass
 class Case:
     """What is checked: a model, and by part ("train", "validation") the data as given and their `Rows`.
 
@@ -74,12 +112,12 @@ class Case:
         self.units = outputs.main_tensor(self.model).shape[-1]
 
     @functools.cached_property
-    def seen(self) -> dict[str, tuple[list[bytes | None], np.ndarray]]:
-        """By part, what tells each image that was looked at from any other, in their order, and the labels."""
+    def seen(self) -> dict[str, Seen]:
+        """By part, what stays of the images: of all in memory, else of those that are read."""
         return {part: self._look_through(part) for part in self.images}
 
     def _look_through(self, part):
-        rows, given, keys, labels = self.rows[part], self.given[part], [], []
+        rows, given, keys, labels, ends = self.rows[part], self.given[part], [], [], []
         in_memory = isinstance(given, tuple) and (type(given[0]) is np.ndarray or keras.ops.is_tensor(given[0]))
         everything = in_memory and rows.count * rows.first[0][0].nbytes <= _LARGEST
         for images, some, _ in rows.batches() if everything or self.limit else ():
@@ -89,16 +127,20 @@ class Case:
             digests = (hashlib.blake2b(grid, digest_size=16).digest() for grid in grids)
             keys += [None if empty else digest for empty, digest in zip(blank, digests, strict=True)]  # no one's copy
             labels.append(some)
+            ends.append(_ends_of(images))
             if not everything and len(keys) >= self.limit:
                 break
-        return keys, np.concatenate(labels) if labels else rows.first[1]
+        lows, highs, broken = zip(*(ends or [_ends_of(rows.first[0])]), strict=True)
+        labels = np.concatenate(labels) if labels else rows.first[1]
+        is_float = rows.first[0].dtype.kind not in "iub"
+        return Seen(keys, labels, np.concatenate(lows), np.concatenate(highs), sum(broken), is_float)
 
     @functools.cached_property
     def labels(self) -> dict[str, np.ndarray]:
         """By part, all labels where that takes no reading, else those of what was read."""
         parts = {part: rows.labels if rows.skips else rows.first[1] for part, rows in self.rows.items()}
         read = {part for part, rows in self.rows.items() if not rows.skips and self.limit and part in self.images}
-        return {**parts, **{part: self.seen[part][1] for part in read}}
+        return {**parts, **{part: self.seen[part].labels for part in read}}
 
     def changed(self, parts, images: str = "images", labels: str = "labels") -> str:
         """Return the line that makes something else of the `images` or `labels` of some parts."""
@@ -158,27 +200,34 @@ def _pixels(case):
     if takes == "0-255" and probed[0] < max(0.1, abs(probed[1]) / 10):
         evidence = "From black to white, 255, the first layer with weights is given {:.2g}, around {:.3g}."
         yield Finding("scaled twice in the model", evidence.format(*probed), probed[0], _without_scaling(case))
-    for part, images in case.images.items():
-        low, high = float(images.min()), float(images.max())
+    for part, seen in case.seen.items():
+        low, high = seen.ends
         pixels = f"The pixels of {part} are {low:.3g} to {high:.3g}"
-        if not np.isfinite([low, high]).all():
-            count, change = int((~np.isfinite(images)).sum()), "keras.ops.nan_to_num(images)"
-            evidence = f"{count:,} pixels of the first {len(images)} images of {part} are NaN or infinite."
-            yield Finding("broken pixels", evidence, count, case.changed([part], change))
-        elif takes == "0-255" and outputs.scaled_range(images):
+        if seen.broken:
+            change = f"keras.ops.nan_to_num(images, posinf={high:.9g}, neginf={low:.9g})"
+            evidence = (
+                f"{seen.broken:,} pixels of the {len(seen.lows):,} images of {part} looked at are NaN or infinite."
+            )
+            yield Finding("broken pixels", evidence, seen.broken, case.changed([part], change))
+        elif takes == "0-255" and seen.is_float and _look_scaled(low, high):
             evidence = f"{pixels}; the model takes 0–255 and scales them itself."
             yield Finding("preprocessing doubled", evidence, high, case.changed([part], _undone(low, high)))
-        elif takes == "scaled" and high > outputs.LARGEST_SCALED:
+        elif takes == "scaled" and (seen.highs > outputs.LARGEST_SCALED).mean() > _STRAY:
             evidence = f"The pixels of {part} go up to {high:.3g}; the model is made for smaller numbers, such as 0–1."
             yield Finding("preprocessing missing", evidence, high, case.changed([part], "images / 255"))
         elif row is not None and low >= 0 and high > 0:
             ends = (backbones.preprocess(row, np.full((1, 1, 1, 3), value, "float32")) for value in (0, 255))
             black, white = map(keras.ops.convert_to_numpy, ends)
-            full = "images * 255" if high <= 1 and images.dtype.kind == "f" else "images"
+            full = "images * 255" if high <= 1 and seen.is_float else "images"
             wanted = f"{black.min():.4g} to {white.max():.4g}, and nothing in the model makes them so."
             change = f'kerastl.models.backbones.preprocess("{row.name}", {full})'
             evidence = f"{pixels}; {row.name} was trained on {wanted}"
             yield Finding("preprocessing missing", evidence, high, case.changed([part], change))
+
+
+def _look_scaled(low: float, high: float) -> bool:
+    """Tell whether pixels from `low` to `high` are no longer 0–255; noise, or a sharp resizing, goes somewhat beyond both."""
+    return outputs.scaled_range(np.array([low, high])) is not None and high < _WHITEST
 
 
 def was_trained(layers) -> bool:
@@ -331,7 +380,7 @@ def _leak(case):
     """Yield where the same image is in both parts; `load_images` says so itself of what it loads."""
     if len(case.images) < 2 or all(isinstance(rows, ImageSource) for rows in case.rows.values()):
         return
-    train, validation = (case.seen[part][0] for part in ("train", "validation"))
+    train, validation = (case.seen[part].keys for part in ("train", "validation"))
     held = set(validation) - {None}
     twice = [index for index, key in enumerate(train) if key in held]
     if not twice:
