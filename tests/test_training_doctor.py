@@ -164,6 +164,23 @@ def divided_by_255_after_black_ones():
     return guide(), (scaled, labels), tf.data.Dataset.from_tensor_slices((others / 255, answers)).batch(2)
 
 
+def images_without_channels():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images[..., 0], labels), dataset(others[..., 0], answers)
+
+
+def images_as_rows():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images.reshape(48, -1), labels), dataset(others.reshape(18, -1), answers)
+
+
+def images_without_batches():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), *map(
+        tf.data.Dataset.from_tensor_slices, [(images, np.eye(3)[labels]), (others, np.eye(3)[answers])]
+    )
+
+
 def labels_from_one():
     (images, labels), (others, answers) = pixels(), held()
     return compiled(guide()), (images, labels + 1), (others, answers + 1)
@@ -342,6 +359,9 @@ BROKEN = {
     not_a_number: "broken pixels",
     not_a_number_among_the_last: "broken pixels",
     divided_by_255_after_black_ones: "preprocessing doubled",
+    images_without_channels: "data",
+    images_as_rows: "data",
+    images_without_batches: "data",
     labels_from_one: "labels",
     validation_labels_from_one: "labels",
     labels_from_one_of_which_some_are_rare: "labels",
@@ -517,6 +537,17 @@ def standardized_with_one_nearly_blank_image():
     return compiled(on(base)), (images, labels), None
 
 
+def without_an_end():
+    return guide(), dataset(*pixels()).repeat(), dataset(*held())
+
+
+def grey_without_the_axis_that_keras_adds():
+    inputs = keras.Input((32, 32, 1))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(inputs)))
+    images, labels = pixels()
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x)), (images[..., 0], labels), None
+
+
 def augmented_after_the_cache():
     train = dataset(*pixels()).cache().map(lambda images, labels: (tf.image.random_flip_up_down(images), labels))
     return guide(), train, None
@@ -553,6 +584,8 @@ RIGHT = [
         fine_tuning_with_frozen_batch_norm,
         noisy_pixels_beyond_0_and_255,
         standardized_with_one_nearly_blank_image,
+        without_an_end,
+        grey_without_the_axis_that_keras_adds,
         augmented_after_the_cache,
         in_batches_of_its_own,
         a_generator,
@@ -590,6 +623,45 @@ def test_lines_that_take_more_than_one_are_comments():
 
     (found,) = kerastl.check(guide(), Batches()).findings
     assert found.mend == "# in the batches of train: images, labels = images * 255, labels"
+
+
+def test_data_without_images_or_labels_is_told_and_nothing_else():
+    images, labels = pixels()
+    slices = tf.data.Dataset.from_tensor_slices
+    none = [(images[:0], labels[:0]), slices((images, labels)).take(0).batch(8), []]
+    unlabelled = [images, (images, None), slices(images).batch(8), [(images,)]]
+    for train in none + unlabelled:
+        what = "0 images" if any(train is one for one in none) else "0 labels"
+        for parts in ((train, None), ((images, labels), train)):
+            (found,) = kerastl.check(guide(), *parts).findings
+            assert (found.name, found.number) == ("data", 0)
+            assert what in found.evidence
+            assert found.mend.startswith("# ")
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3, 3), (8, 1000)])
+def test_arrays_that_are_no_images_are_told_with_what_the_model_takes(shape):
+    (found,) = kerastl.check(guide(), (np.ones(shape, "float32"), np.zeros(shape[0]))).findings
+    assert (found.name, found.mend) == ("data", "# train must hold arrays of (None, 32, 32, 3)")
+
+
+def test_what_was_not_looked_at_is_said():
+    one, other = keras.Input((32, 32, 3)), keras.Input((4,))
+    x = layers.concatenate([layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(one)), other])
+    model = keras.Model([one, other], layers.Dense(3, activation="softmax")(x))
+    images, labels = pixels()
+    features = np.zeros((48, 4))
+    batches = tf.data.Dataset.from_tensor_slices(((images, features), labels)).batch(8)
+    for train in (([images, features], labels), batches):
+        result = kerastl.check(model, train)
+        assert (result.findings, result.looked_at) == ((), {})
+        assert result.notes == ("The images of train were not looked at: the model has 2 inputs.",)
+        assert str(result).splitlines()[0] == "Nothing wrong was found in the model and its weights."
+        assert str(result).splitlines()[-1] == result.notes[0]
+    assert "not looked at: they can be read only once." in str(kerastl.check(*a_generator()))
+    endless = kerastl.check(*without_an_end(), images=100)
+    assert endless.looked_at == {"train": 104, "validation": 18}
+    assert endless.notes == ("The dataset of train never ends: `fit` needs a number of steps for it.",)
 
 
 def test_what_is_read_of_a_dataset_is_limited():

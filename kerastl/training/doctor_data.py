@@ -106,8 +106,10 @@ class Case:
     backbone: graph.Backbone | None = None
 
     def __post_init__(self):
+        self.unread = {part: rows for part, rows in self.rows.items() if rows is not None and rows.first is None}
         self.rows = {part: rows for part, rows in self.rows.items() if rows is not None and rows.first is not None}
-        self.images = {part: rows.first[0] for part, rows in self.rows.items() if rows.first[0].ndim == 4}
+        firsts = {part: rows.first[0] for part, rows in self.rows.items()}
+        self.images = {part: first for part, first in firsts.items() if first.ndim == 4 and len(first)}
         self.task = compiling.task_of(self.model, self.labels.get("train"))
         self.units = outputs.main_tensor(self.model).shape[-1]
 
@@ -172,6 +174,9 @@ class Case:
 
 def data_findings(case: Case):
     """Yield what is wrong with the data, or doesn't go with the model."""
+    if unfit := [*_missing(case), *_axes(case)]:
+        yield from unfit
+        return
     fits = list(_sizes(case))
     yield from fits or _pixels(case)
     odd = list(_labels(case))
@@ -180,6 +185,74 @@ def data_findings(case: Case):
     yield from _leak(case)
     yield from order
     yield from _frozen_augmentation(case)
+
+
+def not_looked_at(case: Case) -> list[str]:
+    """Return what is to be said of parts whose images aren't looked at, and of datasets without an end."""
+    inputs = len(getattr(case.model, "inputs", None) or [0])
+    several = f"the model has {inputs} inputs" if inputs > 1 else "they are not one array, with one array of labels"
+    notes = []
+    for part in case.unread:
+        reason = "they can be read only once" if hasattr(case.given[part], "__next__") else several
+        notes.append(f"The images of {part} were not looked at: {reason}.")
+    endless = [part for part, given in case.given.items() if is_endless(given)]
+    return notes + [f"The dataset of {part} never ends: `fit` needs a number of steps for it." for part in endless]
+
+
+def is_endless(given) -> bool:
+    return is_tf_dataset(given) and int(given.cardinality()) == -1
+
+
+def _first_of(given) -> tuple:
+    """Return the images and labels of the first batch, of arrays all; `None` for what is missing."""
+    if isinstance(given, keras.utils.PyDataset):
+        given = [given[index] for index in range(len(given))[:1]]
+    at_once = isinstance(given, (tuple, dict)) or (hasattr(given, "shape") and hasattr(given, "__getitem__"))
+    batch = given if at_once else next(iter(given), None)
+    return (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+
+
+def _missing(case):
+    """Yield where there are no images, or no labels with them."""
+    for part, rows in {**case.rows, **case.unread}.items():
+        given = case.given[part]
+        if rows.first is None and (hasattr(given, "__next__") or is_endless(given)):
+            continue
+        images, labels = rows.first or _first_of(given)
+        if images is None or 0 in getattr(images, "shape", ())[:1]:
+            yield Finding("data", f"{part} holds 0 images.", 0, f"# look for what left no images in {part}")
+        elif labels is None:
+            of = "be `(images, labels)`" if rows.skips else "hold batches of `(images, labels)`"
+            yield Finding("data", f"{part} holds images and 0 labels.", 0, f"# {part} must {of}")
+
+
+def _axes(case):
+    """Yield images, or rows of features, that have more or fewer axes than the model takes, or are no batches."""
+    wanted = tuple(case.model.inputs[0].shape) if len(getattr(case.model, "inputs", None) or ()) == 1 else None
+    for part, rows in case.rows.items() if wanted else ():
+        images, labels = rows.first
+        missing = len(wanted) - images.ndim
+        single = missing > 0 and not rows.skips and (labels.ndim == 0 or len(labels) != len(images))
+        evidence = f"The model takes batches of {len(wanted)} axes, {wanted}; those of {part} have {images.ndim}, {images.shape}."
+        if single:
+            mend = f"{part} = {part}.batch(32)" if is_tf_dataset(case.given[part]) else f"# make batches of {part}"
+        elif not missing or (missing == 1 and wanted[-1] == 1) or (missing == -1 and images.shape[-1] == 1):
+            continue  # Keras adds or drops a last axis of 1 itself
+        else:
+            change = _reshaped(images.shape[1:], wanted[1:])
+            mend = case.changed([part], change) if change else f"# {part} must hold arrays of {wanted}"
+        yield Finding("data", evidence, images.ndim, mend)
+
+
+def _reshaped(given: tuple, wanted: tuple) -> str | None:
+    """Return what gives images without channels, or in rows, the axes that a model takes."""
+    if len(wanted) == 3 and len(given) == 2:
+        return f"keras.ops.repeat(images[..., None], {wanted[-1]}, axis=-1)" if wanted[-1] else "images[..., None]"
+    if len(given) == 1 and len(wanted) > 1 and None not in wanted:
+        sizes = [wanted, (*wanted[:2], 1), (*wanted[:2], 3)]
+        fits = next((size for size in sizes if np.prod(size) == given[0]), None)
+        return fits and f"keras.ops.reshape(images, {(-1, *fits)})"
+    return None
 
 
 def _sizes(case):
