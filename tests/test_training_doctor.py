@@ -328,6 +328,15 @@ def validated_on_the_training_data():
     return guide(), pixels(), pixels()
 
 
+def leaking_parts_with_none_for_weights():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, labels, None), (np.concatenate([images[5:8], others]), np.append(labels[5:8], answers))
+
+
+def the_same_parts_with_none_for_weights():
+    return guide(), (*pixels(), None), (*pixels(), None)
+
+
 def shuffled_anew_before_the_split():
     images = tf.data.Dataset.from_tensor_slices(pixels()).shuffle(48, seed=0, reshuffle_each_iteration=True)
     return guide(), images.skip(12).batch(8), images.take(12).batch(8)
@@ -389,6 +398,8 @@ BROKEN = {
     fresh_head_at_the_rate_of_fine_tuning: "learning rate far off",
     validation_images_among_the_training_images: "split leaks",
     validated_on_the_training_data: "split leaks",
+    leaking_parts_with_none_for_weights: "split leaks",
+    the_same_parts_with_none_for_weights: "split leaks",
     shuffled_anew_before_the_split: "split leaks",
     cached_after_augmenting: "augmentation frozen by a cache",
     class_after_class: "class order",

@@ -462,13 +462,18 @@ def _leak(case):
     evidence = f"{count:,} of the {len(held):,} validation images looked at are among {len(train):,} training images."
     mend = "train, validation = keras.utils.split_dataset(train, left_size=0.8, shuffle=True, seed=0)"
     if isinstance(case.given["train"], tuple):
-        mend = f"train = tuple(np.delete(part, {_runs(twice)}, axis=0) for part in train)"
+        mend = f"train = {_of_each('train', f'np.delete(part, {_runs(twice)}, axis=0)')}"
         if len(twice) > len(train) / 2:
-            fifth, rest = "part[::5]", "np.delete(part, np.s_[::5], axis=0)"
-            mend = f"train, validation = tuple({rest} for part in train), tuple({fifth} for part in train)"
+            fifth, rest = _of_each("train", "part[::5]"), _of_each("train", "np.delete(part, np.s_[::5], axis=0)")
+            mend = f"train, validation = {rest}, {fifth}"
     elif not is_tf_dataset(case.given["train"]):
         mend = "# split the images once, before anything draws from them"
     yield Finding("split leaks", evidence, count, mend)
+
+
+def _of_each(name: str, expression: str) -> str:
+    """Return what takes the same of images, labels and sample weights, which may be `None`."""
+    return f"tuple(part if part is None else {expression} for part in {name})"
 
 
 def _runs(indices: list[int]) -> str:
