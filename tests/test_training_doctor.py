@@ -615,6 +615,14 @@ def test_a_right_script_stays_quiet(script):
     assert [layer.trainable for layer in models_layers(model)] == state
 
 
+def test_the_line_for_the_loss_of_several_labels_counts_each_label():
+    model, (images, rows), _ = categorical_loss_for_several_labels()
+    (found,) = kerastl.check(model, (images, rows)).findings
+    carry_out(found, {"model": model})
+    expected = ((model.predict(images, verbose=0) > 0.5) == rows).mean()
+    assert model.evaluate(images, rows, verbose=0, return_dict=True)["accuracy"] == pytest.approx(expected)
+
+
 def test_a_result_prints_as_a_table_with_the_lines_that_mend():
     result = kerastl.check(*labels_from_one())
     assert ">>> train = (train[0], train[1] - 1, *train[2:]); validation = (" in str(result)

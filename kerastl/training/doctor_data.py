@@ -433,7 +433,9 @@ def _loss(case):
         return
     right = {"sparse": "SparseCategorical", "binary": "Binary", "categorical": "Categorical"}[wanted]
     call = f"keras.losses.{right}Crossentropy({'from_logits=True' if kind == 'logits' else ''})"
-    yield Finding("loss", evidence, case.units, f'model.compile(model.optimizer, {call}, metrics=["accuracy"])')
+    # "accuracy" beside several labels would be that of the label predicted highest
+    metric = 'keras.metrics.BinaryAccuracy(name="accuracy")' if case.task == MULTI_LABEL else '"accuracy"'
+    yield Finding("loss", evidence, case.units, f"model.compile(model.optimizer, {call}, metrics=[{metric}])")
 
 
 def _width(case):
