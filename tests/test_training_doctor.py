@@ -145,6 +145,38 @@ def images_of_another_size():
     return guide(), pixels(size=24), held(size=24)
 
 
+def grey():
+    inputs = keras.Input((32, 32, 1))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(inputs)))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+def colours_for_a_grey_model():
+    images, labels = pixels()
+    return grey(), (images, labels), dataset(*held(dtype="uint8"))
+
+
+def opaque_images_for_a_model_of_colours():
+    images, labels = pixels()
+    return guide(), (np.concatenate([images, np.full_like(images[..., :1], 255)], axis=-1), labels), held()
+
+
+def grey_images_for_a_model_of_colours():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images[..., :1], labels), dataset(others[..., :1], answers)
+
+
+def channels_first():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (np.moveaxis(images, -1, 1), labels), dataset(np.moveaxis(others, -1, 1), answers)
+
+
+def channels_last_for_a_model_of_channels_first():
+    inputs = keras.Input((3, 32, 32))
+    images, labels = pixels()
+    return keras.Model(inputs, guide()(layers.Permute((2, 3, 1))(inputs))), (images, labels), None
+
+
 def not_a_number():
     images, labels = pixels()
     images[3, 4:6] = np.nan
@@ -365,6 +397,11 @@ BROKEN = {
     batch_norm_of_scaled_pixels_given_0_to_255: "preprocessing missing",
     rescaling_before_a_backbone_that_scales: "scaled twice in the model",
     images_of_another_size: "image size",
+    colours_for_a_grey_model: "image size",
+    opaque_images_for_a_model_of_colours: "image size",
+    grey_images_for_a_model_of_colours: "image size",
+    channels_first: "image size",
+    channels_last_for_a_model_of_channels_first: "image size",
     not_a_number: "broken pixels",
     not_a_number_among_the_last: "broken pixels",
     divided_by_255_after_black_ones: "preprocessing doubled",
@@ -553,10 +590,8 @@ def without_an_end():
 
 
 def grey_without_the_axis_that_keras_adds():
-    inputs = keras.Input((32, 32, 1))
-    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(inputs)))
     images, labels = pixels()
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x)), (images[..., 0], labels), None
+    return grey(), (images[..., 0], labels), None
 
 
 def augmented_after_the_cache():
@@ -642,6 +677,28 @@ def test_lines_that_take_more_than_one_are_comments():
 
     (found,) = kerastl.check(guide(), Batches()).findings
     assert found.mend == "# in the batches of train: images, labels = images * 255, labels"
+
+
+def test_lines_for_images_keep_what_they_show():
+    (images, labels), (others, answers) = pixels(), held()
+    found, train, validation = mended_in_turn(*channels_first())
+    assert found == ["image size"] * 2
+    np.testing.assert_array_equal(train[0], images)
+    assert validation[0].shape == others.shape
+    _, train, _ = mended_in_turn(*colours_for_a_grey_model())
+    np.testing.assert_allclose(train[0], images.mean(axis=-1, keepdims=True), rtol=1e-5)
+    _, train, _ = mended_in_turn(*opaque_images_for_a_model_of_colours())
+    np.testing.assert_array_equal(train[0], images)
+    small = pixels(size=24)[0]
+    found, train, _ = mended_in_turn(guide(), (np.moveaxis(np.concatenate([small, small[..., :1]], -1), -1, 1), labels))
+    assert found == ["image size"] * 3
+    np.testing.assert_allclose(train[0], keras.ops.image.resize(small, (32, 32)), rtol=1e-5)
+
+
+def test_channels_that_no_line_can_make_are_a_comment():
+    model = keras.Sequential([keras.Input((32, 32, 8)), layers.Flatten(), layers.Dense(3, activation="softmax")])
+    (found,) = kerastl.check(model, pixels()).findings
+    assert (found.name, found.mend) == ("image size", "# train must hold images of (32, 32, 8)")
 
 
 def test_data_without_images_or_labels_is_told_and_nothing_else():

@@ -18,6 +18,7 @@ from kerastl.models import backbones, compiling, graph, outputs
 _GRID = 32  # rows and columns of pixels by which the same image is known again
 _LARGEST = 2e9  # bytes of an array that is looked at as a whole
 _ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
+_CHANNELS = (1, 3, 4)
 _STRAY = 0.1  # share of the images that may go beyond scaled pixels, as standardized ones do that are nearly blank
 _WHITEST = 200  # no way to scale pixels goes up to this, Caffe's, minus the mean, up to 151
 # Layers that one family of keras.applications has alone, to know a backbone that is no model of its own by
@@ -233,7 +234,8 @@ def _axes(case):
         images, labels = rows.first
         missing = len(wanted) - images.ndim
         single = missing > 0 and not rows.skips and (labels.ndim == 0 or len(labels) != len(images))
-        evidence = f"The model takes batches of {len(wanted)} axes, {wanted}; those of {part} have {images.ndim}, {images.shape}."
+        takes = f"The model takes batches of {len(wanted)} axes, {wanted}"
+        evidence = f"{takes}; those of {part} have {images.ndim}, {images.shape}."
         if single:
             mend = f"{part} = {part}.batch(32)" if is_tf_dataset(case.given[part]) else f"# make batches of {part}"
         elif not missing or (missing == 1 and wanted[-1] == 1) or (missing == -1 and images.shape[-1] == 1):
@@ -261,10 +263,26 @@ def _sizes(case):
             outputs.check_size(case.model, images)
         except DataError as error:
             wanted, given = case.model.inputs[0].shape[1:], images.shape[1:]
-            change = f"keras.ops.image.resize(images, {tuple(wanted[:2])})"
-            if wanted[-1] != given[-1]:
-                change = "keras.ops.repeat(images, 3, axis=-1)" if given[-1] == 1 else "images[..., :3]"
-            yield Finding("image size", str(error).partition(" Load")[0], given[0], case.changed([part], change))
+            change = _fitted(given, wanted)
+            mend = case.changed([part], change) if change else f"# {part} must hold images of {wanted}"
+            yield Finding("image size", str(error).partition(" Load")[0], given[0], mend)
+
+
+def _fitted(given: tuple, wanted: tuple) -> str | None:
+    """Return what gives images the order of axes that a model takes, or else its channels, or else its size."""
+    first, model_first = (sizes[0] in _CHANNELS and sizes[-1] not in (None, *_CHANNELS) for sizes in (given, wanted))
+    if first != model_first:
+        return f"keras.ops.moveaxis(images, {'1, -1' if first else '-1, 1'})"
+    if first:  # both
+        return None
+    if wanted[-1] in (None, given[-1]):
+        sizes = tuple(own if side is None else side for side, own in zip(wanted[:2], given[:2], strict=True))
+        return f"keras.ops.image.resize(images, {sizes})"
+    if wanted[-1] == 1 and given[-1] >= 3:
+        return "keras.ops.mean(images[..., :3], axis=-1, keepdims=True)"
+    if wanted[-1] > 1 and given[-1] < 3:
+        return f"keras.ops.repeat(images[..., :1], {wanted[-1]}, axis=-1)"
+    return f"images[..., :{wanted[-1]}]" if wanted[-1] < given[-1] else None
 
 
 def _pixels(case):
