@@ -11,6 +11,8 @@ from keras import layers
 
 import kerastl
 from kerastl.errors import ArgumentError, KerastlWarning, ModelError
+from kerastl.training.doctor import warn_of_findings
+from kerastl.training.phases import Settings
 from kerastl.training.recipe import transfer_learn
 from tests import models
 
@@ -658,6 +660,12 @@ def test_the_line_for_the_loss_of_several_labels_counts_each_label():
     assert model.evaluate(images, rows, verbose=0, return_dict=True)["accuracy"] == pytest.approx(expected)
 
 
+def test_a_leak_out_of_a_dataset_without_an_end_is_mended_by_hand():
+    (found,) = kerastl.check(guide(), dataset(*pixels()).repeat(), pixels()).findings
+    assert (found.name, found.number) == ("split leaks", 48)
+    assert found.mend.startswith("# split")
+
+
 def test_a_result_prints_as_a_table_with_the_lines_that_mend():
     result = kerastl.check(*labels_from_one())
     assert ">>> train = (train[0], train[1] - 1, *train[2:]); validation = (" in str(result)
@@ -680,7 +688,7 @@ def test_lines_that_take_more_than_one_are_comments():
 
 
 def test_lines_for_images_keep_what_they_show():
-    (images, labels), (others, answers) = pixels(), held()
+    (images, labels), (others, _) = pixels(), held()
     found, train, validation = mended_in_turn(*channels_first())
     assert found == ["image size"] * 2
     np.testing.assert_array_equal(train[0], images)
@@ -704,7 +712,7 @@ def test_channels_that_no_line_can_make_are_a_comment():
 def test_data_without_images_or_labels_is_told_and_nothing_else():
     images, labels = pixels()
     slices = tf.data.Dataset.from_tensor_slices
-    none = [(images[:0], labels[:0]), slices((images, labels)).take(0).batch(8), []]
+    none = [(images[:0], labels[:0]), slices((images, labels)).take(0).batch(8), [], ()]
     unlabelled = [images, (images, None), slices(images).batch(8), [(images,)]]
     for train in none + unlabelled:
         what = "0 images" if any(train is one for one in none) else "0 labels"
@@ -786,6 +794,12 @@ def test_transfer_learn_warns_and_trains_on(script):
         result = transfer_learn(*script(), **OPTIONS)
     assert len(result.head.epoch) == 1
     assert len([one for one in caught if "kerastl.check" in str(one.message)]) == 1
+
+
+def test_pixels_scaled_after_a_black_first_batch_are_warned_of():
+    model, train, _ = divided_by_255_after_black_ones()
+    with pytest.warns(KerastlWarning, match="`kerastl.check` found:\npreprocessing doubled: "):
+        warn_of_findings(Settings(model, train, None, None, None, "loss", 0, False, None))
 
 
 def test_transfer_learn_says_once_that_pixels_are_scaled_and_reads_no_dataset_for_it():

@@ -99,7 +99,8 @@ def warn_of_findings(settings, backbone: str | None = None) -> None:
     given = {"train": settings.train, "validation": settings.validation}
     rows = {"train": settings.train_rows, "validation": settings.validation_rows}
     case = Case(settings.model, given, rows, backbone=_backbone_of(settings.model, backbone))
-    found = [one for one in data_findings(case) if one.name != "preprocessing doubled"]  # of which `Settings` warned
+    said = "preprocessing doubled" if any(map(outputs.scaled_range, case.images.values())) else None  # by `Settings`
+    found = [one for one in data_findings(case) if one.name != said]
     if found:
         lines = [f"{one.name}: {one.evidence}\n    {one.mend}" for one in found]
         warn("Before training, `kerastl.check` found:\n" + "\n".join(lines))

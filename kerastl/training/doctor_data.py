@@ -201,14 +201,15 @@ def not_looked_at(case: Case) -> list[str]:
 
 
 def is_endless(given) -> bool:
-    return is_tf_dataset(given) and int(given.cardinality()) == -1
+    return is_tf_dataset(given) and int(given.cardinality()) == -1  # `tf.data.INFINITE_CARDINALITY`
 
 
 def _first_of(given) -> tuple:
     """Return the images and labels of the first batch, of arrays all; `None` for what is missing."""
     if isinstance(given, keras.utils.PyDataset):
         given = [given[index] for index in range(len(given))[:1]]
-    at_once = isinstance(given, (tuple, dict)) or (hasattr(given, "shape") and hasattr(given, "__getitem__"))
+    is_array = isinstance(given, dict) or (hasattr(given, "shape") and hasattr(given, "__getitem__"))
+    at_once = is_array or (isinstance(given, tuple) and len(given) in (2, 3))
     batch = given if at_once else next(iter(given), None)
     return (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
 
@@ -486,7 +487,7 @@ def _leak(case):
         if len(twice) > len(train) / 2:
             fifth, rest = _of_each("train", "part[::5]"), _of_each("train", "np.delete(part, np.s_[::5], axis=0)")
             mend = f"train, validation = {rest}, {fifth}"
-    elif not is_tf_dataset(case.given["train"]):
+    elif not is_tf_dataset(case.given["train"]) or is_endless(case.given["train"]):
         mend = "# split the images once, before anything draws from them"
     yield Finding("split leaks", evidence, count, mend)
 
