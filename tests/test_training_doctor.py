@@ -717,8 +717,9 @@ def test_data_without_images_or_labels_is_told_and_nothing_else():
     for train in none + unlabelled:
         what = "0 images" if any(train is one for one in none) else "0 labels"
         for parts in ((train, None), ((images, labels), train)):
-            (found,) = kerastl.check(guide(), *parts).findings
-            assert (found.name, found.number) == ("data", 0)
+            result = kerastl.check(guide(), *parts)
+            (found,) = result.findings
+            assert (found.name, found.number, result.notes) == ("data", 0, ())
             assert what in found.evidence
             assert found.mend.startswith("# ")
 

@@ -194,8 +194,10 @@ def not_looked_at(case: Case) -> list[str]:
     several = f"the model has {inputs} inputs" if inputs > 1 else "they are not one array, with one array of labels"
     notes = []
     for part in case.unread:
-        reason = "they can be read only once" if hasattr(case.given[part], "__next__") else several
-        notes.append(f"The images of {part} were not looked at: {reason}.")
+        once = hasattr(case.given[part], "__next__")
+        if once or not any(one is None for one in _first_of(case.given[part])):  # that is a finding
+            reason = "they can be read only once" if once else several
+            notes.append(f"The images of {part} were not looked at: {reason}.")
     endless = [part for part, given in case.given.items() if is_endless(given)]
     return notes + [f"The dataset of {part} never ends: `fit` needs a number of steps for it." for part in endless]
 
@@ -211,14 +213,14 @@ def _first_of(given) -> tuple:
     is_array = isinstance(given, dict) or (hasattr(given, "shape") and hasattr(given, "__getitem__"))
     at_once = is_array or (isinstance(given, tuple) and len(given) in (2, 3))
     batch = given if at_once else next(iter(given), None)
-    return (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+    return (*batch, None, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
 
 
 def _missing(case):
     """Yield where there are no images, or no labels with them."""
     for part, rows in {**case.rows, **case.unread}.items():
         given = case.given[part]
-        if rows.first is None and (hasattr(given, "__next__") or is_endless(given)):
+        if rows.first is None and hasattr(given, "__next__"):
             continue
         images, labels = rows.first or _first_of(given)
         if images is None or 0 in getattr(images, "shape", ())[:1]:
