@@ -11,6 +11,8 @@ from keras import layers
 
 import kerastl
 from kerastl.errors import ArgumentError, KerastlWarning, ModelError
+from kerastl.training.doctor import warn_of_findings
+from kerastl.training.phases import Settings
 from kerastl.training.recipe import transfer_learn
 from tests import models
 
@@ -145,15 +147,92 @@ def images_of_another_size():
     return guide(), pixels(size=24), held(size=24)
 
 
+def grey():
+    inputs = keras.Input((32, 32, 1))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(inputs)))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+def colours_for_a_grey_model():
+    images, labels = pixels()
+    return grey(), (images, labels), dataset(*held(dtype="uint8"))
+
+
+def opaque_images_for_a_model_of_colours():
+    images, labels = pixels()
+    return guide(), (np.concatenate([images, np.full_like(images[..., :1], 255)], axis=-1), labels), held()
+
+
+def grey_images_for_a_model_of_colours():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images[..., :1], labels), dataset(others[..., :1], answers)
+
+
+def channels_first():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (np.moveaxis(images, -1, 1), labels), dataset(np.moveaxis(others, -1, 1), answers)
+
+
+def channels_last_for_a_model_of_channels_first():
+    inputs = keras.Input((3, 32, 32))
+    images, labels = pixels()
+    return keras.Model(inputs, guide()(layers.Permute((2, 3, 1))(inputs))), (images, labels), None
+
+
 def not_a_number():
     images, labels = pixels()
     images[3, 4:6] = np.nan
     return guide(), (images, labels), held()
 
 
+def not_a_number_among_the_last():
+    images, labels = pixels()
+    images[20], images[30, 0, 0] = np.nan, [np.inf, -np.inf, 9]
+    return guide(), (images, labels), None
+
+
+def divided_by_255_after_black_ones():
+    (images, labels), (others, answers) = pixels(), held()
+    scaled = images / 255
+    scaled[:8] = 0
+    return guide(), (scaled, labels), tf.data.Dataset.from_tensor_slices((others / 255, answers)).batch(2)
+
+
+def images_without_channels():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images[..., 0], labels), dataset(others[..., 0], answers)
+
+
+def images_as_rows():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images.reshape(48, -1), labels), dataset(others.reshape(18, -1), answers)
+
+
+def images_without_batches():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), *map(
+        tf.data.Dataset.from_tensor_slices, [(images, np.eye(3)[labels]), (others, np.eye(3)[answers])]
+    )
+
+
 def labels_from_one():
     (images, labels), (others, answers) = pixels(), held()
     return compiled(guide()), (images, labels + 1), (others, answers + 1)
+
+
+def validation_labels_from_one():
+    images, labels = held()
+    return guide(), pixels(), dataset(images, labels + 1)
+
+
+def labels_from_one_of_which_some_are_rare():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, np.maximum(labels, 1) + 1), (others, answers + 1)
+
+
+def labels_below_zero_and_from_one():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, labels - 1), (others, answers + 1)
 
 
 def labels_with_gaps():
@@ -164,6 +243,21 @@ def labels_with_gaps():
 def labels_minus_one_and_one():
     images, labels = pixels(classes=2)
     return guide(units=1, activation="sigmoid"), (images, labels * 2 - 1), None
+
+
+def gaps_in_one_part():
+    images, labels = pixels()
+    return guide(), (images, labels * 40), held()
+
+
+def gaps_that_differ():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, np.minimum(labels, 1) * 40), (others, np.maximum(answers, 1) * 40)
+
+
+def more_classes_below_zero():
+    images, labels = pixels(classes=5)
+    return guide(), (images, labels - 2), None
 
 
 def more_classes_than_units():
@@ -268,6 +362,15 @@ def validated_on_the_training_data():
     return guide(), pixels(), pixels()
 
 
+def leaking_parts_with_none_for_weights():
+    (images, labels), (others, answers) = pixels(), held()
+    return guide(), (images, labels, None), (np.concatenate([images[5:8], others]), np.append(labels[5:8], answers))
+
+
+def the_same_parts_with_none_for_weights():
+    return guide(), (*pixels(), None), (*pixels(), None)
+
+
 def shuffled_anew_before_the_split():
     images = tf.data.Dataset.from_tensor_slices(pixels()).shuffle(48, seed=0, reshuffle_each_iteration=True)
     return guide(), images.skip(12).batch(8), images.take(12).batch(8)
@@ -296,9 +399,23 @@ BROKEN = {
     batch_norm_of_scaled_pixels_given_0_to_255: "preprocessing missing",
     rescaling_before_a_backbone_that_scales: "scaled twice in the model",
     images_of_another_size: "image size",
+    colours_for_a_grey_model: "image size",
+    opaque_images_for_a_model_of_colours: "image size",
+    grey_images_for_a_model_of_colours: "image size",
+    channels_first: "image size",
+    channels_last_for_a_model_of_channels_first: "image size",
     not_a_number: "broken pixels",
+    not_a_number_among_the_last: "broken pixels",
+    divided_by_255_after_black_ones: "preprocessing doubled",
+    images_without_channels: "data",
+    images_as_rows: "data",
+    images_without_batches: "data",
     labels_from_one: "labels",
+    validation_labels_from_one: "labels",
+    labels_from_one_of_which_some_are_rare: "labels",
     labels_with_gaps: "labels",
+    gaps_in_one_part: "labels",
+    gaps_that_differ: "labels",
     labels_minus_one_and_one: "labels",
     more_classes_than_units: "labels",
     numbers_for_a_softmax: "labels",
@@ -320,6 +437,8 @@ BROKEN = {
     fresh_head_at_the_rate_of_fine_tuning: "learning rate far off",
     validation_images_among_the_training_images: "split leaks",
     validated_on_the_training_data: "split leaks",
+    leaking_parts_with_none_for_weights: "split leaks",
+    the_same_parts_with_none_for_weights: "split leaks",
     shuffled_anew_before_the_split: "split leaks",
     cached_after_augmenting: "augmentation frozen by a cache",
     class_after_class: "class order",
@@ -333,13 +452,48 @@ def test_a_broken_script_is_told_by_one_finding_and_mended_by_its_line(script):
     assert {one.name for one in result.findings} == {BROKEN[script]}
     names = {"model": model, "train": train, "validation": validation}
     for one in result.findings:
-        told = [
-            float(text) for text in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", one.evidence.replace(",", "").rstrip("."))
-        ]
-        assert any(np.isclose(value, [one.number, 100 * one.number], rtol=0.01).any() for value in told)
-        exec(one.mend, {"keras": keras, "kerastl": kerastl, "np": np, "tf": tf}, names)
+        carry_out(one, names)
     mended = kerastl.check(names["model"], names["train"], names["validation"])
     assert mended.findings == ()
+
+
+def carry_out(finding, names):
+    """Execute the line of a finding, having looked for its number in its evidence."""
+    told = [
+        float(text) for text in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", finding.evidence.replace(",", "").rstrip("."))
+    ]
+    assert any(np.isclose(value, [finding.number, 100 * finding.number], rtol=0.01).any() for value in told)
+    exec(finding.mend, {"keras": keras, "kerastl": kerastl, "np": np, "tf": tf}, names)
+
+
+def mended_in_turn(model, train, validation=None):
+    """Return the names of what was found, the first finding mended each time, and the data when there is nothing left."""
+    names, found = {"model": model, "train": train, "validation": validation}, []
+    while findings := kerastl.check(*names.values()).findings:
+        found.append(findings[0].name)
+        assert len(found) < 5
+        carry_out(findings[0], names)
+    parts = [names["train"], names["validation"]]
+    return found, *(part if part is None or isinstance(part, tuple) else everything_of(part) for part in parts)
+
+
+def everything_of(dataset):
+    return tuple(np.concatenate(parts) for parts in zip(*dataset, strict=True))
+
+
+def test_lines_for_labels_change_only_the_parts_that_need_it():
+    (_, right), (_, held_right) = pixels(), held()
+    for script in (validation_labels_from_one, labels_below_zero_and_from_one, gaps_in_one_part):
+        found, train, validation = mended_in_turn(*script())
+        assert set(found) == {"labels"}
+        np.testing.assert_array_equal(train[1], right)
+        np.testing.assert_array_equal(np.sort(validation[1]), np.sort(held_right))
+    _, train, validation = mended_in_turn(*labels_from_one_of_which_some_are_rare())
+    np.testing.assert_array_equal(train[1], np.maximum(right, 1))
+    np.testing.assert_array_equal(validation[1], held_right)
+    found, train, _ = mended_in_turn(*more_classes_below_zero())
+    assert found == ["labels", "labels"]
+    np.testing.assert_array_equal(train[1], pixels(classes=5)[1])
 
 
 # Scripts that are right
@@ -420,6 +574,28 @@ def fine_tuning_with_frozen_batch_norm():
     return kerastl.recompile(model, learning_rate=1e-5), pixels(), held()
 
 
+def noisy_pixels_beyond_0_and_255():
+    images, labels = pixels()
+    return guide(), (images + np.random.default_rng(0).normal(0, 5, images.shape), labels), None
+
+
+def standardized_with_one_nearly_blank_image():
+    base = keras.applications.MobileNetV2(include_top=False, weights=None, alpha=0.35, input_shape=(32, 32, 3))
+    images, labels = pixels()
+    images[20], images[20, 5, 5] = 9, 10
+    images = (images - images.mean(axis=(1, 2, 3), keepdims=True)) / images.std(axis=(1, 2, 3), keepdims=True)
+    return compiled(on(base)), (images, labels), None
+
+
+def without_an_end():
+    return guide(), dataset(*pixels()).repeat(), dataset(*held())
+
+
+def grey_without_the_axis_that_keras_adds():
+    images, labels = pixels()
+    return grey(), (images[..., 0], labels), None
+
+
 def augmented_after_the_cache():
     train = dataset(*pixels()).cache().map(lambda images, labels: (tf.image.random_flip_up_down(images), labels))
     return guide(), train, None
@@ -454,6 +630,10 @@ RIGHT = [
         from_nothing,
         mobilenet_from_nothing_given_0_to_1,
         fine_tuning_with_frozen_batch_norm,
+        noisy_pixels_beyond_0_and_255,
+        standardized_with_one_nearly_blank_image,
+        without_an_end,
+        grey_without_the_axis_that_keras_adds,
         augmented_after_the_cache,
         in_batches_of_its_own,
         a_generator,
@@ -470,6 +650,20 @@ def test_a_right_script_stays_quiet(script):
     assert str(result).startswith("Nothing wrong was found in the model and ")
     assert models.changed(before, model) == set()
     assert [layer.trainable for layer in models_layers(model)] == state
+
+
+def test_the_line_for_the_loss_of_several_labels_counts_each_label():
+    model, (images, rows), _ = categorical_loss_for_several_labels()
+    (found,) = kerastl.check(model, (images, rows)).findings
+    carry_out(found, {"model": model})
+    expected = ((model.predict(images, verbose=0) > 0.5) == rows).mean()
+    assert model.evaluate(images, rows, verbose=0, return_dict=True)["accuracy"] == pytest.approx(expected)
+
+
+def test_a_leak_out_of_a_dataset_without_an_end_is_mended_by_hand():
+    (found,) = kerastl.check(guide(), dataset(*pixels()).repeat(), pixels()).findings
+    assert (found.name, found.number) == ("split leaks", 48)
+    assert found.mend.startswith("# split")
 
 
 def test_a_result_prints_as_a_table_with_the_lines_that_mend():
@@ -491,6 +685,68 @@ def test_lines_that_take_more_than_one_are_comments():
 
     (found,) = kerastl.check(guide(), Batches()).findings
     assert found.mend == "# in the batches of train: images, labels = images * 255, labels"
+
+
+def test_lines_for_images_keep_what_they_show():
+    (images, labels), (others, _) = pixels(), held()
+    found, train, validation = mended_in_turn(*channels_first())
+    assert found == ["image size"] * 2
+    np.testing.assert_array_equal(train[0], images)
+    assert validation[0].shape == others.shape
+    _, train, _ = mended_in_turn(*colours_for_a_grey_model())
+    np.testing.assert_allclose(train[0], images.mean(axis=-1, keepdims=True), rtol=1e-5)
+    _, train, _ = mended_in_turn(*opaque_images_for_a_model_of_colours())
+    np.testing.assert_array_equal(train[0], images)
+    small = pixels(size=24)[0]
+    found, train, _ = mended_in_turn(guide(), (np.moveaxis(np.concatenate([small, small[..., :1]], -1), -1, 1), labels))
+    assert found == ["image size"] * 3
+    np.testing.assert_allclose(train[0], keras.ops.image.resize(small, (32, 32)), rtol=1e-5)
+
+
+def test_channels_that_no_line_can_make_are_a_comment():
+    model = keras.Sequential([keras.Input((32, 32, 8)), layers.Flatten(), layers.Dense(3, activation="softmax")])
+    (found,) = kerastl.check(model, pixels()).findings
+    assert (found.name, found.mend) == ("image size", "# train must hold images of (32, 32, 8)")
+
+
+def test_data_without_images_or_labels_is_told_and_nothing_else():
+    images, labels = pixels()
+    slices = tf.data.Dataset.from_tensor_slices
+    none = [(images[:0], labels[:0]), slices((images, labels)).take(0).batch(8), [], ()]
+    unlabelled = [images, (images, None), slices(images).batch(8), [(images,)]]
+    for train in none + unlabelled:
+        what = "0 images" if any(train is one for one in none) else "0 labels"
+        for parts in ((train, None), ((images, labels), train)):
+            result = kerastl.check(guide(), *parts)
+            (found,) = result.findings
+            assert (found.name, found.number, result.notes) == ("data", 0, ())
+            assert what in found.evidence
+            assert found.mend.startswith("# ")
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3, 3), (8, 1000)])
+def test_arrays_that_are_no_images_are_told_with_what_the_model_takes(shape):
+    (found,) = kerastl.check(guide(), (np.ones(shape, "float32"), np.zeros(shape[0]))).findings
+    assert (found.name, found.mend) == ("data", "# train must hold arrays of (None, 32, 32, 3)")
+
+
+def test_what_was_not_looked_at_is_said():
+    one, other = keras.Input((32, 32, 3)), keras.Input((4,))
+    x = layers.concatenate([layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(one)), other])
+    model = keras.Model([one, other], layers.Dense(3, activation="softmax")(x))
+    images, labels = pixels()
+    features = np.zeros((48, 4))
+    batches = tf.data.Dataset.from_tensor_slices(((images, features), labels)).batch(8)
+    for train in (([images, features], labels), batches):
+        result = kerastl.check(model, train)
+        assert (result.findings, result.looked_at) == ((), {})
+        assert result.notes == ("The images of train were not looked at: the model has 2 inputs.",)
+        assert str(result).splitlines()[0] == "Nothing wrong was found in the model and its weights."
+        assert str(result).splitlines()[-1] == result.notes[0]
+    assert "not looked at: they can be read only once." in str(kerastl.check(*a_generator()))
+    endless = kerastl.check(*without_an_end(), images=100)
+    assert endless.looked_at == {"train": 104, "validation": 18}
+    assert endless.notes == ("The dataset of train never ends: `fit` needs a number of steps for it.",)
 
 
 def test_what_is_read_of_a_dataset_is_limited():
@@ -539,6 +795,12 @@ def test_transfer_learn_warns_and_trains_on(script):
         result = transfer_learn(*script(), **OPTIONS)
     assert len(result.head.epoch) == 1
     assert len([one for one in caught if "kerastl.check" in str(one.message)]) == 1
+
+
+def test_pixels_scaled_after_a_black_first_batch_are_warned_of():
+    model, train, _ = divided_by_255_after_black_ones()
+    with pytest.warns(KerastlWarning, match="`kerastl.check` found:\npreprocessing doubled: "):
+        warn_of_findings(Settings(model, train, None, None, None, "loss", 0, False, None))
 
 
 def test_transfer_learn_says_once_that_pixels_are_scaled_and_reads_no_dataset_for_it():

@@ -14,7 +14,7 @@ from kerastl.data.batches import adapt
 from kerastl.errors import KerastlWarning, ModelError, warn
 from kerastl.models import compiling, graph, outputs
 from kerastl.tables import Printed, Table
-from kerastl.training.doctor_data import Case, Finding, data_findings, was_trained
+from kerastl.training.doctor_data import Case, Finding, data_findings, is_endless, not_looked_at, was_trained
 
 # The lowest rate and the first that is too high, of optimizers that scale each step themselves and of plain SGD. Fine-tuning
 # with Adam wins at 1e-4 to 1e-3, with warm-up; its default of 1e-3 from the first step on is what ruins pretrained weights.
@@ -36,21 +36,25 @@ class CheckResult(Printed):
         findings: the `Finding`s: `.name`, `.evidence`, `.number`, `.mend` (a line of Python over the names `model`, `train`
             and `validation`), the first to mend first.
         looked_at: number of images looked at, by part.
+        notes: what was not looked at and why, as sentences.
     """
 
     findings: tuple[Finding, ...]
     looked_at: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def to_rows(self) -> list[dict]:
         """Return the findings as dictionaries, for `pandas.DataFrame`."""
         return [dataclasses.asdict(one) for one in self.findings]
 
     def _tables(self) -> list[Table]:
-        images = " and ".join(f"{count:,} images of {part}" for part, count in self.looked_at.items()) or "no images"
-        if not self.findings:
-            return [Table((f"Nothing wrong was found in the model and {images}.",), ())]
-        rows = [row for one in self.findings for row in ((one.name, one.evidence), ("", f">>> {one.mend}"))]
-        return [Table(("found", f"evidence (from the model and {images}), and how to fix it"), rows)]
+        nothing = "its weights" if self.notes else "no images"
+        images = " and ".join(f"{count:,} images of {part}" for part, count in self.looked_at.items()) or nothing
+        heads, rows = (f"Nothing wrong was found in the model and {images}.",), []
+        if self.findings:
+            heads = ("found", f"evidence (from the model and {images}), and how to fix it")
+            rows = [row for one in self.findings for row in ((one.name, one.evidence), ("", f">>> {one.mend}"))]
+        return [Table(heads, rows, notes=self.notes)]
 
 
 def check(
@@ -58,20 +62,21 @@ def check(
 ) -> CheckResult:
     """Look for what quietly ruins a training, before it; nothing is trained or changed.
 
-    Looked for are preprocessing that is missing or done twice, images of another size, broken pixels, labels that the head
-    doesn't take, a loss or an activation that doesn't fit, a head that is too wide, images of one part in the other, data in
-    the order of their classes, an augmentation that a cache froze; nothing trainable, all trainable under a fresh head,
-    BatchNorm that would lose its statistics, an optimizer that holds other weights, and a learning rate that is far off.
+    Looked for are data that `fit` doesn't take, preprocessing that is missing or done twice, images of another size, broken
+    pixels, labels that the head doesn't take, a loss or an activation that doesn't fit, a head that is too wide, images of one
+    part in the other, data in the order of their classes, an augmentation that a cache froze; nothing trainable, all trainable
+    under a fresh head, BatchNorm that would lose its statistics, an optimizer that holds other weights, and a learning rate
+    that is far off.
 
     Args:
         model: a classifier, or a model that predicts numbers, as it is about to be trained; compiled or not.
         train, validation: what `transfer_learn` takes.
         images: of datasets, at most so many images of each part are read; arrays in memory are looked at as a whole, up to
-            2 GB. A generator isn't read.
+            2 GB. A generator isn't read, nor what goes into a model with several inputs.
         backbone: name of the nested backbone, or of the last layer of a flat one, where it can't be told.
 
     Raises:
-        ArgumentError, DataError: arguments, or data that `fit` doesn't take.
+        ArgumentError, DataError: arguments; what is no data at all, or of different lengths.
         ModelError: no classifier.
 
     Example:
@@ -80,10 +85,13 @@ def check(
     """
     outputs.count_classes(model)
     given = {"train": train} if validation is None else {"train": train, "validation": validation}
-    rows = {part: adapt(data, shuffle=None if part == "train" else False) for part, data in given.items()}
-    case = Case(model, given, rows, check_count("images", images), _backbone_of(model, backbone))
+    limit = check_count("images", images)
+    ending = {part: data.take(limit) if is_endless(data) else data for part, data in given.items()}
+    rows = {part: adapt(data, shuffle=None if part == "train" else False) for part, data in ending.items()}
+    case = Case(model, given, rows, limit, _backbone_of(model, backbone))
     findings = (*data_findings(case), *_state_findings(case))
-    return CheckResult(findings, {part: len(keys) for part, (keys, _) in case.seen.items()})
+    looked_at = {part: len(seen.keys) for part, seen in case.seen.items()}
+    return CheckResult(findings, looked_at, tuple(not_looked_at(case)))
 
 
 def warn_of_findings(settings, backbone: str | None = None) -> None:
@@ -91,7 +99,8 @@ def warn_of_findings(settings, backbone: str | None = None) -> None:
     given = {"train": settings.train, "validation": settings.validation}
     rows = {"train": settings.train_rows, "validation": settings.validation_rows}
     case = Case(settings.model, given, rows, backbone=_backbone_of(settings.model, backbone))
-    found = [one for one in data_findings(case) if one.name != "preprocessing doubled"]  # of which `Settings` warned
+    said = "preprocessing doubled" if any(map(outputs.scaled_range, case.images.values())) else None  # by `Settings`
+    found = [one for one in data_findings(case) if one.name != said]
     if found:
         lines = [f"{one.name}: {one.evidence}\n    {one.mend}" for one in found]
         warn("Before training, `kerastl.check` found:\n" + "\n".join(lines))

@@ -18,6 +18,9 @@ from kerastl.models import backbones, compiling, graph, outputs
 _GRID = 32  # rows and columns of pixels by which the same image is known again
 _LARGEST = 2e9  # bytes of an array that is looked at as a whole
 _ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
+_CHANNELS = (1, 3, 4)
+_STRAY = 0.1  # share of the images that may go beyond scaled pixels, as standardized ones do that are nearly blank
+_WHITEST = 200  # no way to scale pixels goes up to this, Caffe's, minus the mean, up to 151
 # Layers that one family of keras.applications has alone, to know a backbone that is no model of its own by
 _FAMILIES = {
     "bn_Conv1": "mobilenet_v2",
@@ -55,6 +58,42 @@ class Finding:
 
 
 @dataclasses.dataclass
+class Seen:
+    """What stays of the images of a part that were looked at.
+
+    Attributes:
+        keys: what tells each image from any other, in their order; `None` for a blank one. Empty where only a few were read.
+        labels: the labels.
+        lows, highs: the smallest and largest pixel of each image, NaN and infinity aside.
+        broken: number of pixels that are NaN or infinite.
+        is_float: whether pixels may be fractions.
+    """
+
+    keys: list[bytes | None]
+    labels: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    broken: int
+    is_float: bool
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return float(self.lows.min()), float(self.highs.max())
+
+
+def _ends_of(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the smallest and largest pixel of each image, and how many are NaN or infinite, which don't count."""
+    rows = images.reshape(len(images), -1)
+    lows, highs, broken = rows.min(axis=1), rows.max(axis=1), 0
+    if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+        fine = np.isfinite(rows)
+        broken = int((~fine).sum())
+        lows, highs = np.where(fine, rows, np.inf).min(axis=1), np.where(fine, rows, -np.inf).max(axis=1)
+        lows, highs = (np.where(np.isfinite(one), one, 0) for one in (lows, highs))  # nothing of an image is fine
+    return lows.astype("float64"), highs.astype("float64"), broken
+
+
+@dataclasses.dataclass
 class Case:
     """What is checked: a model, and by part ("train", "validation") the data as given and their `Rows`.
 
@@ -68,18 +107,20 @@ class Case:
     backbone: graph.Backbone | None = None
 
     def __post_init__(self):
+        self.unread = {part: rows for part, rows in self.rows.items() if rows is not None and rows.first is None}
         self.rows = {part: rows for part, rows in self.rows.items() if rows is not None and rows.first is not None}
-        self.images = {part: rows.first[0] for part, rows in self.rows.items() if rows.first[0].ndim == 4}
+        firsts = {part: rows.first[0] for part, rows in self.rows.items()}
+        self.images = {part: first for part, first in firsts.items() if first.ndim == 4 and len(first)}
         self.task = compiling.task_of(self.model, self.labels.get("train"))
         self.units = outputs.main_tensor(self.model).shape[-1]
 
     @functools.cached_property
-    def seen(self) -> dict[str, tuple[list[bytes | None], np.ndarray]]:
-        """By part, what tells each image that was looked at from any other, in their order, and the labels."""
+    def seen(self) -> dict[str, Seen]:
+        """By part, what stays of the images: of all in memory, else of those that are read."""
         return {part: self._look_through(part) for part in self.images}
 
     def _look_through(self, part):
-        rows, given, keys, labels = self.rows[part], self.given[part], [], []
+        rows, given, keys, labels, ends = self.rows[part], self.given[part], [], [], []
         in_memory = isinstance(given, tuple) and (type(given[0]) is np.ndarray or keras.ops.is_tensor(given[0]))
         everything = in_memory and rows.count * rows.first[0][0].nbytes <= _LARGEST
         for images, some, _ in rows.batches() if everything or self.limit else ():
@@ -89,16 +130,20 @@ class Case:
             digests = (hashlib.blake2b(grid, digest_size=16).digest() for grid in grids)
             keys += [None if empty else digest for empty, digest in zip(blank, digests, strict=True)]  # no one's copy
             labels.append(some)
+            ends.append(_ends_of(images))
             if not everything and len(keys) >= self.limit:
                 break
-        return keys, np.concatenate(labels) if labels else rows.first[1]
+        lows, highs, broken = zip(*(ends or [_ends_of(rows.first[0])]), strict=True)
+        labels = np.concatenate(labels) if labels else rows.first[1]
+        is_float = rows.first[0].dtype.kind not in "iub"
+        return Seen(keys, labels, np.concatenate(lows), np.concatenate(highs), sum(broken), is_float)
 
     @functools.cached_property
     def labels(self) -> dict[str, np.ndarray]:
         """By part, all labels where that takes no reading, else those of what was read."""
         parts = {part: rows.labels if rows.skips else rows.first[1] for part, rows in self.rows.items()}
         read = {part for part, rows in self.rows.items() if not rows.skips and self.limit and part in self.images}
-        return {**parts, **{part: self.seen[part][1] for part in read}}
+        return {**parts, **{part: self.seen[part].labels for part in read}}
 
     def changed(self, parts, images: str = "images", labels: str = "labels") -> str:
         """Return the line that makes something else of the `images` or `labels` of some parts."""
@@ -130,6 +175,9 @@ class Case:
 
 def data_findings(case: Case):
     """Yield what is wrong with the data, or doesn't go with the model."""
+    if unfit := [*_missing(case), *_axes(case)]:
+        yield from unfit
+        return
     fits = list(_sizes(case))
     yield from fits or _pixels(case)
     odd = list(_labels(case))
@@ -140,16 +188,104 @@ def data_findings(case: Case):
     yield from _frozen_augmentation(case)
 
 
+def not_looked_at(case: Case) -> list[str]:
+    """Return what is to be said of parts whose images aren't looked at, and of datasets without an end."""
+    inputs = len(getattr(case.model, "inputs", None) or [0])
+    several = f"the model has {inputs} inputs" if inputs > 1 else "they are not one array, with one array of labels"
+    notes = []
+    for part in case.unread:
+        once = hasattr(case.given[part], "__next__")
+        if once or not any(one is None for one in _first_of(case.given[part])):  # that is a finding
+            reason = "they can be read only once" if once else several
+            notes.append(f"The images of {part} were not looked at: {reason}.")
+    endless = [part for part, given in case.given.items() if is_endless(given)]
+    return notes + [f"The dataset of {part} never ends: `fit` needs a number of steps for it." for part in endless]
+
+
+def is_endless(given) -> bool:
+    return is_tf_dataset(given) and int(given.cardinality()) == -1  # `tf.data.INFINITE_CARDINALITY`
+
+
+def _first_of(given) -> tuple:
+    """Return the images and labels of the first batch, of arrays all; `None` for what is missing."""
+    if isinstance(given, keras.utils.PyDataset):
+        given = [given[index] for index in range(len(given))[:1]]
+    is_array = isinstance(given, dict) or (hasattr(given, "shape") and hasattr(given, "__getitem__"))
+    at_once = is_array or (isinstance(given, tuple) and len(given) in (2, 3))
+    batch = given if at_once else next(iter(given), None)
+    return (*batch, None, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+
+
+def _missing(case):
+    """Yield where there are no images, or no labels with them."""
+    for part, rows in {**case.rows, **case.unread}.items():
+        given = case.given[part]
+        if rows.first is None and hasattr(given, "__next__"):
+            continue
+        images, labels = rows.first or _first_of(given)
+        if images is None or 0 in getattr(images, "shape", ())[:1]:
+            yield Finding("data", f"{part} holds 0 images.", 0, f"# look for what left no images in {part}")
+        elif labels is None:
+            of = "be `(images, labels)`" if rows.skips else "hold batches of `(images, labels)`"
+            yield Finding("data", f"{part} holds images and 0 labels.", 0, f"# {part} must {of}")
+
+
+def _axes(case):
+    """Yield images, or rows of features, that have more or fewer axes than the model takes, or are no batches."""
+    wanted = tuple(case.model.inputs[0].shape) if len(getattr(case.model, "inputs", None) or ()) == 1 else None
+    for part, rows in case.rows.items() if wanted else ():
+        images, labels = rows.first
+        missing = len(wanted) - images.ndim
+        single = missing > 0 and not rows.skips and (labels.ndim == 0 or len(labels) != len(images))
+        takes = f"The model takes batches of {len(wanted)} axes, {wanted}"
+        evidence = f"{takes}; those of {part} have {images.ndim}, {images.shape}."
+        if single:
+            mend = f"{part} = {part}.batch(32)" if is_tf_dataset(case.given[part]) else f"# make batches of {part}"
+        elif not missing or (missing == 1 and wanted[-1] == 1) or (missing == -1 and images.shape[-1] == 1):
+            continue  # Keras adds or drops a last axis of 1 itself
+        else:
+            change = _reshaped(images.shape[1:], wanted[1:])
+            mend = case.changed([part], change) if change else f"# {part} must hold arrays of {wanted}"
+        yield Finding("data", evidence, images.ndim, mend)
+
+
+def _reshaped(given: tuple, wanted: tuple) -> str | None:
+    """Return what gives images without channels, or in rows, the axes that a model takes."""
+    if len(wanted) == 3 and len(given) == 2:
+        return f"keras.ops.repeat(images[..., None], {wanted[-1]}, axis=-1)" if wanted[-1] else "images[..., None]"
+    if len(given) == 1 and len(wanted) > 1 and None not in wanted:
+        sizes = [wanted, (*wanted[:2], 1), (*wanted[:2], 3)]
+        fits = next((size for size in sizes if np.prod(size) == given[0]), None)
+        return fits and f"keras.ops.reshape(images, {(-1, *fits)})"
+    return None
+
+
 def _sizes(case):
     for part, images in case.images.items():
         try:
             outputs.check_size(case.model, images)
         except DataError as error:
             wanted, given = case.model.inputs[0].shape[1:], images.shape[1:]
-            change = f"keras.ops.image.resize(images, {tuple(wanted[:2])})"
-            if wanted[-1] != given[-1]:
-                change = "keras.ops.repeat(images, 3, axis=-1)" if given[-1] == 1 else "images[..., :3]"
-            yield Finding("image size", str(error).partition(" Load")[0], given[0], case.changed([part], change))
+            change = _fitted(given, wanted)
+            mend = case.changed([part], change) if change else f"# {part} must hold images of {wanted}"
+            yield Finding("image size", str(error).partition(" Load")[0], given[0], mend)
+
+
+def _fitted(given: tuple, wanted: tuple) -> str | None:
+    """Return what gives images the order of axes that a model takes, or else its channels, or else its size."""
+    first, model_first = (sizes[0] in _CHANNELS and sizes[-1] not in (None, *_CHANNELS) for sizes in (given, wanted))
+    if first != model_first:
+        return f"keras.ops.moveaxis(images, {'1, -1' if first else '-1, 1'})"
+    if first:  # both
+        return None
+    if wanted[-1] in (None, given[-1]):
+        sizes = tuple(own if side is None else side for side, own in zip(wanted[:2], given[:2], strict=True))
+        return f"keras.ops.image.resize(images, {sizes})"
+    if wanted[-1] == 1 and given[-1] >= 3:
+        return "keras.ops.mean(images[..., :3], axis=-1, keepdims=True)"
+    if wanted[-1] > 1 and given[-1] < 3:
+        return f"keras.ops.repeat(images[..., :1], {wanted[-1]}, axis=-1)"
+    return f"images[..., :{wanted[-1]}]" if wanted[-1] < given[-1] else None
 
 
 def _pixels(case):
@@ -158,27 +294,34 @@ def _pixels(case):
     if takes == "0-255" and probed[0] < max(0.1, abs(probed[1]) / 10):
         evidence = "From black to white, 255, the first layer with weights is given {:.2g}, around {:.3g}."
         yield Finding("scaled twice in the model", evidence.format(*probed), probed[0], _without_scaling(case))
-    for part, images in case.images.items():
-        low, high = float(images.min()), float(images.max())
+    for part, seen in case.seen.items():
+        low, high = seen.ends
         pixels = f"The pixels of {part} are {low:.3g} to {high:.3g}"
-        if not np.isfinite([low, high]).all():
-            count, change = int((~np.isfinite(images)).sum()), "keras.ops.nan_to_num(images)"
-            evidence = f"{count:,} pixels of the first {len(images)} images of {part} are NaN or infinite."
-            yield Finding("broken pixels", evidence, count, case.changed([part], change))
-        elif takes == "0-255" and outputs.scaled_range(images):
+        if seen.broken:
+            change = f"keras.ops.nan_to_num(images, posinf={high:.9g}, neginf={low:.9g})"
+            evidence = (
+                f"{seen.broken:,} pixels of the {len(seen.lows):,} images of {part} looked at are NaN or infinite."
+            )
+            yield Finding("broken pixels", evidence, seen.broken, case.changed([part], change))
+        elif takes == "0-255" and seen.is_float and _look_scaled(low, high):
             evidence = f"{pixels}; the model takes 0–255 and scales them itself."
             yield Finding("preprocessing doubled", evidence, high, case.changed([part], _undone(low, high)))
-        elif takes == "scaled" and high > outputs.LARGEST_SCALED:
+        elif takes == "scaled" and (seen.highs > outputs.LARGEST_SCALED).mean() > _STRAY:
             evidence = f"The pixels of {part} go up to {high:.3g}; the model is made for smaller numbers, such as 0–1."
             yield Finding("preprocessing missing", evidence, high, case.changed([part], "images / 255"))
         elif row is not None and low >= 0 and high > 0:
             ends = (backbones.preprocess(row, np.full((1, 1, 1, 3), value, "float32")) for value in (0, 255))
             black, white = map(keras.ops.convert_to_numpy, ends)
-            full = "images * 255" if high <= 1 and images.dtype.kind == "f" else "images"
+            full = "images * 255" if high <= 1 and seen.is_float else "images"
             wanted = f"{black.min():.4g} to {white.max():.4g}, and nothing in the model makes them so."
             change = f'kerastl.models.backbones.preprocess("{row.name}", {full})'
             evidence = f"{pixels}; {row.name} was trained on {wanted}"
             yield Finding("preprocessing missing", evidence, high, case.changed([part], change))
+
+
+def _look_scaled(low: float, high: float) -> bool:
+    """Tell whether pixels from `low` to `high` are no longer 0–255; noise, or a sharp resizing, goes somewhat beyond both."""
+    return outputs.scaled_range(np.array([low, high])) is not None and high < _WHITEST
 
 
 def was_trained(layers) -> bool:
@@ -243,7 +386,7 @@ def _labels(case):
 
 
 def _labels_mended(case, labels, classes: int) -> str:
-    if labels is None or labels.dtype.kind not in "iufb" or not np.isfinite(labels).all() or labels.ndim > 2:
+    if not _are_numbers(labels):
         return "# labels must be numbers: classes, rows of 0 and 1, or what to predict"
     rows = labels.ndim == 2 and labels.shape[1] > 1
     if (labels != np.floor(labels)).any():
@@ -255,12 +398,30 @@ def _labels_mended(case, labels, classes: int) -> str:
         return case.new_head(labels.shape[1], task)
     if case.task == MULTI_LABEL:
         return case.new_activation("softmax")
-    present = np.unique(labels).astype(int).tolist()
-    if len(present) > classes or (present[0] == 0 and present[-1] >= classes and len(present) == present[-1] + 1):
-        return case.new_head(present[-1] + 1, CLASSIFICATION)
-    if present[-1] - present[0] < classes:
-        return case.changed(case.rows, labels=f"labels - {present[0]}" if present[0] > 0 else f"labels + {-present[0]}")
-    return case.changed(case.rows, labels=f"keras.ops.searchsorted({present}, keras.ops.cast(labels, 'int32'))")
+    return case.new_head(1, REGRESSION) if case.task == REGRESSION else _classes_mended(case, classes)
+
+
+def _are_numbers(labels) -> bool:
+    return labels is not None and labels.dtype.kind in "iufb" and np.isfinite(labels).all() and labels.ndim <= 2
+
+
+def _classes_mended(case, classes: int) -> str:
+    """Return the line that brings classes to 0…classes - 1 in the parts that need it, or gives the head more units.
+
+    Labels that don't start at 0 are moved in each part that doesn't start there, by the same number.
+    """
+    parts = {part: one for part, one in case.labels.items() if _are_numbers(one) and one.size == len(one) > 0}
+    parts = {part: np.unique(one).astype(int) for part, one in parts.items()}
+    wrong = {part: one for part, one in parts.items() if one[0] < 0 or one[-1] >= classes}
+    sign = np.sign(next(iter(wrong.values()))[0])
+    alike = {part: one for part, one in parts.items() if np.sign(one[0]) == sign}
+    lowest, highest = min(one[0] for one in alike.values()), max(one[-1] for one in alike.values())
+    if sign and highest - lowest < classes:
+        return case.changed(alike, labels=f"labels - {lowest}" if lowest > 0 else f"labels + {-lowest}")
+    present = np.unique(np.concatenate(list(wrong.values()))).tolist()
+    if len(present) > classes:
+        return case.new_head(max(present[-1] + 1, len(present)), CLASSIFICATION)
+    return case.changed(wrong, labels=f"keras.ops.searchsorted({present}, keras.ops.cast(labels, 'int32'))")
 
 
 def _activation(case):
@@ -293,7 +454,9 @@ def _loss(case):
         return
     right = {"sparse": "SparseCategorical", "binary": "Binary", "categorical": "Categorical"}[wanted]
     call = f"keras.losses.{right}Crossentropy({'from_logits=True' if kind == 'logits' else ''})"
-    yield Finding("loss", evidence, case.units, f'model.compile(model.optimizer, {call}, metrics=["accuracy"])')
+    # "accuracy" beside several labels would be that of the label predicted highest
+    metric = 'keras.metrics.BinaryAccuracy(name="accuracy")' if case.task == MULTI_LABEL else '"accuracy"'
+    yield Finding("loss", evidence, case.units, f"model.compile(model.optimizer, {call}, metrics=[{metric}])")
 
 
 def _width(case):
@@ -303,7 +466,7 @@ def _width(case):
         return
     if not (case.limit or case.rows["train"].skips):  # a few labels
         return
-    classes = int(labels.max(initial=0)) + 1
+    classes = max(int(one.max(initial=0)) for one in case.labels.values()) + 1
     if 1 < classes < case.units and len(labels) >= _ENOUGH * case.units:
         evidence = f"The head has {case.units} units, and the {len(labels):,} labels seen are 0…{classes - 1}."
         yield Finding("output width", evidence, case.units, case.new_head(classes, CLASSIFICATION))
@@ -313,7 +476,7 @@ def _leak(case):
     """Yield where the same image is in both parts; `load_images` says so itself of what it loads."""
     if len(case.images) < 2 or all(isinstance(rows, ImageSource) for rows in case.rows.values()):
         return
-    train, validation = (case.seen[part][0] for part in ("train", "validation"))
+    train, validation = (case.seen[part].keys for part in ("train", "validation"))
     held = set(validation) - {None}
     twice = [index for index, key in enumerate(train) if key in held]
     if not twice:
@@ -322,13 +485,18 @@ def _leak(case):
     evidence = f"{count:,} of the {len(held):,} validation images looked at are among {len(train):,} training images."
     mend = "train, validation = keras.utils.split_dataset(train, left_size=0.8, shuffle=True, seed=0)"
     if isinstance(case.given["train"], tuple):
-        mend = f"train = tuple(np.delete(part, {_runs(twice)}, axis=0) for part in train)"
+        mend = f"train = {_of_each('train', f'np.delete(part, {_runs(twice)}, axis=0)')}"
         if len(twice) > len(train) / 2:
-            fifth, rest = "part[::5]", "np.delete(part, np.s_[::5], axis=0)"
-            mend = f"train, validation = tuple({rest} for part in train), tuple({fifth} for part in train)"
-    elif not is_tf_dataset(case.given["train"]):
+            fifth, rest = _of_each("train", "part[::5]"), _of_each("train", "np.delete(part, np.s_[::5], axis=0)")
+            mend = f"train, validation = {rest}, {fifth}"
+    elif not is_tf_dataset(case.given["train"]) or is_endless(case.given["train"]):
         mend = "# split the images once, before anything draws from them"
     yield Finding("split leaks", evidence, count, mend)
+
+
+def _of_each(name: str, expression: str) -> str:
+    """Return what takes the same of images, labels and sample weights, which may be `None`."""
+    return f"tuple(part if part is None else {expression} for part in {name})"
 
 
 def _runs(indices: list[int]) -> str:
