@@ -184,6 +184,44 @@ def test_classes_that_look_alike_are_named():
     assert found.score > 0.25
 
 
+def scenes(start, count=12):
+    return np.stack([np.asarray(scene(start + index)) for index in range(count)])
+
+
+def exposures(start, count=12):
+    picture = np.asarray(scene(start)).astype(int)
+    return np.stack([np.clip(picture + 2 * index, 0, 255).astype("uint8") for index in range(count)])
+
+
+def test_a_class_of_near_duplicates_of_one_image_is_not_judged():
+    labels = np.repeat(np.arange(3), 12)
+    images = np.concatenate([scenes(0), scenes(100), exposures(200)])
+    features = features_of(labels, spread=0.1)
+    result = kerastl.audit((images, labels), features, class_names=["a", "b", "video"], verbose=0)
+    assert (result.accuracy, result.wrong_labels) == (1, 0)
+    assert np.isnan(result.label_quality).tolist() == [False] * 24 + [True] * 12
+    assert not result.of_kind("label") + result.of_kind("classes")
+    assert result.of_kind("duplicate")
+    (left_out,) = result.not_checked
+    assert left_out.startswith("labels of video (12 images)")
+    flipped = labels.copy()
+    flipped[3] = 2  # another image of that class: now it can be learned, and is wrong
+    found = kerastl.audit((images, flipped), features, class_names=["a", "b", "video"], verbose=0)
+    assert not found.not_checked
+    assert 3 in [one.indices[0] for one in found.of_kind("label")]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]])
+def test_images_that_are_all_near_duplicates_are_reported_and_their_labels_left_unchecked(labels):
+    result = kerastl.audit((exposures(0, 6), np.array(labels)), np.eye(6) + 9, verbose=0)
+    assert result.of_kind("duplicate")
+    assert result.accuracy is result.label_quality is result.wrong_labels is None
+    assert "labels and classes" in result.not_checked[0]
+    apart = kerastl.audit((scenes(0, 6), np.arange(6)), np.eye(6), verbose=0)  # one image of each class
+    assert apart.accuracy is None
+    assert apart.not_checked == result.not_checked
+
+
 def test_several_labels_an_image_leave_the_labels_unchecked_and_say_so(tmp_path):
     for index in range(12):
         scene(index).save(tmp_path / f"{index}.png")

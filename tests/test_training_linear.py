@@ -138,6 +138,14 @@ def test_folds_hold_every_class_alike():
     assert (folds_of(labels, seed=1) != folds_of(labels, seed=2)).any()
 
 
+def test_rows_of_a_class_that_lies_in_one_fold_could_not_be_predicted():
+    values, labels = clusters(count=30)
+    groups = np.where(labels == 2, 100, np.arange(30))
+    assert (fit_softmax(values, labels, groups=groups).seen == (labels != 2)).all()
+    assert fit_softmax(values, labels.astype("uint64")).seen.all()
+    assert fit_ridge(values, labels).seen is None
+
+
 def test_sigmoid_fits_every_label_by_itself():
     values, labels = clusters(classes=4, spread=0.8)
     several = np.stack([labels == 1, labels >= 2, np.ones(len(labels)), np.zeros(len(labels))], axis=1)

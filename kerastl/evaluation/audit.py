@@ -36,6 +36,7 @@ _FAR = 3.5
 # Guessing between two classes is wrong half of the time: they count as alike where the classifier is half as wrong as that
 _ALIKE = 0.25
 _TINY = 4  # times that the network sees an image enlarged
+_CLASSES_LISTED = 10  # of those that can't be checked
 _BLANK_LEVELS = 2.0  # of 255, standard deviation over the pixels
 
 
@@ -73,9 +74,9 @@ class AuditResult(Printed):
         count: of images.
         class_names: of the classes or labels.
         accuracy: of a linear classifier on the features, cross-validated on the labels as they are; `None` where labels
-            aren't classes.
+            aren't classes, or none can be checked.
         label_quality: float32 `(images,)`: that classifier's probability of the label less that of the best other class,
-            −1…1, the lowest first to be looked at; `None` likewise.
+            −1…1, the lowest first to be looked at; `None` likewise, and NaN where a label can't be checked.
         wrong_labels: about how many labels are wrong, an estimate of confident learning; `None` likewise.
         not_checked: what was left out, and why.
         read: returns an image by its index, uint8 `(height, width, 3)`.
@@ -187,8 +188,9 @@ def audit(
 
     Near-duplicates are found by features and proved by pixels (`kerastl.features.duplicates`), also across splits, where
     they make validation and test measure memory. Probable label errors are those of confident learning (Northcutt et al.
-    2021), by a linear classifier on the features, cross-validated with near-duplicates in one fold. Outliers are far from
-    their nearest neighbours. They are suggestions, to be looked at; nothing is changed.
+    2021), by a linear classifier on the features, cross-validated with near-duplicates in one fold. A class of nothing but
+    near-duplicates of one image can't be checked so. Outliers are far from their nearest neighbours. They are suggestions,
+    to be looked at; nothing is changed.
 
     Args:
         data: what `load_images` takes (unreadable files are findings then), or its result, or a pair of arrays: images
@@ -301,10 +303,28 @@ def _labels_and_classes(images: _Images, features, groups, seed: int) -> tuple:
     if images.task != CLASSIFICATION or len(np.unique(images.labels)) < 2:
         why = "labels and classes that look alike, as there is not one of several classes an image"
         return [], None, None, None, (why,)
-    fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
-    quality, wrong = label_errors(fit.probabilities, images.labels)
+    fit = None
+    if len(np.unique(groups)) > 1:
+        fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
+    if fit is None or not fit.seen.any():
+        why = "labels and classes that look alike, as no class has two images that are not near-duplicates"
+        return [], None, None, None, (why,)
+    seen, labels, quality = fit.seen, images.labels[fit.seen], np.full(len(images.labels), np.nan, "float32")
+    quality[seen], wrong = label_errors(fit.probabilities[seen], labels)
     findings = [_label_finding(images, fit.probabilities, index) for index in np.flatnonzero(quality < 0)]
-    return findings + _alike(images, fit.probabilities), fit.accuracy, quality, wrong, ()
+    findings += _alike(images, fit.probabilities, seen)
+    accuracy = float((fit.probabilities[seen].argmax(axis=1) == labels).mean())
+    return findings, accuracy, quality, wrong, _never_seen(images, seen)
+
+
+def _never_seen(images: _Images, seen) -> tuple[str, ...]:
+    """Say which classes the classifier never saw where it was asked about them."""
+    classes = [images.class_names[one] for one in np.unique(images.labels[~seen])]
+    if not classes:
+        return ()
+    listed = ", ".join(classes[:_CLASSES_LISTED]) + (", …" if len(classes) > _CLASSES_LISTED else "")
+    why = "such a class has one image, or near-duplicates of one, and no other to learn it from"
+    return (f"labels of {listed} ({np.sum(~seen)} images): {why}",)
 
 
 def _label_finding(images: _Images, probabilities, index: int) -> Finding:
@@ -315,18 +335,18 @@ def _label_finding(images: _Images, probabilities, index: int) -> Finding:
     return images.finding("label", [index], said[best] - own, why, images.class_names[best])
 
 
-def _alike(images: _Images, probabilities) -> list[Finding]:
+def _alike(images: _Images, probabilities, seen) -> list[Finding]:
     """Return the pairs of classes between which the classifier is right little more often than a guess."""
-    findings, names = [], images.class_names
+    findings, names, labels = [], images.class_names, np.where(seen, images.labels, -1)
     for one, other in zip(*np.triu_indices(len(names), 1), strict=True):
-        between = (images.labels == one) | (images.labels == other)
+        between = (labels == one) | (labels == other)
         says_other = probabilities[:, other] > probabilities[:, one]
-        wrong = [says_other[images.labels == one], ~says_other[images.labels == other]]
+        wrong = [says_other[labels == one], ~says_other[labels == other]]
         if not all(map(len, wrong)):
             continue
         rate = float(np.mean([part.mean() for part in wrong]))
         if rate >= _ALIKE:
-            sides = ((says_other == (images.labels == one)) & between).nonzero()[0]
+            sides = ((says_other == (labels == one)) & between).nonzero()[0]
             examples = sides[np.argsort(-np.abs(probabilities[sides, one] - probabilities[sides, other]))][:8]
             why = f"between {names[one]} and {names[other]} it is wrong on {rate:.0%} (guessing: 50%)"
             findings.append(images.finding("classes", examples, rate, why, f"{names[one]} / {names[other]}"))

@@ -41,6 +41,7 @@ class LinearFit:
         c: the chosen strength, scikit-learn's `C`, for scaled features; of ridge regression 1/alpha.
         probabilities: float32 `(rows, outputs)`: of each row, fitted without its fold; of numbers, what is predicted.
         accuracy: the part of rows whose class is predicted so; of labels, that of each label; of numbers, R².
+        seen: of classes, bool `(rows,)`: whether other folds hold the row's class as well. If not, it could not be predicted.
     """
 
     kernel: np.ndarray
@@ -49,6 +50,7 @@ class LinearFit:
     c: float
     probabilities: np.ndarray
     accuracy: float
+    seen: np.ndarray | None = None
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
         """Return probabilities, or predicted numbers, float32 `(rows, outputs)`, of features `(rows, features)`."""
@@ -105,7 +107,8 @@ def fit_softmax(features, labels, *, num_classes=None, sample_weights=None, grou
         raise DataError(f"All labels are of one class: there is nothing to tell apart. {received(label=largest)}")
     c, (held,), ((kernel, bias),) = _fit_by_cross_validation(rows, [labels], num_classes or largest + 1)
     accuracy = float((held.argmax(axis=1) == labels).mean())
-    return LinearFit(*rows.for_raw_features(kernel, bias), "softmax", c, held.astype("float32"), accuracy)
+    raw = rows.for_raw_features(kernel, bias)
+    return LinearFit(*raw, "softmax", c, held.astype("float32"), accuracy, rows.in_several_folds(labels))
 
 
 @_in_one_thread
@@ -212,6 +215,11 @@ class _Rows:
         """Yield for each fold the indices of the rows to fit on, and of those to predict."""
         for fold in range(self._folds.max() + 1):
             yield np.flatnonzero(self._folds != fold), np.flatnonzero(self._folds == fold)
+
+    def in_several_folds(self, labels) -> np.ndarray:
+        """Tell of each row whether its class lies in more than one fold, so that it was always seen before it was predicted."""
+        pairs = np.unique(np.stack([labels.astype("int64"), self._folds]), axis=1)
+        return np.bincount(pairs[0])[labels] > 1
 
     def for_raw_features(self, kernel, bias) -> tuple[np.ndarray, np.ndarray]:
         """Return kernel and bias for features as they came, float32."""
