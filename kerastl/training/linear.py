@@ -217,7 +217,7 @@ class _Rows:
             yield np.flatnonzero(self._folds != fold), np.flatnonzero(self._folds == fold)
 
     def in_several_folds(self, labels) -> np.ndarray:
-        """Tell of each row whether its class lies in more than one fold, so that it was always seen before it was predicted."""
+        """Tell of each row whether its class lies in more than one fold: only then was it seen before it was predicted."""
         pairs = np.unique(np.stack([labels.astype("int64"), self._folds]), axis=1)
         return np.bincount(pairs[0])[labels] > 1
 
