@@ -93,7 +93,8 @@ def fit_softmax(features, labels, *, num_classes=None, sample_weights=None, grou
         seed: of the folds.
 
     Raises:
-        DataError: NaN or infinity, different lengths, labels of one class only, fewer than two groups.
+        DataError: NaN or infinity, different lengths, labels of one class only, fewer than two groups, weights below 0, or
+            above it in one fold at most.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
@@ -187,6 +188,21 @@ def folds_of(keys, groups=None, *, count: int = _FOLDS, seed: int = 0) -> np.nda
     return fold[group.reshape(-1)]
 
 
+def check_weights(weights, count: int) -> np.ndarray | None:
+    """Return sample weights as float64 `(count,)`; raise `DataError` unless they are finite, from 0 on, and not all 0."""
+    if weights is None:
+        return None
+    found = np.asarray(weights)
+    is_number = found.dtype.kind in "iufb" and found.shape == (count,) and np.isfinite(found).all()
+    if not is_number or (found < 0).any() or not found.any():
+        what = {"smallest": found.min().item(), "largest": found.max().item()} if is_number and count else {}
+        raise DataError(
+            f"Sample weights must be finite numbers `({count},)`, one for each image, from 0 on and not all 0. Of "
+            f"`({count}, 1)` take `weights[:, 0]`. {received(dtype=str(found.dtype), shape=found.shape, **what)}"
+        )
+    return found.astype("float64")
+
+
 class _Rows:
     """Features, centred, scaled and turned into as few columns as hold them; weights; folds."""
 
@@ -200,8 +216,13 @@ class _Rows:
         values = features.astype("float32" if large else "float64")
         if not np.isfinite(values).all() or not len(values):
             raise DataError(f"Expected features without NaN or infinity. {received(features=features.shape)}")
-        self.weights = None if sample_weights is None else np.asarray(sample_weights, "float64")
+        self.weights = check_weights(sample_weights, len(values))
         self._folds = folds_of(keys, groups, count=3 if large else _FOLDS, seed=seed)
+        if self.weights is not None and not all(self.weights[train].any() for train, _ in self.folds()):
+            raise DataError(
+                "Cross-validation needs sample weights above 0 in several folds. Give more rows a weight. "
+                f"{received(rows_with_weight=int(np.count_nonzero(self.weights)))}"
+            )
         self._mean, deviation = values.mean(axis=0, dtype="float64"), values.std(axis=0, dtype="float64")
         varies = deviation > 1e-6 * np.abs(values).max(axis=0)
         self.strength = max(varies.sum(), 1)
