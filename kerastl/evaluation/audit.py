@@ -295,8 +295,9 @@ def _arrays_of(data, class_names) -> tuple:
         return rows, class_indices(labels, count), tuple(names or map(str, range(count)))
     except DataError:
         facts = {"dtype": str(labels.dtype), "shape": labels.shape, "first": labels[:3].tolist()}
+        which = f"to {count - 1}" if count > 0 else "on"
         raise DataError(
-            f"Expected one class for each image, a whole number from 0 to {max(count - 1, 0)} or a one-hot row, and a name in "
+            f"Expected one class for each image, a whole number from 0 {which} or a one-hot row, and a name in "
             "`class_names` for each class, if any. Make numbers of text by `numpy.unique(labels, return_inverse=True)`. "
             "Images with several labels, or with numbers to predict, are audited from a folder with a table: "
             f"`load_images(folder, labels=...)`. {received(**facts, class_names=class_names)}"
