@@ -184,6 +184,44 @@ def test_classes_that_look_alike_are_named():
     assert found.score > 0.25
 
 
+def scenes(start, count=12):
+    return np.stack([np.asarray(scene(start + index)) for index in range(count)])
+
+
+def exposures(start, count=12):
+    picture = np.asarray(scene(start)).astype(int)
+    return np.stack([np.clip(picture + 2 * index, 0, 255).astype("uint8") for index in range(count)])
+
+
+def test_a_class_of_near_duplicates_of_one_image_is_not_judged():
+    labels = np.repeat(np.arange(3), 12)
+    images = np.concatenate([scenes(0), scenes(100), exposures(200)])
+    features = features_of(labels, spread=0.1)
+    result = kerastl.audit((images, labels), features, class_names=["a", "b", "video"], verbose=0)
+    assert (result.accuracy, result.wrong_labels) == (1, 0)
+    assert np.isnan(result.label_quality).tolist() == [False] * 24 + [True] * 12
+    assert not result.of_kind("label") + result.of_kind("classes")
+    assert result.of_kind("duplicate")
+    (left_out,) = result.not_checked
+    assert left_out.startswith("labels of video (12 images)")
+    flipped = labels.copy()
+    flipped[3] = 2  # another image of that class: now it can be learned, and is wrong
+    found = kerastl.audit((images, flipped), features, class_names=["a", "b", "video"], verbose=0)
+    assert not found.not_checked
+    assert 3 in [one.indices[0] for one in found.of_kind("label")]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5]])
+def test_images_that_are_all_near_duplicates_are_reported_and_their_labels_left_unchecked(labels):
+    result = kerastl.audit((exposures(0, 6), np.array(labels)), np.eye(6) + 9, verbose=0)
+    assert result.of_kind("duplicate")
+    assert result.accuracy is result.label_quality is result.wrong_labels is None
+    assert "labels and classes" in result.not_checked[0]
+    apart = kerastl.audit((scenes(0, 6), np.arange(6)), np.eye(6), verbose=0)  # one image of each class
+    assert apart.accuracy is None
+    assert apart.not_checked == result.not_checked
+
+
 def test_several_labels_an_image_leave_the_labels_unchecked_and_say_so(tmp_path):
     for index in range(12):
         scene(index).save(tmp_path / f"{index}.png")
@@ -209,6 +247,71 @@ def test_features_come_from_the_backbone(splits, monkeypatch):
     result = kerastl.audit(splits, backbone="mobilenet_v3_small", weights=None, verbose=0)
     assert seen[0].shape == (result.count, 576)
     assert np.ptp(seen[0], axis=0).max() > 0
+
+
+def test_grey_arrays_are_audited_as_their_three_equal_channels():
+    labels, grey = np.arange(12) % 2, noise(12)[..., 0]
+    seen = []
+    for images in (grey, grey[..., None], np.repeat(grey[..., None], 3, axis=3), grey.astype("float64")):
+        result = kerastl.audit((images, labels), features_of(labels), class_names=np.array(["a", "b"]), verbose=0)
+        assert result.class_names == ("a", "b")
+        seen.append(result.read(3))
+    column = kerastl.audit((grey, labels[:, None]), features_of(labels), verbose=0)
+    assert (column.class_names, column.accuracy) == (("0", "1"), result.accuracy)
+    with pytest.raises(ArgumentError, match=r"list of names.*class_names='ab'"):
+        kerastl.audit((grey, labels), features_of(labels), class_names="ab", verbose=0)
+    assert all(np.array_equal(one, seen[0]) and one.shape == (8, 8, 3) for one in seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda pixels: pixels / 255.0,
+            r"Expected pixels 0–255.*`images \* 255`.*dtype='float64', smallest=.*largest=",
+        ),
+        (lambda pixels: pixels.astype("uint16") * 257, "Expected pixels 0–255.*16 bits.*dtype='uint16'"),
+        (lambda pixels: np.where(pixels > 250, np.nan, pixels), "without NaN"),
+        (lambda pixels: pixels - 100.0, "Expected pixels 0–255"),
+        (lambda pixels: pixels.astype(str), "Expected pixels 0–255"),
+        (lambda pixels: pixels[:0], r"at least one.*shape=\(0, 8, 8, 3\)"),
+        (lambda pixels: np.concatenate([pixels, pixels[..., :1]], axis=3), r"images\[..., :3\].*shape=\(12, 8, 8, 4\)"),
+        (lambda pixels: pixels[:, 0, 0], "Expected images"),
+    ],
+    ids=["scaled", "16 bits", "NaN", "negative", "text", "none", "alpha", "no images"],
+)
+def test_arrays_of_other_pixels_are_refused(change, words):
+    images = change(noise(12))
+    labels = (np.arange(12) % 2)[: len(images)]
+    with pytest.raises(DataError, match=words):
+        kerastl.audit((images, labels), np.eye(12)[: len(images)], verbose=0)
+    black = np.zeros((12, 8, 8, 3), "float32")
+    assert kerastl.audit((black, np.arange(12) % 2), np.eye(12), verbose=0).of_kind("file")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "words"),
+    [
+        (np.where(np.arange(12) == 3, np.nan, 1), None, "a whole number from 0 on.*dtype='float64'"),
+        (np.array(["a", "b"] * 6), None, r"numpy\.unique"),
+        (np.arange(12) % 3, ["a", "b"], r"from 0 to 1 .*name in `class_names` for each.*class_names=\['a', 'b'\]"),
+        (np.arange(12) % 3 - 1, None, "Expected one class"),
+        (np.ones((12, 3), int), None, r"load_images\(folder, labels=...\)"),
+        (np.arange(12) * 0.7, None, "numbers to predict"),
+        (np.ones((12, 3, 2)), None, r"shape=\(12, 3, 2\)"),
+    ],
+    ids=["NaN", "text", "few names", "negative", "several", "numbers", "three axes"],
+)
+def test_labels_that_are_no_classes_are_refused_without_talk_of_heads(labels, names, words):
+    with pytest.raises(DataError, match=words) as raised:
+        kerastl.audit((noise(12), labels), np.eye(12), class_names=names, verbose=0)
+    assert "build_classifier" not in str(raised.value)
+
+
+@pytest.mark.parametrize("features", ["x", [[1.0], [2.0, 3.0]], None, {}], ids=str)
+def test_features_that_are_no_numbers_are_refused(features):
+    with pytest.raises(DataError, match="Expected finite `features`"):
+        module._checked_features(features, 12)
 
 
 def test_wrong_arguments_say_what_was_expected(splits, result):

@@ -172,6 +172,39 @@ def test_models_without_a_last_dense_layer_are_refused_unchanged():
         kerastl.calibrate(lora, data)
 
 
+def refused_unchanged(model, data, error, words, **options):
+    weights = model.get_weights()
+    with pytest.raises(error, match=words):
+        kerastl.calibrate(model, data, **options)
+    assert all(np.array_equal(one, other) for one, other in zip(weights, model.get_weights(), strict=True))
+
+
+def test_a_task_that_the_last_activation_is_not_made_for_is_refused():
+    model, images, labels = head(3, "sigmoid")
+    classes = images, labels.argmax(axis=1)
+    words = r"3 sigmoid units, made for the task 'multi-label'.*Received: task='classification'"
+    refused_unchanged(model, classes, ArgumentError, words, task="classification")
+    for activation in ("softmax", layers.Softmax()):
+        model, images, labels = head(3, activation)
+        words = r"3 softmax.*'classification'.*Received: task='multi-label'"
+        refused_unchanged(model, (images, np.eye(3)[labels]), ArgumentError, words, task="multi-label")
+    model, images, labels = head(3, "linear")  # logits are for either
+    assert len(kerastl.calibrate(model, (images, np.eye(3)[labels]), task="multi-label").temperature) == 3
+
+
+def test_a_last_layer_that_is_used_twice_is_refused():
+    inputs = keras.Input((4, 4, 3))
+    pooled, dense = layers.GlobalAveragePooling2D()(inputs / 255), layers.Dense(3, name="twice")
+    part = keras.Input((3,))
+    nested = keras.Model(part, dense(part))
+    data = np.zeros((3, 4, 4, 3), "float32") + 5, np.arange(3)
+    words = r"used 2 times.*Received: last_layer='twice'"
+    for outputs in (dense(dense(pooled)), layers.Softmax()(nested(nested(pooled)))):
+        refused_unchanged(keras.Model(inputs, outputs), data, ModelError, words, task="classification")
+    with pytest.warns(KerastlWarning, match="No temperature"):  # uses in other models don't count
+        kerastl.calibrate(keras.Model(inputs, dense(pooled)), data, task="classification")
+
+
 def test_the_plot_shows_before_and_after_and_takes_arrays():
     model, images, labels = head(3, "softmax")
     figure = kerastl.plot_reliability(kerastl.calibrate(model, (images, labels), bins=5))

@@ -138,6 +138,14 @@ def test_folds_hold_every_class_alike():
     assert (folds_of(labels, seed=1) != folds_of(labels, seed=2)).any()
 
 
+def test_rows_of_a_class_that_lies_in_one_fold_could_not_be_predicted():
+    values, labels = clusters(count=30)
+    groups = np.where(labels == 2, 100, np.arange(30))
+    assert (fit_softmax(values, labels, groups=groups).seen == (labels != 2)).all()
+    assert fit_softmax(values, labels.astype("uint64")).seen.all()
+    assert fit_ridge(values, labels).seen is None
+
+
 def test_sigmoid_fits_every_label_by_itself():
     values, labels = clusters(classes=4, spread=0.8)
     several = np.stack([labels == 1, labels >= 2, np.ones(len(labels)), np.zeros(len(labels))], axis=1)
@@ -181,6 +189,12 @@ def test_ridge_is_scikit_learns(features):
         (lambda values, labels: fit_softmax(values[:, 0], labels), "features"),
         (lambda values, labels: fit_sigmoid(values, labels), "0 and 1"),
         (lambda values, labels: fit_sigmoid(values, labels * 0), "same labels"),
+        (lambda values, labels: fit_softmax(values, labels, sample_weights=labels * np.nan), "Sample weights"),
+        (lambda values, labels: fit_softmax(values, labels, sample_weights=labels * 0), "not all 0.*largest=0"),
+        (lambda values, labels: fit_sigmoid(values, labels == 1, sample_weights=labels - 1), "from 0 on.*smallest=-1"),
+        (lambda values, labels: fit_ridge(values, labels, sample_weights=labels[:, None]), r"shape=\(120, 1\)"),
+        (lambda values, labels: fit_softmax(values, labels, sample_weights=np.arange(120) == 7), "rows_with_weight=1"),
+        (lambda values, labels: fit_ridge(values, labels, sample_weights=np.arange(120) == 7), "rows_with_weight=1"),
         (lambda values, labels: fit_ridge(values, labels * 0), "same"),
         (lambda values, labels: fit_ridge(values, labels * np.inf), "finite"),
     ],

@@ -1,5 +1,7 @@
 """What a probe measures: right for every kind of label, honest, and telling which block knows."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -243,3 +245,94 @@ def test_what_cannot_be_probed_is_refused(change, error, words):
     arguments = {"model": small(), "train": (images, labels), "verbose": 0, **change(images, labels)}
     with pytest.raises(error, match=words):
         probe(**arguments)
+
+
+def changed(**what):
+    """Return a change of the arguments: labels, weights or images of the training data, or of the validation data."""
+
+    def change(images, labels):
+        data = what.get("images", lambda one: one)(images), what.get("labels", lambda one: one)(labels)
+        train = (*data, what["weights"](labels)) if "weights" in what else data
+        return {"train": train, "validation": (images, what["held"](labels)) if "held" in what else None}
+
+    return change
+
+
+def nan_where_one(labels):
+    return np.where(labels == 1, np.nan, labels)
+
+
+WRONG = {
+    "NaN labels": (changed(labels=nan_where_one), DataError, "finite numbers.*part='train'"),
+    "text": (changed(labels=lambda one: one.astype(str)), DataError, r"numpy\.unique.*dtype="),
+    "NaN in validation": (changed(held=nan_where_one), DataError, "part='validation'"),
+    "three axes": (changed(labels=lambda one: np.ones((12, 2, 2))), DataError, r"shape=\(12, 2, 2\)"),
+    "two kinds": (
+        changed(held=lambda one: np.eye(3)[one]),
+        DataError,
+        r"one kind.*train=\(12,\), validation=\(12, 3\)",
+    ),
+    "out of range": (changed(labels=lambda one: one + 1), DataError, "whole numbers"),
+    "out of range in validation": (changed(held=lambda one: one + 1), DataError, "whole numbers"),
+    "one class": (changed(labels=lambda one: one * 0), DataError, "one class"),
+    "no images": (lambda images, labels: {"train": (images[:0], labels[:0])}, DataError, "no images in the train"),
+    "NaN weights": (changed(weights=nan_where_one), DataError, "Sample weights"),
+    "no weight": (changed(weights=lambda one: one * 0), DataError, "not all 0"),
+    "weights below 0": (changed(weights=lambda one: one - 1), DataError, "from 0 on.*smallest=-1"),
+    "weights in a column": (changed(weights=lambda one: one[:, None] + 1), DataError, r"shape=\(12, 1\)"),
+    "seed -1": (lambda images, labels: {"seed": -1}, ArgumentError, "`seed` must be.*seed=-1"),
+    "seed 1.5": (lambda images, labels: {"seed": 1.5}, ArgumentError, "`seed` must be.*seed=1.5"),
+    "task": (lambda images, labels: {"task": "ranking"}, ArgumentError, "task"),
+    "few names": (lambda images, labels: {"class_names": ["a"]}, ArgumentError, "3 names"),
+    "one text for names": (lambda images, labels: {"class_names": "abc"}, ArgumentError, "names.*class_names='abc'"),
+    "grey": (changed(images=lambda one: one[..., 0]), DataError, r"height, width, channels.*shape=\(8, 16, 16\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "words"), WRONG.values(), ids=WRONG)
+def test_it_is_refused_before_the_backbone_runs(change, error, words, monkeypatch):
+    monkeypatch.setattr("kerastl.training.probe.pooled_features", lambda *a, **more: pytest.fail("the backbone ran"))
+    images, labels = photographs(12)
+    arguments = {"model": small(), "train": (images, labels), "verbose": 0, **change(images, labels)}
+    with pytest.raises(error, match=words):
+        probe(**arguments)
+
+
+def test_of_datasets_the_first_labels_are_checked_before_the_backbone_runs_and_all_after(monkeypatch):
+    images, labels = photographs(12)
+
+    def batches(labels, *weights):
+        return [tuple(one[start : start + 4] for one in (images, labels, *weights)) for start in range(0, 12, 4)]
+
+    with pytest.raises(DataError, match="whole numbers"):
+        probe(small(), batches(np.repeat([0, 1, 4], 4)), verbose=0)
+    with pytest.raises(DataError, match="Sample weights"):
+        probe(small(), batches(labels, np.repeat([1, 1, -1], 4)), verbose=0)
+    options = {"preprocessing": None, "blocks": False, "mirrored": False, "verbose": 0}
+    late = probe(models.tiny_backbone(16), batches(np.repeat([0, 1, 2], 4)), class_names=list("abc"), **options)
+    assert [one.name for one in late.per_class] == ["a", "b", "c"]
+    monkeypatch.setattr("kerastl.training.probe.pooled_features", lambda *a, **more: pytest.fail("the backbone ran"))
+    for wrong, words in ((labels.astype(str), "finite numbers"), (labels + 2, "whole numbers")):
+        with pytest.raises(DataError, match=words):
+            probe(small(), batches(wrong), verbose=0)
+    with pytest.raises(DataError, match="one kind"):
+        probe(small(), batches(labels), batches(np.eye(3)[labels]), verbose=0)
+
+
+def test_names_may_be_an_array():
+    options = {"blocks": False, "mirrored": False, "verbose": 0}
+    result = probe(small(), photographs(30), class_names=np.array(["a", "b", "c"]), **options)
+    assert [one.name for one in result.per_class] == ["a", "b", "c"]
+
+
+def test_validation_numbers_that_are_all_the_same_give_nan_and_no_warnings():
+    images, _ = photographs(48)
+    numbers = images.mean(axis=(1, 2, 3))
+    options = {"blocks": False, "mirrored": False, "preprocessing": None, "verbose": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = probe(models.tiny_backbone(16), (images, numbers), (images[:4], np.full(4, 0.5)), **options)
+    assert np.isnan(result.accuracy)
+    assert np.isfinite(result.rows[0].linear)
+    assert "can't be told, as all numbers" in result.advice
+    assert result.advice in str(result)

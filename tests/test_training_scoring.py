@@ -1,5 +1,7 @@
 """Scores of predictions, and nearest neighbours, on plain arrays."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,9 @@ def test_numbers_are_scored_by_r2():
     assert problem.score(targets * 0 + 2, targets) == 0
     assert problem.loss(targets * 0 + 2, targets) == 1
     assert problem.standard_error(0.5, 100) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(problem.score(targets, np.ones((3, 2))))  # there is nothing to explain
 
 
 def test_labels_that_do_not_fit_are_refused():

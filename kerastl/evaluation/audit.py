@@ -22,6 +22,7 @@ from kerastl.features.duplicates import find_duplicates, groups_of, nearest_neig
 from kerastl.features.pooled import pooled_features
 from kerastl.files import new_folder
 from kerastl.models import backbones
+from kerastl.models.outputs import scaled_range
 from kerastl.tables import Printed, Table
 from kerastl.training.linear import fit_softmax
 
@@ -36,6 +37,7 @@ _FAR = 3.5
 # Guessing between two classes is wrong half of the time: they count as alike where the classifier is half as wrong as that
 _ALIKE = 0.25
 _TINY = 4  # times that the network sees an image enlarged
+_CLASSES_LISTED = 10  # of those that can't be checked
 _BLANK_LEVELS = 2.0  # of 255, standard deviation over the pixels
 
 
@@ -73,9 +75,9 @@ class AuditResult(Printed):
         count: of images.
         class_names: of the classes or labels.
         accuracy: of a linear classifier on the features, cross-validated on the labels as they are; `None` where labels
-            aren't classes.
+            aren't classes, or none can be checked.
         label_quality: float32 `(images,)`: that classifier's probability of the label less that of the best other class,
-            −1…1, the lowest first to be looked at; `None` likewise.
+            −1…1, the lowest first to be looked at; `None` likewise, and NaN where a label can't be checked.
         wrong_labels: about how many labels are wrong, an estimate of confident learning; `None` likewise.
         not_checked: what was left out, and why.
         read: returns an image by its index, uint8 `(height, width, 3)`.
@@ -187,12 +189,13 @@ def audit(
 
     Near-duplicates are found by features and proved by pixels (`kerastl.features.duplicates`), also across splits, where
     they make validation and test measure memory. Probable label errors are those of confident learning (Northcutt et al.
-    2021), by a linear classifier on the features, cross-validated with near-duplicates in one fold. Outliers are far from
-    their nearest neighbours. They are suggestions, to be looked at; nothing is changed.
+    2021), by a linear classifier on the features, cross-validated with near-duplicates in one fold. A class of nothing but
+    near-duplicates of one image can't be checked so. Outliers are far from their nearest neighbours. They are suggestions,
+    to be looked at; nothing is changed.
 
     Args:
         data: what `load_images` takes (unreadable files are findings then), or its result, or a pair of arrays: images
-            0–255 `(images, height, width, 3)` and classes.
+            0–255 `(images, height, width, 3)`, or grey ones without the 3, and classes.
         features: `(images, features)`, of train, validation and test one after the other, in the order of
             `ImageSplits.files`; by default the backbone's outputs, averaged over the image.
         backbone, weights: where features are not given: a name of `list_backbones()`, and `"imagenet"`, `"auto"` or a path.
@@ -213,10 +216,8 @@ def audit(
     """
     seed, row = check_count("seed", seed, smallest=0), backbones.backbone_row(backbone)
     images = _images_of(data, image_size or row.native_size, class_names, seed, verbose)
-    features = np.asarray(_extract(images, row.name, weights, verbose) if features is None else features, "float32")
-    if features.ndim != 2 or len(features) != len(images.names) or not np.isfinite(features).all():
-        expected = f"Expected finite `features` of shape ({len(images.names)}, features), a row for each image"
-        raise DataError(f"{expected}, in the order of `ImageSplits.files`. {received(shape=features.shape)}")
+    given = _extract(images, row.name, weights, verbose) if features is None else features
+    features = _checked_features(given, len(images.names))
     pairs = find_duplicates(features, images.read, verbose=verbose)
     found, *known = _labels_and_classes(images, features, groups_of(len(features), pairs), seed)
     findings = [*_duplicates(images, pairs), *found, *_outliers(images, features), *_bad_files(images, verbose)]
@@ -247,6 +248,18 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     return (probabilities[rows, labels] - others.max(axis=1)).astype("float32"), int(wrong.sum())
 
 
+def _checked_features(features, count: int) -> np.ndarray:
+    try:
+        found = np.asarray(features, "float32")
+    except (TypeError, ValueError):  # text, or rows of different lengths
+        found = None
+    if found is None or found.ndim != 2 or len(found) != count or not np.isfinite(found).all():
+        what = received(features=features) if found is None else received(shape=found.shape)
+        expected = f"Expected finite `features` of shape ({count}, features), a row for each image"
+        raise DataError(f"{expected}, in the order of `ImageSplits.files`. {what}")
+    return found
+
+
 def _images_of(data, image_size, class_names, seed: int, verbose: int) -> _Images:
     if isinstance(data, (str, os.PathLike)):
         data = load_images(data, image_size=image_size, seed=seed, skip_unreadable=True, verbose=verbose)
@@ -256,20 +269,60 @@ def _images_of(data, image_size, class_names, seed: int, verbose: int) -> _Image
         about = (data.class_names, data.task, data.skipped, data.image_size)
         name, labels = data.name, np.concatenate([part.labels for part in parts.values()])
     else:
-        rows = rows_of(data)
-        if rows is None or not rows.skips:
-            raise ArgumentError(
-                "`data` must be a source or the result of `load_images`, or a pair of arrays (images, classes). "
-                f"{received(data=type(data).__name__)}"
-            )
-        labels, parts, name = np.asarray(rows.labels), {"": rows}, "images"
-        classes = len(class_names) if class_names else labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-        labels = class_indices(labels, classes)
-        class_names = tuple(map(str, class_names or range(classes)))
-        names = [f"image {index}" for index in range(rows.count)]
+        rows, labels, class_names = _arrays_of(data, class_names)
+        parts, name, names = {"": rows}, "images", [f"image {index}" for index in range(rows.count)]
         about = (class_names, CLASSIFICATION, (), rows.read(0).shape[:2])
     splits = [split for split, part in parts.items() for _ in range(part.count)]
     return _Images(name, names, splits, labels, *about, list(parts.values()))
+
+
+def _arrays_of(data, class_names) -> tuple:
+    """Return the `Rows` of a pair of arrays, its classes `(images,)` and their names, having checked all of it."""
+    rows = rows_of(data)
+    if rows is None or not rows.skips:
+        raise ArgumentError(
+            "`data` must be a source or the result of `load_images`, or a pair of arrays (images, classes). "
+            f"{received(data=type(data).__name__)}"
+        )
+    _check_pixels(rows)
+    labels, names = np.asarray(rows.labels), [] if class_names is None else class_names
+    if isinstance(names, str) or not np.iterable(names):
+        raise ArgumentError(f"`class_names` must be a list of names. {received(class_names=class_names)}")
+    names, is_finite = list(map(str, names)), labels.dtype.kind in "iufb" and np.isfinite(labels).all()
+    columns = labels.shape[1] if labels.ndim == 2 else 1
+    count = len(names) or (columns if columns > 1 else int(labels.max()) + 1 if is_finite else 0)
+    try:
+        return rows, class_indices(labels, count), tuple(names or map(str, range(count)))
+    except DataError:
+        facts = {"dtype": str(labels.dtype), "shape": labels.shape, "first": labels[:3].tolist()}
+        which = f"to {count - 1}" if count > 0 else "on"
+        raise DataError(
+            f"Expected one class for each image, a whole number from 0 {which} or a one-hot row, and a name in "
+            "`class_names` for each class, if any. Make numbers of text by `numpy.unique(labels, return_inverse=True)`. "
+            "Images with several labels, or with numbers to predict, are audited from a folder with a table: "
+            f"`load_images(folder, labels=...)`. {received(**facts, class_names=class_names)}"
+        ) from None
+
+
+def _check_pixels(rows) -> None:
+    """Raise `DataError` unless there are images, RGB 0–255 or grey: others would all look alike."""
+    shape, dtype = rows.first[0].shape, rows.first[0].dtype
+    if 0 in shape or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
+        raise DataError(
+            "Expected images `(images, height, width, 3)`, or grey ones without the 3, and at least one. `images[..., :3]` "
+            f"leaves out a fourth channel (alpha). {received(shape=(rows.count, *shape[1:]))}"
+        )
+    if dtype == np.uint8:
+        return
+    extremes = np.array([np.nan])
+    if dtype.kind in "iuf":
+        extremes = np.array([(one.min(), one.max()) for one in map(rows.read, range(rows.count))])
+    low, high = extremes.min().item(), extremes.max().item()
+    if not (low >= 0 and high <= 255) or scaled_range(extremes):
+        raise DataError(
+            "Expected pixels 0–255 without NaN, as the colours of images are compared. Undo a scaling (`images * 255` of 0–1, "
+            f"`images // 257` of 16 bits), and clip the rest. {received(dtype=str(dtype), smallest=low, largest=high)}"
+        )
 
 
 def _extract(images: _Images, backbone: str, weights, verbose: int) -> np.ndarray:
@@ -301,10 +354,28 @@ def _labels_and_classes(images: _Images, features, groups, seed: int) -> tuple:
     if images.task != CLASSIFICATION or len(np.unique(images.labels)) < 2:
         why = "labels and classes that look alike, as there is not one of several classes an image"
         return [], None, None, None, (why,)
-    fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
-    quality, wrong = label_errors(fit.probabilities, images.labels)
+    fit = None
+    if len(np.unique(groups)) > 1:
+        fit = fit_softmax(features, images.labels, num_classes=len(images.class_names), groups=groups, seed=seed)
+    if fit is None or not fit.seen.any():
+        why = "labels and classes that look alike, as no class has two images that are not near-duplicates"
+        return [], None, None, None, (why,)
+    seen, labels, quality = fit.seen, images.labels[fit.seen], np.full(len(images.labels), np.nan, "float32")
+    quality[seen], wrong = label_errors(fit.probabilities[seen], labels)
     findings = [_label_finding(images, fit.probabilities, index) for index in np.flatnonzero(quality < 0)]
-    return findings + _alike(images, fit.probabilities), fit.accuracy, quality, wrong, ()
+    findings += _alike(images, fit.probabilities, seen)
+    accuracy = float((fit.probabilities[seen].argmax(axis=1) == labels).mean())
+    return findings, accuracy, quality, wrong, _never_seen(images, seen)
+
+
+def _never_seen(images: _Images, seen) -> tuple[str, ...]:
+    """Say which classes the classifier never saw where it was asked about them."""
+    classes = [images.class_names[one] for one in np.unique(images.labels[~seen])]
+    if not classes:
+        return ()
+    listed = ", ".join(classes[:_CLASSES_LISTED]) + (", …" if len(classes) > _CLASSES_LISTED else "")
+    why = "such a class has one image, or near-duplicates of one, and no other to learn it from"
+    return (f"labels of {listed} ({np.sum(~seen)} images): {why}",)
 
 
 def _label_finding(images: _Images, probabilities, index: int) -> Finding:
@@ -315,18 +386,18 @@ def _label_finding(images: _Images, probabilities, index: int) -> Finding:
     return images.finding("label", [index], said[best] - own, why, images.class_names[best])
 
 
-def _alike(images: _Images, probabilities) -> list[Finding]:
+def _alike(images: _Images, probabilities, seen) -> list[Finding]:
     """Return the pairs of classes between which the classifier is right little more often than a guess."""
-    findings, names = [], images.class_names
+    findings, names, labels = [], images.class_names, np.where(seen, images.labels, -1)
     for one, other in zip(*np.triu_indices(len(names), 1), strict=True):
-        between = (images.labels == one) | (images.labels == other)
+        between = (labels == one) | (labels == other)
         says_other = probabilities[:, other] > probabilities[:, one]
-        wrong = [says_other[images.labels == one], ~says_other[images.labels == other]]
+        wrong = [says_other[labels == one], ~says_other[labels == other]]
         if not all(map(len, wrong)):
             continue
         rate = float(np.mean([part.mean() for part in wrong]))
         if rate >= _ALIKE:
-            sides = ((says_other == (images.labels == one)) & between).nonzero()[0]
+            sides = ((says_other == (labels == one)) & between).nonzero()[0]
             examples = sides[np.argsort(-np.abs(probabilities[sides, one] - probabilities[sides, other]))][:8]
             why = f"between {names[one]} and {names[other]} it is wrong on {rate:.0%} (guessing: 50%)"
             findings.append(images.finding("classes", examples, rate, why, f"{names[one]} / {names[other]}"))
@@ -367,5 +438,5 @@ def _short(name: str) -> str:
 
 def _as_bytes(pixels: np.ndarray) -> np.ndarray:
     pixels = np.asarray(pixels)
-    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))  # grey as well
+    pixels = np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))  # grey as well
     return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype("uint8")

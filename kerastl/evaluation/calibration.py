@@ -11,7 +11,8 @@ from kerastl.checks import check_count, received
 from kerastl.data.labels import MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, ModelError, warn
 from kerastl.evaluation.measures import gather, run_on
-from kerastl.models import graph, outputs
+from kerastl.models import compiling, graph, outputs
+from kerastl.models.flatten import flatten_model
 from kerastl.tables import Printed, Table
 
 BINS = 10
@@ -103,7 +104,7 @@ def calibrate(
 
     Raises:
         ModelError: it doesn't end in a dense layer of its own.
-        ArgumentError: it predicts numbers, or an argument can't be used.
+        ArgumentError: it predicts numbers, its last activation is another task's, or an argument can't be used.
         DataError: no images, or labels that don't fit.
 
     Example:
@@ -118,6 +119,7 @@ def calibrate(
             f"Numbers have no probabilities to calibrate: leave them as they are. {received(task=task)}"
         )
     layer = _last_dense(model)
+    _check_task(model, task)
     labels, probabilities = gather(batches)
     temperature = find_temperature(probabilities, labels)
     if (unknown := np.isnan(temperature)).any():
@@ -135,6 +137,17 @@ def calibrate(
     return Calibration(values, *figures, len(labels))
 
 
+def _check_task(model, task: str) -> None:
+    """Raise `ArgumentError` where the last activation is another task's: its probabilities are then not those to judge."""
+    kind = outputs.output_kind(model)
+    if kind != "logits" and task != (own := compiling.task_of(model)):
+        units = outputs.main_tensor(model).shape[-1]
+        raise ArgumentError(
+            f"The model ends in {units} {kind} unit{'s' * (units > 1)}, made for the task {own!r}. Leave `task` out, or build "
+            f"the head for the other one: `kerastl.build_classifier(..., task={task!r})`. {received(task=task)}"
+        )
+
+
 def _last_dense(model) -> keras.layers.Dense:
     """Return the dense layer whose outputs, but for the activation, are the model's, or raise `ModelError`."""
     node, kind = outputs.deciding_node(outputs.main_tensor(model)), outputs.output_kind(model)
@@ -148,6 +161,12 @@ def _last_dense(model) -> keras.layers.Dense:
             "Expected a model that ends in a dense layer with softmax, sigmoid or plain logits, whose weights can be divided "
             "by a temperature. Build its head with `kerastl.build_classifier`, or leave it as it is. "
             f"{received(last_layer=None if layer is None else type(layer).__name__)}"
+        )
+    uses = sum(node.operation is layer for node in graph.nodes_in_order(flatten_model(model)))
+    if uses > 1:
+        raise ModelError(
+            f"The last layer is used {uses} times in the model, and its weights can't be divided for one of them alone. Give "
+            f"the output a dense layer of its own, or leave the model as it is. {received(last_layer=layer.name)}"
         )
     return layer
 

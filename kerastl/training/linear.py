@@ -41,6 +41,7 @@ class LinearFit:
         c: the chosen strength, scikit-learn's `C`, for scaled features; of ridge regression 1/alpha.
         probabilities: float32 `(rows, outputs)`: of each row, fitted without its fold; of numbers, what is predicted.
         accuracy: the part of rows whose class is predicted so; of labels, that of each label; of numbers, R².
+        seen: of classes, bool `(rows,)`: whether other folds hold the row's class as well. If not, it could not be predicted.
     """
 
     kernel: np.ndarray
@@ -49,6 +50,7 @@ class LinearFit:
     c: float
     probabilities: np.ndarray
     accuracy: float
+    seen: np.ndarray | None = None
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
         """Return probabilities, or predicted numbers, float32 `(rows, outputs)`, of features `(rows, features)`."""
@@ -91,7 +93,8 @@ def fit_softmax(features, labels, *, num_classes=None, sample_weights=None, grou
         seed: of the folds.
 
     Raises:
-        DataError: NaN or infinity, different lengths, labels of one class only, fewer than two groups.
+        DataError: NaN or infinity, different lengths, labels of one class only, fewer than two groups, weights below 0, or
+            above it in one fold at most.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
@@ -105,7 +108,8 @@ def fit_softmax(features, labels, *, num_classes=None, sample_weights=None, grou
         raise DataError(f"All labels are of one class: there is nothing to tell apart. {received(label=largest)}")
     c, (held,), ((kernel, bias),) = _fit_by_cross_validation(rows, [labels], num_classes or largest + 1)
     accuracy = float((held.argmax(axis=1) == labels).mean())
-    return LinearFit(*rows.for_raw_features(kernel, bias), "softmax", c, held.astype("float32"), accuracy)
+    raw = rows.for_raw_features(kernel, bias)
+    return LinearFit(*raw, "softmax", c, held.astype("float32"), accuracy, rows.in_several_folds(labels))
 
 
 @_in_one_thread
@@ -184,6 +188,21 @@ def folds_of(keys, groups=None, *, count: int = _FOLDS, seed: int = 0) -> np.nda
     return fold[group.reshape(-1)]
 
 
+def check_weights(weights, count: int) -> np.ndarray | None:
+    """Return sample weights as float64 `(count,)`; raise `DataError` unless they are finite, from 0 on, and not all 0."""
+    if weights is None:
+        return None
+    found = np.asarray(weights)
+    is_number = found.dtype.kind in "iufb" and found.shape == (count,) and np.isfinite(found).all()
+    if not is_number or (found < 0).any() or not found.any():
+        what = {"smallest": found.min().item(), "largest": found.max().item()} if is_number and count else {}
+        raise DataError(
+            f"Sample weights must be finite numbers `({count},)`, one for each image, from 0 on and not all 0. Of "
+            f"`({count}, 1)` take `weights[:, 0]`. {received(dtype=str(found.dtype), shape=found.shape, **what)}"
+        )
+    return found.astype("float64")
+
+
 class _Rows:
     """Features, centred, scaled and turned into as few columns as hold them; weights; folds."""
 
@@ -197,8 +216,13 @@ class _Rows:
         values = features.astype("float32" if large else "float64")
         if not np.isfinite(values).all() or not len(values):
             raise DataError(f"Expected features without NaN or infinity. {received(features=features.shape)}")
-        self.weights = None if sample_weights is None else np.asarray(sample_weights, "float64")
+        self.weights = check_weights(sample_weights, len(values))
         self._folds = folds_of(keys, groups, count=3 if large else _FOLDS, seed=seed)
+        if self.weights is not None and not all(self.weights[train].any() for train, _ in self.folds()):
+            raise DataError(
+                "Cross-validation needs sample weights above 0 in several folds. Give more rows a weight. "
+                f"{received(rows_with_weight=int(np.count_nonzero(self.weights)))}"
+            )
         self._mean, deviation = values.mean(axis=0, dtype="float64"), values.std(axis=0, dtype="float64")
         varies = deviation > 1e-6 * np.abs(values).max(axis=0)
         self.strength = max(varies.sum(), 1)
@@ -212,6 +236,11 @@ class _Rows:
         """Yield for each fold the indices of the rows to fit on, and of those to predict."""
         for fold in range(self._folds.max() + 1):
             yield np.flatnonzero(self._folds != fold), np.flatnonzero(self._folds == fold)
+
+    def in_several_folds(self, labels) -> np.ndarray:
+        """Tell of each row whether its class lies in more than one fold: only then was it seen before it was predicted."""
+        pairs = np.unique(np.stack([labels.astype("int64"), self._folds]), axis=1)
+        return np.bincount(pairs[0])[labels] > 1
 
     def for_raw_features(self, kernel, bias) -> tuple[np.ndarray, np.ndarray]:
         """Return kernel and bias for features as they came, float32."""

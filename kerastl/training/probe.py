@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kerastl.checks import check_choice, received
+from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import rows_of
 from kerastl.data.folders import ImageSplits
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
@@ -16,7 +16,7 @@ from kerastl.errors import ArgumentError, DataError
 from kerastl.features.pooled import pooled_features, pooled_trunk
 from kerastl.models import backbones, compiling, graph, heads, outputs
 from kerastl.tables import NamedRows, Printed, Table
-from kerastl.training.linear import LinearFit, folds_of
+from kerastl.training.linear import LinearFit, check_weights, folds_of
 from kerastl.training.scoring import Problem, neighbour_score, task_of_labels
 from kerastl.training.session import check_first_batch
 
@@ -53,7 +53,8 @@ class CurvePoint:
 class ProbeResult(Printed):
     """What `probe` found; prints as tables.
 
-    A score is the accuracy: of several labels that of each label, of numbers R² (0 for always predicting the mean).
+    A score is the accuracy: of several labels that of each label, of numbers R² (0 for always predicting the mean, NaN where
+    all are the same).
 
     Attributes:
         rows: a `BlockScore` of each block, in order, the backbone's output last, and of the best few side by side.
@@ -154,23 +155,31 @@ def probe(
 
     Raises:
         ArgumentError, ModelError: arguments or a model that can't be used.
-        DataError: labels that don't fit the head, are all the same, or data that can be read only once.
+        DataError: labels that don't fit the head, or are all the same; weights below 0; data that can be read only once. All
+            of that is looked at before the backbone runs, of datasets in the first batch.
 
     Example:
         >>> result = kerastl.probe(model, data, verbose=0)
         >>> [row.name for row in result.rows]
         ['block1', 'block2', 'block1 + block2']
     """
+    seed = check_count("seed", seed, smallest=0)
     if isinstance(train, ImageSplits):
-        class_names, task = class_names or train.class_names, task or train.task
+        class_names, task = train.class_names if class_names is None else class_names, task or train.task
         train, validation = train.train, train.validation if validation is None else validation
     given = {"train": train} if validation is None else {"train": train, "validation": validation}
     rows = {name: _rows_of(name, data) for name, data in given.items()}
     start = time.perf_counter()
     model = _with_preprocessing(model, rows["train"], preprocessing)
+    labels = {name: one.labels if one.skips else one.first[1] for name, one in rows.items()}
+    weights = {name: data[2] for name, data in given.items() if isinstance(data, tuple) and len(data) == 3}
+    known = all(one.skips for one in rows.values())  # of datasets, only a pass tells more than the first labels
+    problem = _problem(model, labels, weights, task, class_names, complete=known)
     names, parts = _extract(model, rows, blocks, mirrored, backbone, verbose != 0)
     seconds, start = {"extraction": time.perf_counter() - start}, time.perf_counter()
-    problem = _problem(model, parts, task, class_names)
+    if not known:
+        labels, weights = ({name: getattr(one, what) for name, one in parts.items()} for what in ("labels", "weights"))
+        problem = _problem(model, labels, weights, task, class_names)
     result = _compare(names, parts["train"], parts.get("validation"), problem, seed)
     seconds["fitting"] = time.perf_counter() - start
     return dataclasses.replace(result, seconds=seconds)
@@ -181,6 +190,11 @@ def _rows_of(name: str, data):
     if rows is None:
         raise DataError(
             f"`{name}` must be data that can be read again: one array of images and one of labels in a batch."
+        )
+    if rows.first[0].ndim != 4:
+        raise DataError(
+            f"The images of `{name}` must be `(images, height, width, channels)`: grey ones take `images[..., None]`, and a "
+            f"dataset of single images `.batch(32)`. {received(shape=rows.first[0].shape)}"
         )
     return rows
 
@@ -222,19 +236,65 @@ class _Part:
         return self.features[index].mean(axis=1) if mean else self.features[index][:, 0]
 
 
-def _problem(model, parts, task, class_names) -> Problem:
-    labels = np.concatenate([part.labels for part in parts.values()])
-    units = labels.shape[1] if labels.ndim == 2 else 1
-    has_head = len(outputs.main_tensor(model).shape) == 2 and outputs.output_kind(model) is not None
+def _problem(model, labels: dict, weights: dict, task, class_names, *, complete: bool = True) -> Problem:
+    """Return the task with its names, having checked the labels and sample weights of each part of the data.
+
+    Not `complete`: they are those of a first batch, and what only all of them can tell is left open.
+    """
+    rows, tensor = _joined(labels), outputs.main_tensor(model)
+    for name, one in weights.items():
+        check_weights(None if one is None else keras.ops.convert_to_numpy(one), len(labels[name]))
+    units = rows.shape[1]
+    has_head = tensor is not None and len(tensor.shape) == 2 and outputs.output_kind(model) is not None
     if task is None:
-        task = compiling.task_of(model, labels) if has_head else task_of_labels(labels)
+        task = compiling.task_of(model, rows) if has_head else task_of_labels(rows)
     check_choice("task", task, TASKS)
-    count = units if units > 1 or task == REGRESSION else int(labels.max()) + 1
+    count = units if units > 1 or task == REGRESSION else int(rows.max()) + 1
     if has_head and task == CLASSIFICATION:
         count = max(outputs.count_classes(model), 2)
-    if class_names is not None and len(class_names) != count:
-        raise ArgumentError(f"`class_names` must be {count} names. {received(class_names=class_names)}")
-    return Problem(task, list(class_names or range(count)))
+    _check_names(class_names, count if complete or has_head or units > 1 else None)
+    problem = Problem(task, list(range(count)))
+    targets = {name: problem.targets(np.asarray(one)) for name, one in labels.items()}["train"]
+    if complete and (targets == targets[:1]).all():
+        what = (
+            "All training images are of one class, or have the same labels or numbers: there is nothing to tell apart."
+        )
+        raise DataError(f"{what} {received(label=targets[0].tolist())}")
+    return problem if class_names is None else Problem(task, list(class_names))
+
+
+def _check_names(class_names, count: int | None) -> None:
+    """Raise `ArgumentError` unless these are so many names, or any number where the count isn't known."""
+    if class_names is None:
+        return
+    is_list = np.iterable(class_names) and not isinstance(class_names, str)
+    if not is_list or count not in (None, len(class_names)):
+        of_how_many = "a list of names" if count is None else f"{count} names"
+        raise ArgumentError(
+            f"`class_names` must be {of_how_many}, one for each class. {received(class_names=class_names)}"
+        )
+
+
+def _joined(labels: dict) -> np.ndarray:
+    """Return the labels of all parts, `(images, columns)`; raise `DataError` where they are no numbers, or of two kinds."""
+    columns = {}
+    for name, one in labels.items():
+        one = np.asarray(one)
+        if one.ndim and not len(one):
+            raise DataError(f"There are no images in the {name} data.")
+        if one.dtype.kind not in "iufb" or one.ndim not in (1, 2) or not np.isfinite(one).all():
+            raise DataError(
+                "Labels must be finite numbers, `(images,)` or `(images, columns)`. Make numbers of text by "
+                f"`numpy.unique(labels, return_inverse=True)`. {received(part=name, dtype=str(one.dtype), shape=one.shape)}"
+            )
+        columns[name] = one.reshape(len(one), -1)
+    if len({one.shape[1] for one in columns.values()}) > 1:
+        shapes = {name: np.shape(one) for name, one in labels.items()}
+        raise DataError(
+            "Labels of `train` and `validation` must be of one kind, whole numbers or rows. Of one-hot rows "
+            f"`labels.argmax(axis=1)` makes numbers. {received(**shapes)}"
+        )
+    return np.concatenate(list(columns.values()))
 
 
 def _compare(names, train, held, problem, seed) -> ProbeResult:
@@ -351,6 +411,7 @@ def _learning_curve(search, best) -> tuple[CurvePoint, ...]:
                 own_weights = None if weights is None else weights[inside]
                 fit = problem.fit(best.features[inside], targets[inside], own_weights, search.seed)
                 scores.append(problem.score(fit.outputs(others[0]), others[1]))
+        scores = [one for one in scores if not np.isnan(one)]
         if scores:
             points.append(CurvePoint(size, float(np.mean(scores)), float(np.std(scores))))
     whole = CurvePoint(len(targets) * 4 // 5, best.row.linear, None)  # in cross-validation a fifth is left out
@@ -362,6 +423,8 @@ def _learning_curve(search, best) -> tuple[CurvePoint, ...]:
 def _advice(curve, what: str) -> str:
     """Say what more photographs would bring: by the slope over doublings of their number, against the draws' spread."""
     *parts, whole = curve
+    if np.isnan(whole.score):
+        return f"{what} can't be told, as all numbers that it is measured on are the same."
     if not parts or whole.images <= parts[-1].images:
         return "There are too few images to tell what more of them would bring."
     near = parts[-2:]  # a straight line over the last two doublings: errors fall by a power law, slowly

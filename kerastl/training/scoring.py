@@ -57,10 +57,11 @@ class Problem:
         return cross_entropy(both, targets.reshape(-1).astype(int))
 
     def score(self, predicted, targets) -> float:
-        """Return the accuracy, or the mean R²."""
+        """Return the accuracy, or the mean R²; NaN where all numbers are the same, as R² has no meaning there."""
         if self.task == CLASSIFICATION:
             return float((predicted.argmax(axis=1) == targets).mean())
-        return float(np.mean([one.score for one in self.per_class(predicted, targets) if one.score is not None]))
+        scores = [one.score for one in self.per_class(predicted, targets) if one.score is not None]
+        return float(np.mean(scores)) if scores else np.nan
 
     def per_class(self, predicted, targets) -> list[ClassAccuracy]:
         """Return how good predictions `(images, outputs)` are for each class, label or number."""
