@@ -285,6 +285,8 @@ def test_arrays_of_other_pixels_are_refused(change, words):
     labels = (np.arange(12) % 2)[: len(images)]
     with pytest.raises(DataError, match=words):
         kerastl.audit((images, labels), np.eye(12)[: len(images)], verbose=0)
+    sharp = kerastl.audit((noise(12) * 1.3 - 30.0, np.arange(12) % 2), np.eye(12), verbose=0)  # as bicubic resizing
+    assert sharp.read(0).dtype == np.uint8
     black = np.zeros((12, 8, 8, 3), "float32")
     assert kerastl.audit((black, np.arange(12) % 2), np.eye(12), verbose=0).of_kind("file")
 

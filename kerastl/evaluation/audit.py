@@ -38,6 +38,7 @@ _FAR = 3.5
 _ALIKE = 0.25
 _TINY = 4  # times that the network sees an image enlarged
 _CLASSES_LISTED = 10  # of those that can't be checked
+_OVERSHOOT = 64  # a sharp resizing, bicubic for one, goes beyond 0–255 at edges; it is clipped
 _BLANK_LEVELS = 2.0  # of 255, standard deviation over the pixels
 
 
@@ -318,7 +319,8 @@ def _check_pixels(rows) -> None:
     if dtype.kind in "iuf":
         extremes = np.array([(one.min(), one.max()) for one in map(rows.read, range(rows.count))])
     low, high = extremes.min().item(), extremes.max().item()
-    if not (low >= 0 and high <= 255) or scaled_range(extremes):
+    beyond = _OVERSHOOT if dtype.kind == "f" else 0
+    if not (low >= -beyond and high <= 255 + beyond) or scaled_range(extremes):
         raise DataError(
             "Expected pixels 0–255 without NaN, as the colours of images are compared. Undo a scaling (`images * 255` of 0–1, "
             f"`images // 257` of 16 bits), and clip the rest. {received(dtype=str(dtype), smallest=low, largest=high)}"
