@@ -213,6 +213,7 @@ class _DatasetRows(Rows):
     def labels(self):
         if self._once:
             return None
+        _ = self.first  # raises for a dataset without batches
         labels = [_own(batch[1]) for batch in self._passes()]
         return np.concatenate(labels) if labels else None
 

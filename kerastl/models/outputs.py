@@ -16,6 +16,7 @@ from kerastl.models.flatten import flatten_model
 _PASSES_ON = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"}
 
 LARGEST_SCALED = 16  # scaled pixels end at 1, or at 2.7 (by ImageNet's mean and deviation), or somewhat above
+_WHITEST = 200  # no way to scale pixels goes up to this: Caffe's, minus the mean, goes up to 151
 _NORMALIZATIONS = (*graph.NORMALIZATION_LAYERS, keras.layers.Normalization)
 _PROBE_SIZE = 64  # of images for a model that takes any size
 
@@ -186,6 +187,8 @@ def scaled_range(images: np.ndarray) -> tuple[float, float] | None:
         return None
     low, high = float(images.min()), float(images.max())
     if low >= 0 and (high > 1.5 or high == 0):  # a black first batch says nothing
+        return None
+    if high >= _WHITEST:  # noise, or a sharp resizing, goes somewhat beyond 0 and 255
         return None
     # Infinity and NaN are another fault; features or the loss will tell
     return (low, high) if np.isfinite([low, high]).all() else None

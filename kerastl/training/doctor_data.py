@@ -20,7 +20,6 @@ _LARGEST = 2e9  # bytes of an array that is looked at as a whole
 _ENOUGH = 10  # labels for each unit of the head, to say that a class is missing; images, that their order is odd
 _CHANNELS = (1, 3, 4)
 _STRAY = 0.1  # share of the images that may go beyond scaled pixels, as standardized ones do that are nearly blank
-_WHITEST = 200  # no way to scale pixels goes up to this, Caffe's, minus the mean, up to 151
 # Layers that one family of keras.applications has alone, to know a backbone that is no model of its own by
 _FAMILIES = {
     "bn_Conv1": "mobilenet_v2",
@@ -303,7 +302,7 @@ def _pixels(case):
                 f"{seen.broken:,} pixels of the {len(seen.lows):,} images of {part} looked at are NaN or infinite."
             )
             yield Finding("broken pixels", evidence, seen.broken, case.changed([part], change))
-        elif takes == "0-255" and seen.is_float and _look_scaled(low, high):
+        elif takes == "0-255" and seen.is_float and outputs.scaled_range(np.array([low, high])):
             evidence = f"{pixels}; the model takes 0–255 and scales them itself."
             yield Finding("preprocessing doubled", evidence, high, case.changed([part], _undone(low, high)))
         elif takes == "scaled" and (seen.highs > outputs.LARGEST_SCALED).mean() > _STRAY:
@@ -317,11 +316,6 @@ def _pixels(case):
             change = f'kerastl.models.backbones.preprocess("{row.name}", {full})'
             evidence = f"{pixels}; {row.name} was trained on {wanted}"
             yield Finding("preprocessing missing", evidence, high, case.changed([part], change))
-
-
-def _look_scaled(low: float, high: float) -> bool:
-    """Tell whether pixels from `low` to `high` are no longer 0–255; noise, or a sharp resizing, goes somewhat beyond both."""
-    return outputs.scaled_range(np.array([low, high])) is not None and high < _WHITEST
 
 
 def was_trained(layers) -> bool:
