@@ -72,6 +72,8 @@ def test_sample_weights_count_rows():
     values, labels = clusters(count=60, classes=2, spread=2.5)
     weights = np.where(labels == 1, 3.0, 1.0)
     weighted, plain = fit_softmax(values, labels, sample_weights=weights), fit_softmax(values, labels)
+    column = fit_softmax(values, labels, sample_weights=weights[:, None])
+    np.testing.assert_array_equal(column.kernel, weighted.kernel)
     assert weighted.outputs(values)[:, 1].mean() > plain.outputs(values)[:, 1].mean() + 0.1
     repeats = np.repeat(np.arange(60), weights.astype(int))
     wanted = LogisticRegression(C=weighted.c, tol=1e-8).fit(scaled(values)[repeats], labels[repeats])
@@ -192,7 +194,7 @@ def test_ridge_is_scikit_learns(features):
         (lambda values, labels: fit_softmax(values, labels, sample_weights=labels * np.nan), "Sample weights"),
         (lambda values, labels: fit_softmax(values, labels, sample_weights=labels * 0), "not all 0.*largest=0"),
         (lambda values, labels: fit_sigmoid(values, labels == 1, sample_weights=labels - 1), "from 0 on.*smallest=-1"),
-        (lambda values, labels: fit_ridge(values, labels, sample_weights=labels[:, None]), r"shape=\(120, 1\)"),
+        (lambda values, labels: fit_ridge(values, labels, sample_weights=np.ones((120, 2))), r"shape=\(120, 2\)"),
         (lambda values, labels: fit_softmax(values, labels, sample_weights=np.arange(120) == 7), "rows_with_weight=1"),
         (lambda values, labels: fit_ridge(values, labels, sample_weights=np.arange(120) == 7), "rows_with_weight=1"),
         (lambda values, labels: fit_ridge(values, labels * 0), "same"),

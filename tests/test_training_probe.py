@@ -279,7 +279,7 @@ WRONG = {
     "NaN weights": (changed(weights=nan_where_one), DataError, "Sample weights"),
     "no weight": (changed(weights=lambda one: one * 0), DataError, "not all 0"),
     "weights below 0": (changed(weights=lambda one: one - 1), DataError, "from 0 on.*smallest=-1"),
-    "weights in a column": (changed(weights=lambda one: one[:, None] + 1), DataError, r"shape=\(12, 1\)"),
+    "weights in rows": (changed(weights=lambda one: np.ones((12, 2))), DataError, r"shape=\(12, 2\)"),
     "seed -1": (lambda images, labels: {"seed": -1}, ArgumentError, "`seed` must be.*seed=-1"),
     "seed 1.5": (lambda images, labels: {"seed": 1.5}, ArgumentError, "`seed` must be.*seed=1.5"),
     "task": (lambda images, labels: {"task": "ranking"}, ArgumentError, "task"),

@@ -189,16 +189,20 @@ def folds_of(keys, groups=None, *, count: int = _FOLDS, seed: int = 0) -> np.nda
 
 
 def check_weights(weights, count: int) -> np.ndarray | None:
-    """Return sample weights as float64 `(count,)`; raise `DataError` unless they are finite, from 0 on, and not all 0."""
+    """Return sample weights as float64 `(count,)`, of a column too, which `fit` takes as well.
+
+    Raises `DataError` unless they are finite, from 0 on, and not all 0.
+    """
     if weights is None:
         return None
     found = np.asarray(weights)
+    found = found[:, 0] if found.shape == (count, 1) else found
     is_number = found.dtype.kind in "iufb" and found.shape == (count,) and np.isfinite(found).all()
     if not is_number or (found < 0).any() or not found.any():
         what = {"smallest": found.min().item(), "largest": found.max().item()} if is_number and count else {}
         raise DataError(
-            f"Sample weights must be finite numbers `({count},)`, one for each image, from 0 on and not all 0. Of "
-            f"`({count}, 1)` take `weights[:, 0]`. {received(dtype=str(found.dtype), shape=found.shape, **what)}"
+            f"Sample weights must be finite numbers `({count},)`, one for each image, from 0 on and not all 0. "
+            f"{received(dtype=str(found.dtype), shape=found.shape, **what)}"
         )
     return found.astype("float64")
 
