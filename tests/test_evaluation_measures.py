@@ -165,3 +165,20 @@ def echo(units, task):
     model = keras.Model(inputs, head(x))
     head.set_weights([np.eye(3)[:, :units]])
     return model
+
+
+def test_a_model_that_takes_more_than_images_is_refused():
+    inputs = [keras.Input((8, 8, 3)), keras.Input((2,))]
+    flat = [keras.layers.Flatten()(one) for one in inputs]
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(keras.layers.Concatenate()(flat)))
+    data = ((np.zeros((4, 8, 8, 3)), np.zeros((4, 2))), np.arange(4) % 2)
+    with pytest.raises(ModelError, match=r"model\.evaluate.*model_inputs=2"):
+        evaluate(model, data)
+
+
+def test_class_names_must_be_a_list():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+    )
+    with pytest.raises(DataError, match=r"list of names.*class_names=3"):
+        evaluate(model, (np.zeros((4, 8, 8, 3)), np.arange(4) % 2), 3)

@@ -11,7 +11,7 @@ import numpy as np
 from kerastl.checks import check_choice, check_count, received
 from kerastl.data.batches import adapt, find_source
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
-from kerastl.errors import DataError
+from kerastl.errors import DataError, ModelError
 from kerastl.evaluation.inputs import check_range, preprocess
 from kerastl.evaluation.probabilities import (
     VIEWS,
@@ -291,6 +291,10 @@ def run_on(
     Labels are what `prepare_labels` returns, outputs what `class_probabilities` does.
     """
     check_choice("views", views, VIEWS)
+    if len(inputs := getattr(model, "inputs", None) or ()) > 1:
+        raise ModelError(
+            f"The model must take images alone; judge others by `model.evaluate`. {received(model_inputs=len(inputs))}"
+        )
     rows = adapt(data)
     task = find_task(model, class_names, labels=(rows.first or (None, None))[1], task=task)
     names = class_names_for(model, class_names, task)

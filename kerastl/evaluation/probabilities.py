@@ -3,7 +3,7 @@
 Softmax, one sigmoid unit and plain logits all become an array `(count, classes)` of probabilities.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import numpy as np
@@ -89,6 +89,8 @@ def class_names_for(model: keras.Model, class_names, task: str = CLASSIFICATION)
         classes = main_tensor(model).shape[-1]
     if class_names is None:
         return [str(index) for index in range(classes)]
+    if not isinstance(class_names, Iterable):
+        raise DataError(f"`class_names` must be a list of names. {received(class_names=class_names)}")
     names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names]
     if len(names) != classes:
         raise DataError(
