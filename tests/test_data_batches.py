@@ -153,7 +153,7 @@ def test_a_dataset_without_batches_is_told_of_and_mended_by_the_line_in_the_mess
     images, labels = np.zeros((6, 8, 8, 3), "float32"), np.array([label] * 6)
     tf = pytest.importorskip("tensorflow")
     data = tf.data.Dataset.from_tensor_slices((images, labels))
-    for read in (lambda: adapt(data).first, lambda: next(adapt(data).batches()), lambda: adapt(data).labels):
+    for read in (lambda: next(adapt(data).batches()), lambda: adapt(data).labels):
         with pytest.raises(DataError, match="an axis for the batch") as error:
             read()
     mended = eval(re.search(r"by `(.*?)`", str(error.value))[1], {"data": data})

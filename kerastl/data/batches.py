@@ -203,7 +203,7 @@ class _DatasetRows(Rows):
         is_pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
         if not is_pair or any(isinstance(part, (dict, list, tuple)) for part in batch[:2]):
             return None
-        return _three_of(batch)[:2]
+        return _own(batch[0]), _own(batch[1])
 
     @property
     def batch_size(self) -> int:
@@ -213,8 +213,7 @@ class _DatasetRows(Rows):
     def labels(self):
         if self._once:
             return None
-        _ = self.first  # raises for a dataset without batches
-        labels = [_own(batch[1]) for batch in self._passes()]
+        labels = [_own(check_batch(batch)[1]) for batch in self._passes()]
         return np.concatenate(labels) if labels else None
 
     def batches(self, start=0, size=None):
@@ -256,14 +255,18 @@ def _fill_caches(dataset) -> None:
 
 def _three_of(batch) -> tuple:
     """Return images, labels and sample weights of a batch as arrays, what is missing as `None`."""
-    arrays = tuple(map(_own, keras.utils.unpack_x_y_sample_weight(batch)))
-    shapes = [array.shape for array in arrays if array is not None]
+    return check_batch(tuple(map(_own, keras.utils.unpack_x_y_sample_weight(batch))))
+
+
+def check_batch(batch: tuple) -> tuple:
+    """Return a batch of arrays; raise `DataError` where they are of different lengths, or a single image and its label."""
+    shapes = [tuple(array.shape) for array in batch if hasattr(array, "shape")]
     if len({shape[:1] for shape in shapes}) > 1 or () in shapes:
         raise DataError(
             "Each batch must hold as many labels as images, both with an axis for the batch. Single images become batches by "
             f"`data.batch(32)`. {received(shapes=shapes)}"
         )
-    return arrays
+    return batch
 
 
 def _part(arrays: tuple, start: int | None, stop: int | None) -> tuple:

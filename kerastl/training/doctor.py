@@ -14,7 +14,8 @@ from kerastl.data.batches import adapt
 from kerastl.errors import KerastlWarning, ModelError, warn
 from kerastl.models import compiling, graph, outputs
 from kerastl.tables import Printed, Table
-from kerastl.training.doctor_data import Case, Finding, data_findings, is_endless, not_looked_at, was_trained
+from kerastl.training.doctor_case import Case, Finding
+from kerastl.training.doctor_data import data_findings, is_endless, not_looked_at, was_trained
 
 # The lowest rate and the first that is too high, of optimizers that scale each step themselves and of plain SGD. Fine-tuning
 # with Adam wins at 1e-4 to 1e-3, with warm-up; its default of 1e-3 from the first step on is what ruins pretrained weights.

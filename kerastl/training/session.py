@@ -9,7 +9,7 @@ import numpy as np
 
 from kerastl import backend, keras_internals
 from kerastl.checks import received
-from kerastl.data.batches import Rows, adapt, is_tf_dataset, only_array, rows_of, split_validation
+from kerastl.data.batches import Rows, adapt, check_batch, is_tf_dataset, only_array, rows_of, split_validation
 from kerastl.errors import ArgumentError, ChangingDataError
 from kerastl.features.cut import tensors_of
 from kerastl.features.extraction import Trunk, extract
@@ -117,6 +117,8 @@ def _rows_for_fit(arguments):
 
 def check_first_batch(model, rows: Rows) -> None:
     """Check a first batch against the model, where looking uses nothing up; raise `DataError` for images of another size."""
+    if rows.first is not None and not rows.skips:
+        check_batch(rows.first)
     if rows.first is not None and rows.first[0].ndim == 4:
         outputs.check_images(model, rows.first[0])
 
