@@ -1,8 +1,10 @@
 import warnings
 
 import keras
+import numpy as np
 import pytest
 
+import kerastl
 from kerastl.errors import ArgumentError, CompileError, KerastlWarning
 from kerastl.models import compiling, freezing
 from tests import models
@@ -195,3 +197,23 @@ def test_a_metric_object_counts_from_nothing_after_a_recompile(data):
     half = data[0][:20], data[1][:20]
     logs = model.fit(*half, epochs=1, verbose=0).history
     assert logs["two"][0] == pytest.approx(model.evaluate(*half, verbose=0)[1])
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="newer than this Keras")
+def test_an_optimizer_of_several_rates_is_for_fit_alone():
+    images, labels = np.random.default_rng(0).uniform(0, 255, (12, 32, 32, 3)).astype("float32"), np.arange(12) % 3
+    model, adam = freezing.freeze(models.nested()), keras.optimizers.Adam(1e-3)
+    model.compile(keras.optimizers.MultiOptimizer(lambda variable: adam), "sparse_categorical_crossentropy")
+    flags = [one.trainable for one in model._flatten_layers()]
+    phases = (kerastl.train_head, kerastl.transfer_learn, kerastl.find_learning_rate)
+    for train in phases:
+        with pytest.raises(CompileError, match=r"`kerastl\.fit`.*MultiOptimizer"):
+            train(model, (images, labels), (images, labels), verbose=0)
+    with pytest.raises(CompileError, match="MultiOptimizer"):
+        kerastl.fine_tune(model, (images, labels), (images, labels), last_blocks=1, verbose=0)
+    with pytest.raises(CompileError, match="MultiOptimizer"):
+        kerastl.recompile(model, divide_by=10)
+    assert [one.trainable for one in model._flatten_layers()] == flags
+    assert model.compiled
+    kerastl.check(model, (images, labels))
+    kerastl.fit(model, images, labels, epochs=1, verbose=0)

@@ -94,10 +94,23 @@ def logged_names(model) -> set[str] | None:
     return None if None in names or keras_internals.methods_of_its_own(model) else {"loss", *names}
 
 
+def has_one_rate(model) -> bool:
+    """Tell whether a compiled model's optimizer has one learning rate; a `MultiOptimizer` has several."""
+    return hasattr(inner_optimizer(model), "learning_rate")
+
+
 def last_learning_rate(model) -> float:
-    """Return the learning rate that the model was trained with last; of a schedule, its peak."""
-    compile_settings(model)  # raises for a model that was never compiled
+    """Return the learning rate that the model was trained with last; of a schedule, its peak.
+
+    Raises `CompileError` for a model that was never compiled, and for an optimizer of several rates.
+    """
+    compile_settings(model)
     optimizer = inner_optimizer(model)
+    if not has_one_rate(model):
+        raise CompileError(
+            "The model must be compiled with an optimizer that has one learning rate, which is set anew for each phase. "
+            f"`kerastl.fit` trains with others as they are. {received(optimizer=type(optimizer).__name__)}"
+        )
     if has_schedule(model):
         return check_rate("learning_rate", keras_internals.rate_setting(optimizer))
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

@@ -142,6 +142,8 @@ class Phase:
         self.history, self.start, self.keeper = None, (), None
         self._usual_metric = "mae" if settings.task == REGRESSION else "accuracy"
         self._check_what_is_watched()
+        if compiling.was_compiled(self.model):
+            compiling.last_learning_rate(self.model)  # raises where there is none to set
 
     def compile(self, learning_rate) -> None:
         compiling.check_rate("learning_rate", learning_rate)
