@@ -103,6 +103,11 @@ def is_tf_dataset(data) -> bool:
     return hasattr(data, "as_numpy_iterator") and hasattr(data, "element_spec")
 
 
+def is_endless(data) -> bool:
+    """Tell whether the data is a `tf.data.Dataset` that is known to have no end, as one that repeats."""
+    return is_tf_dataset(data) and int(data.cardinality()) == _INFINITE
+
+
 def adapt(data, y=None, sample_weight=None, *, batch_size: int | None = None, shuffle: bool | None = None) -> Rows:
     """Return the `Rows` of whatever `fit` takes; nothing of a generator is used up.
 

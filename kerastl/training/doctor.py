@@ -1,6 +1,7 @@
 """`check`: what is wrong with a model and its data before they are trained, each with its evidence and the line that mends it.
 
-Nothing here raises for what it finds, and nothing of the model changes. What the data say stands in `doctor_data`.
+Nothing here raises for what it finds, and nothing of the model changes. What is looked at stands in `doctor_case`, what the
+data say in `doctor_data`.
 """
 
 import dataclasses
@@ -10,12 +11,12 @@ import warnings
 import keras
 
 from kerastl.checks import check_count
-from kerastl.data.batches import adapt
+from kerastl.data.batches import adapt, is_endless
 from kerastl.errors import KerastlWarning, ModelError, warn
 from kerastl.models import compiling, graph, outputs
 from kerastl.tables import Printed, Table
 from kerastl.training.doctor_case import Case, Finding
-from kerastl.training.doctor_data import data_findings, is_endless, not_looked_at, was_trained
+from kerastl.training.doctor_data import data_findings, not_looked_at, was_trained
 
 # The lowest rate and the first that is too high, of optimizers that scale each step themselves and of plain SGD. Fine-tuning
 # with Adam wins at 1e-4 to 1e-3, with warm-up; its default of 1e-3 from the first step on is what ruins pretrained weights.
@@ -141,7 +142,7 @@ def _state_findings(case: Case):
         mend = "kerastl.recompile(model, divide_by=10)"
         yield Finding("optimizer holds other weights", evidence.format(*gap), sum(gap), mend)
         return
-    if model.compiled and trained and (fine_tuned or fresh):
+    if model.compiled and trained and (fine_tuned or fresh) and compiling.has_one_rate(model):
         yield from _rate(model, "fine-tuning" if fine_tuned else "a fresh head")
 
 

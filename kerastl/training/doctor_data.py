@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kerastl import keras_internals
-from kerastl.data.batches import ImageSource, is_tf_dataset
+from kerastl.data.batches import ImageSource, is_endless, is_tf_dataset
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, label_kind
 from kerastl.errors import DataError
 from kerastl.models import backbones, compiling, graph, outputs
@@ -59,10 +59,6 @@ def not_looked_at(case: Case) -> list[str]:
             notes.append(f"The images of {part} were not looked at: {reason}.")
     endless = [part for part, given in case.given.items() if is_endless(given)]
     return notes + [f"The dataset of {part} never ends: `fit` needs a number of steps for it." for part in endless]
-
-
-def is_endless(given) -> bool:
-    return is_tf_dataset(given) and int(given.cardinality()) == -1  # `tf.data.INFINITE_CARDINALITY`
 
 
 def _first_of(given) -> tuple:

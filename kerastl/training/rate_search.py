@@ -191,8 +191,7 @@ def _left_as_it_was(model):
             f"The model must train with Keras's own steps. Compare rates with `fine_tune`. {received(methods=own)}"
         )
     layers = keras_internals.flatten_layers(model)
-    # containers first, as what is set on them is set on all that is in them
-    flags = [(one, "trainable", one.trainable) for one in (model, *layers, *model.weights)]
+    flags = [(one, "trainable", one.trainable) for one in (*layers, *model.weights)]
     flags += [(one, "compiled", one.compiled) for one in layers if isinstance(one, keras.Model)]
     before, chance = copies([*model.weights, *_seeds(model), *model.metrics_variables]), random.getstate()
     trial = keras.Model(model.inputs, model.outputs, name=model.name)
