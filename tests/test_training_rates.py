@@ -37,7 +37,7 @@ def test_each_block_moves_by_so_much_of_the_next(data, optimizer, cache):
         wanted = 0.5 if "block3" in path else 0.25 if "block2" in path else 1.0
         assert ratio == pytest.approx(wanted, rel=0.02), path
     assert len({path.split("/")[-2] for path in ratios}) > 4
-    assert type(model.optimizer) is getattr(keras.optimizers, optimizer)
+    assert type(model.optimizer) is type(getattr(keras.optimizers, optimizer)())  # PyTorch has subclasses of Keras's own
 
 
 def test_the_saved_file_holds_keras_s_own_optimizer(data, tmp_path):
@@ -45,7 +45,7 @@ def test_the_saved_file_holds_keras_s_own_optimizer(data, tmp_path):
     recipe.fine_tune(model, data, None, epochs=1, last_blocks=1, layer_decay=0.8, verbose=0)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    assert type(again.optimizer) is keras.optimizers.Adam
+    assert type(again.optimizer) is type(keras.optimizers.Adam())
     assert again.fit(*data, epochs=1, verbose=0).history["loss"][0] > 0
 
 
