@@ -96,6 +96,25 @@ def test_the_start_comes_back_where_validation_was_better(start, last, kept):
     assert callback.best_epoch == {"start": 0, "last": 1}[kept]
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "epoch"),
+    [([0.95, 0.9, 0.8, 0.85], 2), ([0.95, 0.9, 0.8, 0.9], 4), ([0.7, 0.8, 0.6, 0.85], 0), ([0.91, 0.7, 0.8, 0.85], 1)],
+)
+def test_the_latest_epoch_that_was_not_worse_than_the_start_stays(accuracies, epoch):
+    model = models.flat()
+    callback = callbacks.BestWeights("val_loss", keep="last")
+    callback.set_model(model)
+    callback.begin({"val_accuracy": 0.9, "val_loss": 0.3})
+    callback.on_train_begin()
+    for place, accuracy in enumerate(accuracies):
+        model.get_layer("predictions").bias.assign(np.full(3, place + 1.0))
+        callback.on_epoch_end(place, {"loss": 1.0, "val_accuracy": accuracy, "val_loss": 0.3 + place / 100})
+    callback.settle()
+    callback.restore()
+    assert (callback.best_epoch, bias(model)) == (epoch, float(epoch))
+    assert callback.best_value == pytest.approx(0.3 + max(epoch - 1, 0) / 100)
+
+
 def test_accuracy_is_better_when_larger():
     model = models.flat()
     callback = callbacks.BestWeights("val_accuracy", 0.4)

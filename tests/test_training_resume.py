@@ -122,6 +122,27 @@ def test_a_run_that_is_cut_off_before_every_epoch_ends_as_if_it_was_not(tmp_path
     check_same(train(tmp_path / "run", lambda _: pytest.fail("there is nothing left to train")), whole)
 
 
+class Told(keras.callbacks.Callback):
+    """Says that the first epoch is right about all validation images, and later ones about none."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_accuracy"] = float(epoch == 0)
+
+
+def test_the_epoch_that_was_not_worse_than_the_start_outlives_a_cut(tmp_path):
+    def stop():
+        if begun.count("fine_tune-0003") == 1:
+            raise RuntimeError("power cut")
+
+    begun, options = [], {"fine_tune_epochs": 3, "logs": [Told()]}
+    expected = train(tmp_path / "whole", **options)
+    assert (expected[1].best_phase, expected[1].fine_tune.best_epoch) == ("fine_tune", 1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "run", begun.append, stop, **options)
+    check_same(train(tmp_path / "run", begun.append, **options), expected)
+    assert begun[-2:] == ["fine_tune-0003", "fine_tune-0003"]
+
+
 def test_a_run_that_is_killed_goes_on(tmp_path, whole, capfd):
     code = """
 import os, signal

@@ -90,8 +90,9 @@ class BestWeights(keras.callbacks.Callback):
     (gradual pruning), the last weights count as the best, and never those of the start.
 
     With `keep="last"` the last weights count as the best, with "average" the mean of those of the last third of the epochs
-    (Izmailov et al., 2018), which `average` puts together; unless the start's validation accuracy was better, or at the
-    same accuracy the monitored loss has more than doubled. Without accuracy the monitored value judges.
+    (Izmailov et al., 2018), which `average` puts together; unless they are worse than the start: its validation accuracy was
+    better, or at the same accuracy the monitored loss has more than doubled. Without accuracy the monitored value judges. Then
+    the latest epoch that was not worse counts, and the start where there is none.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class BestWeights(keras.callbacks.Callback):
         super().__init__()
         self.monitor, self.mode, self.judged, self.others, self.keep = monitor, direction(monitor), judged, others, keep
         self.best_epoch, self.best_value = 0, starting_value
-        self.start = self.best_weights = self.sums = ()
+        self.start = self.best_weights = self.sums = self.not_worse = ()
+        self._not_worse_epoch, self._not_worse_value = 0, None
         self._unsettled, self._start_logs, self._last_logs, self._summed = False, {}, {}, 0
 
     def begin(self, logs: dict) -> None:
@@ -126,6 +128,9 @@ class BestWeights(keras.callbacks.Callback):
                 self._keep(epoch, None if value is None else float(value))
                 self._add(epoch)
                 self._last_logs = {name: float(one) for name, one in logs.items()}
+                if self.keep != "best" and not self._is_worse():
+                    self.not_worse = self.best_weights
+                    self._not_worse_epoch, self._not_worse_value = self.best_epoch, self.best_value
         elif (self._unsettled and has_loss) or is_better(value, self.best_value, self.mode):
             self._unsettled = self._unsettled and not has_loss  # what was kept before is another model
             self._keep(epoch, None if value is None else float(value))
@@ -142,18 +147,22 @@ class BestWeights(keras.callbacks.Callback):
             self.best_value = self._last_logs.get(self.monitor, self.best_value)
 
     def settle(self) -> None:
-        """After training, also one that was cut off: take the start where it was better than the last weights."""
-        if self.keep == "best" or not self.best_epoch:
+        """After training, also one that was cut off: go back to better weights where the last are worse than the start."""
+        if self.keep == "best" or not self.best_epoch or not self._is_worse():
             return
+        self.best_epoch, self.best_value = self._not_worse_epoch, self._not_worse_value
+        self.best_weights = self.not_worse
+        if not self.best_epoch:
+            self.best_weights, self.best_value = self.start, self._start_logs.get(self.monitor)
+
+    def _is_worse(self) -> bool:
+        """Tell whether the last epoch, or the average, is worse than the start."""
         accuracy, monitored = self._gain("val_accuracy"), self._gain(self.monitor)
         if accuracy is None:
-            is_worse = monitored is not None and monitored < 0
-        else:  # at the same accuracy a somewhat higher loss only says that the model is surer of its mistakes
-            is_lost = monitored is not None and monitored < -abs(self._start_logs[self.monitor])
-            is_worse = accuracy < 0 or (accuracy == 0 and is_lost)
-        if is_worse:
-            self.best_epoch, self.best_value = 0, self._start_logs.get(self.monitor)
-            self.best_weights = self.start
+            return monitored is not None and monitored < 0
+        # at the same accuracy a somewhat higher loss only says that the model is surer of its mistakes
+        is_lost = monitored is not None and monitored < -abs(self._start_logs[self.monitor])
+        return accuracy < 0 or (accuracy == 0 and is_lost)
 
     def _gain(self, name: str) -> float | None:
         """Return by how much a logged value got better than it was at the start; `None` where it wasn't measured."""

@@ -175,7 +175,8 @@ def fine_tune(
             unfrozen already is trained. `batch_norm=True` trains BatchNorm too.
         layer_decay: the rate of each block through that of the next one, 0–1; 0.8, say, changes early blocks less.
         keep: which weights stay: those of the "last" epoch, of the "best" one by `monitor`, or the "average" of the last
-            third. The start comes back where its validation accuracy (or else `monitor`) was better.
+            third. Where the start's validation accuracy (or else `monitor`) was better, those of the latest epoch that was
+            not worse, or else the start.
 
     Raises:
         ArgumentError: nothing but the head is trainable; and what `unfreeze` raises.

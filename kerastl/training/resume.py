@@ -143,6 +143,8 @@ class Keeper(keras.callbacks.Callback):
         weights = list(enumerate(variables["weight"]))
         self._best.best_weights = [(one, state[f"best-{index}"]) for index, one in weights]
         self._best.sums = [(one, state[f"sum-{index}"]) for index, one in weights if "sum-0" in state]
+        not_worse = [(one, state[f"not-worse-{index}"]) for index, one in weights if "not-worse-0" in state]
+        self._best.not_worse = not_worse or self._best.best_weights
         if len(state["callbacks"]) != len(self._callbacks):
             raise ArgumentError(
                 "The run goes on with as many callbacks as it was begun with, in their order. "
@@ -154,6 +156,8 @@ class Keeper(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         kept = {kind: copies(many) for kind, many in self._variables().items()}
         kept |= {"best": self._best.best_weights, "sum": self._best.sums}
+        if self._best.not_worse is not self._best.best_weights:
+            kept["not-worse"] = self._best.not_worse
         arrays = {f"{kind}-{index}": value for kind in kept for index, (_, value) in enumerate(kept[kind])}
         # NumPy can't write bfloat16, whose every value is a float32
         arrays = {name: one.astype("float32") if one.dtype.kind == "V" else one for name, one in arrays.items()}
