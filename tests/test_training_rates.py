@@ -37,9 +37,8 @@ def test_each_block_moves_by_so_much_of_the_next(data, optimizer, cache):
         wanted = 0.5 if "block3" in path else 0.25 if "block2" in path else 1.0
         assert ratio == pytest.approx(wanted, rel=0.02), path
     assert len({path.split("/")[-2] for path in ratios}) > 4
-    assert type(model.optimizer) is type(
-        getattr(keras.optimizers, optimizer)()
-    )  # PyTorch has subclasses of Keras's own
+    usual = getattr(keras.optimizers, optimizer)()  # on PyTorch of a subclass of Keras's own
+    assert type(model.optimizer) is type(usual)
 
 
 def test_the_saved_file_holds_keras_s_own_optimizer(data, tmp_path):
