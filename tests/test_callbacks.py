@@ -144,6 +144,22 @@ def test_nothing_is_the_best_before_every_callback_has_settled():
     assert (callback.best_epoch, callback.best_value, bias(model)) == (4, 2.0, 4.0)
 
 
+@pytest.mark.parametrize("keep", ["last", "average"])
+def test_nothing_from_before_comes_back_where_a_callback_changes_the_model_later(keep):
+    model, other = models.flat(), types.SimpleNamespace(settled=True)
+    callback = callbacks.BestWeights("val_loss", others=[other], keep=keep)
+    callback.set_model(model)
+    callback.begin({"val_accuracy": 0.9, "val_loss": 0.3})
+    callback.on_train_begin()
+    for epoch, (settled, accuracy) in enumerate([(True, 0.95), (False, 0.5), (True, 0.8)]):
+        other.settled = settled
+        model.get_layer("predictions").bias.assign(np.full(3, epoch + 1.0))
+        callback.on_epoch_end(epoch, {"loss": 1.0, "val_accuracy": accuracy, "val_loss": 0.5})
+    callback.settle()
+    callback.restore()
+    assert (callback.best_epoch, bias(model)) == (3, 3.0)
+
+
 def test_changeable_weights_leave_out_what_is_frozen_at_any_level():
     model = models.nested()
     model.get_layer("tiny").trainable = False
