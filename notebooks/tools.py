@@ -29,7 +29,7 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 BRANCH = "main"
 
 FULL, FAST = re.compile(r"^FAST = False\b", re.MULTILINE), "FAST = True"
-MINUTES = re.compile(r"^\*\*Time\.\*\* .*?(\d+) minutes? on a Colab GPU.*?(\d+) minutes? on a 2-core CPU", re.MULTILINE)
+MINUTES = re.compile(r"^\*\*Time\.\*\* About (\d+) minutes? on a 2-core CPU", re.MULTILINE)
 
 # Seconds that one cell may take, at full size and at FAST; a tag `within-200-seconds` gives a cell more at full size
 CELL_SECONDS, FAST_CELL_SECONDS = 120, 45
@@ -189,7 +189,7 @@ def _cell_seconds(cell, fast) -> int:
 
 def _promised_minutes(notebook) -> int:
     match = MINUTES.search(notebook.cells[0].source)
-    return int(match[2]) if match else 5
+    return int(match[1]) if match else 5
 
 
 def _stderr_problems(notebook) -> list[str]:

@@ -119,10 +119,8 @@ class BestWeights(keras.callbacks.Callback):
         logs = logs or {}
         value, has_loss = logs.get(self.monitor), math.isfinite(logs.get("loss", math.nan))
         if not self._settled():
-            self._unsettled, self._start_logs = (
-                True,
-                {},
-            )  # what was before is another model, also where this begins late
+            # what was before is another model, also where this begins late
+            self._unsettled, self._start_logs = True, {}
             self._keep(epoch, None)
         elif not self.judged or self.keep != "best":
             # the last weights are kept, unless a loss is no number
