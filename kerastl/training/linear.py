@@ -26,6 +26,9 @@ _STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 # Of ridge regression 1/alpha times what the squares of all rows add up to
 _RIDGE_STRENGTHS = tuple(10 ** (step / 2) for step in range(1, 12))
 _MOST_STEPS = 1000
+# The largest slope of the loss at which a fit ends that is only compared: a quarter fewer steps than at scikit-learn's
+# 1e-4, and the same cross-entropy to the fourth digit
+_ROUGHLY = 3e-4
 # How far a class without images lies below the others, in nats: next to never predicted, and still able to learn
 _ABSENT = 10.0
 
@@ -269,7 +272,7 @@ def _fit_by_cross_validation(rows, targets, classes: int):
     Returns C, the held-out probabilities of each, and `(kernel, bias)` of each fitted on all rows.
     """
     values, best = rows.values.astype("float32"), (np.inf, None, None)  # twice as fast, and exact enough to compare by
-    folds = [(train, test, [_Classifier(classes) for _ in targets]) for train, test in rows.folds()]
+    folds = [(train, test, [_Classifier(classes, _ROUGHLY) for _ in targets]) for train, test in rows.folds()]
     for strength in _STRENGTHS:
         c, held = float(strength / rows.strength), np.zeros((len(targets), len(values), classes))
         for train, test, classifiers in folds:
@@ -288,11 +291,11 @@ def _fit_by_cross_validation(rows, targets, classes: int):
 class _Classifier:
     """Softmax regression that goes on from its last solution."""
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, tolerance: float = 1e-4):
         from sklearn.linear_model import LogisticRegression  # costs a second, and few calls need it
 
         self._classes = classes
-        self._model = LogisticRegression(max_iter=_MOST_STEPS, warm_start=True)
+        self._model = LogisticRegression(max_iter=_MOST_STEPS, warm_start=True, tol=tolerance)
 
     def fit(self, values, target, c: float, weights) -> tuple[np.ndarray, np.ndarray]:
         """Return the kernel `(features, classes)` and the bias `(classes,)`."""
