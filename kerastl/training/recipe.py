@@ -247,7 +247,7 @@ def transfer_learn(
         patience: epochs without improvement after which a phase stops; `None` for never.
         views: versions kept of each training image; `None` for four where that is possible: mirrored, and crops of 60–100 %
             of the area, or what the model's own random layers make. 1 for the plain images alone.
-        seed: makes the run repeatable on CPU; `None` leaves the random state alone.
+        seed: makes the run repeatable on a CPU, with as many threads; `None` leaves the random state alone.
         run_folder: a folder of this run alone, which outlives a kill: the same call goes on after the last epoch kept there.
 
     Raises:
