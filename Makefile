@@ -10,11 +10,12 @@ CORE = $(filter-out $(addprefix tests/test_,lab_% every_% networks% docs_% noteb
 BACKEND_CORE := $(addprefix tests/test_,backbones.py graph.py freezing.py heads.py compiling.py callbacks.py training.py \
 	training_steps.py training_distribution.py features_device.py)
 
-.PHONY: help quickstart test test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-ray test-hub test-gpu notebooks docs docs-test tree lint format clean
+.PHONY: help quickstart test test-sweeps test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-ray test-hub test-gpu notebooks docs docs-test tree lint format clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train a real classifier (runs/quickstart)"
 	@echo "make test         install what tests need and run the linter and the tests"
+	@echo "make test-sweeps  the further cases of the tests that take longest"
 	@echo "make test-notebooks   run every notebook at its FAST size"
 	@echo "make test-colab   the core's tests and the notebooks with the versions that Google Colab has"
 	@echo "make test-oldest  the core's tests with the oldest version of everything that setup.cfg allows"
@@ -37,6 +38,9 @@ quickstart: $(VENV)/.demo
 
 test: lint $(VENV)/.types
 	$(BIN)/python $(PYTEST)
+
+test-sweeps: $(VENV)/.test
+	$(BIN)/python $(PYTEST) -m "sweep and not slow and not network"
 
 test-notebooks: $(VENV)/.test
 	$(BIN)/python $(PYTEST) tests/test_notebooks.py -m "notebook and not slow"

@@ -1,5 +1,6 @@
 """Set up before Keras is imported: quiet start, CPU only, one seed; and the tiny models that many tests share."""
 
+import collections
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -11,11 +12,22 @@ import keras
 import numpy as np
 import pytest
 
-from tests import models
+from tests import models, sweeps
 
 # The same examples in every run, so that a change is judged by what it changed; `make test-all` draws new ones
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the further cases of long tests."""
+    seen = collections.Counter()
+    for item in items:
+        function = item.path.name, getattr(item, "originalname", None)
+        seen[function] += 1
+        if seen[function] > sweeps.KEPT.get(function[0], {}).get(function[1], seen[function]):
+            item.add_marker(pytest.mark.sweep)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from tests import sweeps
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "kerastl"
 
 # A file imports only from the lines above it, or on its own line from the left. Inside a package there is no circle.
@@ -249,3 +251,9 @@ kerastl.predikt(model)
     assert len(told) == len(kerastl.__all__) + 1
     assert [one for one in told if re.search(r"(is|->) \"?Unknown", one)] == []
     assert told[-1].endswith('"tuple[tuple[str, ...], History, History]"')
+
+
+@pytest.mark.parametrize("file", sweeps.KEPT)
+def test_what_is_left_to_the_sweeps_is_there(file):
+    text = pathlib.Path(__file__).with_name(file).read_text("utf-8")
+    assert [name for name in sweeps.KEPT[file] if f"def {name}(" not in text] == []
