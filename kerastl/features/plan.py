@@ -41,7 +41,8 @@ class CacheOptions:
         dtype: of the stored features: "auto" is float16 where the values fit, else float32; "float32" is exact.
         budget: bytes (or text such as "2GB") that the features may take; `None` for four tenths of what is free of a GPU's
             memory, a quarter of the free memory, and half of the free disk. Of a URL, that much is on this disk at a time.
-        engine: "auto", "keras" or "litert"; or "ray", for a folder or URL: like "auto", in the workers of a Ray job.
+        engine: "auto", "keras" (in training too, where others compute 1×1 convolutions as matrix products on a CPU) or
+            "litert"; or "ray", for a folder or URL: like "auto", in the workers of a Ray job.
         workers: of the Ray job; by default one for each GPU of the cluster, or for each machine where there is none.
         insist: raise where caching can't be done, instead of training without.
         seed: of the augmented views.

@@ -15,6 +15,7 @@ from kerastl.features.cut import tensors_of
 from kerastl.features.extraction import Trunk, extract
 from kerastl.features.plan import CacheOptions, CachePlan, make_plan, options_of
 from kerastl.models import compiling, outputs
+from kerastl.training.pointwise import convolutions_as_products
 from kerastl.training.steps import steps_in_one_call
 
 # Arguments of `fit` that say what the data is: batches of features say it themselves
@@ -246,6 +247,7 @@ class Session(contextlib.ExitStack):
         self._cuts, self.model, self._tails = plan.cuts, model, [cut.tail() for cut in plan.cuts]
         given = {"train": train, "validation": validation}
         self._steps_per_execution, self._on_device, self._arranged = model.steps_per_execution, {}, None
+        self._as_in_keras = options.engine == "keras"
         self.stores, self._rows = {}, {part: rows for part, rows in given.items() if rows is not None}
         self._views = {"train": plan.views, "validation": 1}
         backend.keep_freed_memory()
@@ -304,6 +306,7 @@ class Session(contextlib.ExitStack):
         labels = self.stores["train"].read("labels", plain)
         return self.stores["train"].read(self._names(cut)[0], plain), labels, batches.weights
 
+    @contextlib.contextmanager
     def _taking_features(self, cut):
         """Let the model take dictionaries of features besides images: Keras trains the model itself, less its trunk."""
         tail, names = self._tails[cut], self._names(cut)
@@ -318,7 +321,9 @@ class Session(contextlib.ExitStack):
                 features = [inputs[name] for name in names]
             return tail(features[0] if len(features) == 1 else features, training=training)
 
-        return keras_internals.calls_replaced(self.model, call)
+        sooner = contextlib.nullcontext() if self._as_in_keras else convolutions_as_products(tail)
+        with sooner, keras_internals.calls_replaced(self.model, call):
+            yield
 
     def _arrange_steps(self, cut, callbacks=()) -> None:
         """Let the steps take features from the device, many in one call where that pays and nobody asks for each batch."""
