@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := -m pytest -n auto --dist worksteal
 
+# Everything but what takes minutes, a network, a GPU or a browser; `make test` leaves the sweeps out besides
+WITH_SWEEPS := not slow and not notebook and not network and not gpu and not docs
+
 # What other versions are tried on: all but the lab, the sweeps, and what is about this project's own files
 CORE = $(filter-out $(addprefix tests/test_,lab_% every_% networks% docs_% notebooks% tree% gpu%),$(wildcard tests/test_*.py))
 # What another backend is tried on
@@ -40,34 +43,34 @@ test: lint $(VENV)/.types
 	$(BIN)/python $(PYTEST)
 
 test-sweeps: $(VENV)/.test
-	$(BIN)/python $(PYTEST) -m "sweep and not slow and not network"
+	$(BIN)/python $(PYTEST) -m "sweep and $(WITH_SWEEPS)"
 
 test-notebooks: $(VENV)/.test
 	$(BIN)/python $(PYTEST) tests/test_notebooks.py -m "notebook and not slow"
 
 # Each in an environment of its own, made by the rule for $(VENV)-%; tests/constraints/ has the versions
 test-colab: $(VENV)-colab/.test
-	$(VENV)-colab/bin/python $(PYTEST) $(CORE)
+	$(VENV)-colab/bin/python $(PYTEST) -m "$(WITH_SWEEPS)" $(CORE)
 	$(VENV)-colab/bin/python $(PYTEST) tests/test_notebooks.py -m "notebook and not slow"
 
 test-oldest: $(VENV)-oldest/.test
-	$(VENV)-oldest/bin/python $(PYTEST) $(CORE)
+	$(VENV)-oldest/bin/python $(PYTEST) -m "$(WITH_SWEEPS)" $(CORE)
 
 # Both packages hold the folder keras/: one goes before the other comes
 test-nightly: $(VENV)-nightly/.test
 	$(VENV)-nightly/bin/python -m pip uninstall --quiet --yes keras
 	$(VENV)-nightly/bin/python -m pip install --quiet --disable-pip-version-check --pre --no-deps --force-reinstall keras-nightly
-	$(VENV)-nightly/bin/python $(PYTEST) $(CORE)
+	$(VENV)-nightly/bin/python $(PYTEST) -m "$(WITH_SWEEPS)" $(CORE)
 
 test-all: lint $(VENV)/.types
 	HYPOTHESIS_PROFILE=default $(BIN)/python $(PYTEST) -m "not network and not gpu and not docs"
 
 test-jax: $(VENV)/.jax
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_CORE)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "$(WITH_SWEEPS)" $(BACKEND_CORE)
 
 test-torch: $(VENV)-torch/.test
 	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check torch
-	KERAS_BACKEND=torch $(VENV)-torch/bin/python -m pytest $(BACKEND_CORE)
+	KERAS_BACKEND=torch $(VENV)-torch/bin/python -m pytest -m "$(WITH_SWEEPS)" $(BACKEND_CORE)
 
 test-ray: $(VENV)-ray/.test
 	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ray]" "moto[server]" s3fs
