@@ -18,6 +18,11 @@ class Own(layers.Conv2D):
         return 2 * super().convolution_op(inputs, kernel)
 
 
+class Widened(layers.Conv2D):
+    def call(self, inputs):
+        return self.convolution_op(inputs, keras.ops.tile(self.kernel, (1, 3, 1, 1)))
+
+
 KINDS = {
     "plain": (layers.Conv2D(5, 1), True),
     "strides": (layers.Conv2D(5, 1, strides=2), True),
@@ -27,6 +32,7 @@ KINDS = {
     "groups": (layers.Conv2D(6, 1, groups=2), False),
     "bfloat16": (layers.Conv2D(5, 1, dtype="mixed_bfloat16"), False),
     "a convolution of one's own": (Own(5, 1), False),
+    "another kernel in a call of one's own": (Widened(5, 1, use_bias=False), False),
     "depthwise": (layers.DepthwiseConv2D(1), False),
 }
 
