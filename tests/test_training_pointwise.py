@@ -80,6 +80,21 @@ def test_a_layer_is_as_before_after_an_error_too():
     assert "convolution_op" not in vars(model.get_layer("one"))
 
 
+def test_layers_are_as_before_when_an_interrupt_comes_as_they_are_prepared(monkeypatch):
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(2, 1), layers.Conv2D(2, 1)])
+    set_one = layers.Conv2D.__setattr__
+
+    def interrupted(layer, name, value):
+        set_one(layer, name, value)
+        if layer is model.layers[1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers.Conv2D, "__setattr__", interrupted)
+    with pytest.raises(KeyboardInterrupt), pointwise.convolutions_as_products(model):
+        pass
+    assert not any("convolution_op" in vars(layer) for layer in model.layers)
+
+
 def classifier():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 3))
