@@ -18,6 +18,11 @@ class Own(layers.Conv2D):
         return 2 * super().convolution_op(inputs, kernel)
 
 
+class Widened(layers.Conv2D):
+    def call(self, inputs):
+        return self.convolution_op(inputs, keras.ops.tile(self.kernel, (1, 3, 1, 1)))
+
+
 KINDS = {
     "plain": (layers.Conv2D(5, 1), True),
     "strides": (layers.Conv2D(5, 1, strides=2), True),
@@ -27,6 +32,7 @@ KINDS = {
     "groups": (layers.Conv2D(6, 1, groups=2), False),
     "bfloat16": (layers.Conv2D(5, 1, dtype="mixed_bfloat16"), False),
     "a convolution of one's own": (Own(5, 1), False),
+    "another kernel in a call of one's own": (Widened(5, 1, use_bias=False), False),
     "depthwise": (layers.DepthwiseConv2D(1), False),
 }
 
@@ -72,6 +78,21 @@ def test_a_layer_is_as_before_after_an_error_too():
     with pytest.raises(KeyboardInterrupt), pointwise.convolutions_as_products(model):
         stop()
     assert "convolution_op" not in vars(model.get_layer("one"))
+
+
+def test_layers_are_as_before_when_an_interrupt_comes_as_they_are_prepared(monkeypatch):
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(2, 1), layers.Conv2D(2, 1)])
+    set_one = layers.Conv2D.__setattr__
+
+    def interrupted(layer, name, value):
+        set_one(layer, name, value)
+        if layer is model.layers[1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers.Conv2D, "__setattr__", interrupted)
+    with pytest.raises(KeyboardInterrupt), pointwise.convolutions_as_products(model):
+        pass
+    assert not any("convolution_op" in vars(layer) for layer in model.layers)
 
 
 def classifier():

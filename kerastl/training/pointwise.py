@@ -17,19 +17,18 @@ def convolutions_as_products(model):
     layers = []
     if keras.backend.backend() == "tensorflow" and not backend.has_accelerator():
         layers = [layer for layer in keras_internals.flatten_layers(model) if _is_a_product(layer)]
-    for layer in layers:
-        layer.convolution_op = functools.partial(_product, *layer.strides)
     try:
+        for layer in layers:
+            layer.convolution_op = functools.partial(_product, *layer.strides)
         yield
     finally:
         for layer in layers:
-            del layer.convolution_op
+            vars(layer).pop("convolution_op", None)  # an interrupt may have come before it was there
 
 
 def _is_a_product(layer) -> bool:
     return (
-        isinstance(layer, keras.layers.Conv2D)
-        and type(layer).convolution_op is keras.layers.Conv2D.convolution_op
+        type(layer) is keras.layers.Conv2D  # a subclass may call `convolution_op` with another kernel
         and "convolution_op" not in vars(layer)
         and tuple(layer.kernel_size) == (1, 1)
         and layer.groups == 1
