@@ -147,6 +147,42 @@ def test_the_output_folder_is_checked_before_anything_slow(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "place"),
+    [
+        (["train"], "--out", "run"),
+        (["train"], "--out", "amber/run"),
+        (["train", "--out", "../elsewhere"], "--cache", "features"),
+        (["extract"], "--to", "features"),
+        (["audit"], "--out", "audit"),
+        (["compare", "--backbones", "mobilenet"], "--out", "comparison"),
+    ],
+)
+def test_nothing_is_written_among_class_folders(command, option, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(write_photos(tmp_path / "photos", ["amber", "blue"], count=1))
+    for source in (".", tmp_path / "photos"):
+        line = fails(capsys, command[0], source, *command[1:], option, place)
+        assert "Choose a folder outside of the source" in line
+        assert f"{option} {place!r}" in line
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["amber", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "out"),
+    [
+        ("photos", None, "runs/a"),
+        ("photos", None, "photos-2"),
+        ("photos", None, "photos/.runs/a"),
+        ("photos", "a.csv", "photos/a"),
+    ],
+)
+def test_what_no_run_takes_for_images_may_be_written(source, labels, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / source).mkdir()
+    given = ["--labels", labels] if labels else []
+    train_command.check_places(source, build_parser().parse_args(["train", source, "--out", out, *given]))
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--backbone", "mobilnet_v2"], "Did you mean 'mobilenet_v2'"),

@@ -21,7 +21,7 @@ from kerastl import files
 from kerastl.checks import check_count, check_fraction, received
 from kerastl.cli import chosen, in_options
 from kerastl.cli.quiet import import_quietly
-from kerastl.data.images import check_image_size
+from kerastl.data.images import check_image_size, is_hidden
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
@@ -177,6 +177,24 @@ def check_images(arguments) -> None:
             f"{received(source=arguments.source, labels=arguments.labels)}"
         )
     check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
+    check_places(arguments.source, arguments)
+
+
+def check_places(source: str, arguments) -> None:
+    """Raise `OutputError` for what would be written among class folders: the next run would take it for a class."""
+    folder = Path(source).expanduser().resolve()
+    if arguments.labels is not None or not folder.is_dir():
+        return
+    for name in ("out", "to", "cache"):
+        place = getattr(arguments, name, None)
+        if not place or place in ("auto", "device", "none") or files.is_url(place):
+            continue
+        path = Path(place).expanduser().resolve()
+        if folder in path.parents and not any(map(is_hidden, path.relative_to(folder).parts)):
+            raise OutputError(
+                "The next run would take what is written among class folders for a class, or for images of one. Choose a "
+                f"folder outside of the source. {received(source=str(source), **{name: place})}"
+            )
 
 
 def _prepare(job: _Job) -> None:
