@@ -257,6 +257,13 @@ def test_version_and_missing_command(capsys):
     assert "--out" in fails(capsys, "train", "photos")
 
 
+def test_unknown_options_are_told_with_the_help_of_their_command(capsys):
+    line = fails(capsys, "train", "photos", "--out", "run", "--epochs", 3)
+    assert "unrecognized arguments: --epochs 3. Did you mean '--head-epochs'" in line
+    assert line.endswith("(see: python -m kerastl train --help)")
+    assert "'--views'" in fails(capsys, "predict", "run", "photo.jpg", "--viewz=2")
+
+
 def test_imports_are_quiet_unless_they_fail(tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "noisy_module.py").write_text("import os\nos.write(2, b'I0000 noise from C++')\n")
