@@ -165,6 +165,22 @@ def test_a_file_of_any_version_says_what_stands_in_the_way(version, tmp_path, ca
     assert (f"Keras {version} wrote it" if version.startswith("99") else "code of its own") in line
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100000,
+        '{"arguments": [1], "data": "x", "task": ["a"], "resize": [1]}',
+        '{"class_names": [["a"], 1, {}]}',
+    ],
+)
+def test_a_damaged_report_beside_a_model_is_none(content, small, photos, tmp_path, capsys):
+    run = shutil.copytree(small, tmp_path / "run")
+    (run / "report.json").write_text(content)
+    assert report_beside(run / "model.keras") == {}
+    assert main(["predict", str(run), str(photos / "blue" / "00.png")]) == 0
+    assert "blue/00.png" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX")
 def test_a_pipe_beside_a_model_is_not_waited_for(small, tmp_path):
     shutil.copytree(small, tmp_path / "run")

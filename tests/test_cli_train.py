@@ -201,6 +201,12 @@ def test_options_are_checked_before_the_images_are_read(tmp_path, capsys, option
     assert said in fails(capsys, "train", "no_such_folder", "--out", tmp_path / "run", *options)
 
 
+@pytest.mark.parametrize("content", ["[1]", "[" * 100000, "{"])
+def test_a_run_whose_report_is_damaged_is_not_complete(content, tmp_path, capsys):
+    (tmp_path / "report.json").write_text(content)
+    assert "not empty" in fails(capsys, "train", "no_such_folder", "--out", tmp_path, "--resume")
+
+
 def test_bad_images_end_in_one_line(tmp_path, capsys):
     out = ["--out", tmp_path / "run", *TINY]
     assert "no_such_folder" in fails(capsys, "train", tmp_path / "no_such_folder", *out)

@@ -15,6 +15,9 @@ from kerastl.tables import readable_bytes
 
 _LARGEST_RATIO = 20
 
+# Of what is read from `report.json`
+_KINDS = dict.fromkeys(("arguments", "data", "thresholds"), dict) | {"class_names": list, "task": str, "resize": str}
+
 _PREPROCESSINGS = {
     "auto": "auto",
     "none": None,
@@ -101,7 +104,7 @@ def _json_object(read) -> dict:
     """Return the JSON object that `read` reads, or an empty dictionary where there is none."""
     try:
         content = json.loads(read())
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile):
+    except (KeyError, ValueError, OSError, RecursionError, zipfile.BadZipFile):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -122,9 +125,13 @@ def labels_for(model: Path, file: str | None) -> list[str] | None:
 
 
 def report_beside(file: Path) -> dict:
-    """Return what `report.json` beside a model holds, or an empty dictionary."""
+    """Return what `report.json` beside a model holds, without parts of another kind than runs have there; or an empty dict."""
     beside = file.with_name("report.json")
-    return _json_object(beside.read_bytes) if beside.is_file() else {}  # a pipe would be waited for
+    found = _json_object(beside.read_bytes) if beside.is_file() else {}  # a pipe would be waited for
+    names = found.get("class_names")
+    if isinstance(names, list) and not all(isinstance(name, str) for name in names):
+        del found["class_names"]
+    return {name: value for name, value in found.items() if isinstance(value, _KINDS.get(name, object))}
 
 
 def thresholds_in(report: dict, names: list[str] | None) -> dict | None:

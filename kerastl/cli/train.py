@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import json
 import shlex
 import shutil
 import signal
@@ -20,6 +19,7 @@ import keras
 from kerastl import files
 from kerastl.checks import check_count, check_fraction, received
 from kerastl.cli import chosen, in_options
+from kerastl.cli.models import report_beside
 from kerastl.cli.quiet import import_quietly
 from kerastl.data.images import check_image_size, is_hidden
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
@@ -121,10 +121,7 @@ def _unfinished(out: str) -> Path:
 
 def _is_done(arguments) -> bool:
     """Tell whether the run folder is what the same command made before."""
-    with contextlib.suppress(OSError, ValueError):
-        text = (Path(arguments.out).expanduser() / "report.json").read_text("utf-8")
-        return json.loads(text).get("command") == _command(arguments)
-    return False
+    return report_beside(Path(arguments.out).expanduser() / "model.keras").get("command") == _command(arguments)
 
 
 def _command(arguments) -> str:
