@@ -195,6 +195,9 @@ def test_what_no_run_takes_for_images_may_be_written(source, labels, out, tmp_pa
         (["--last-blocks", "1", "--fraction", "0.5"], "not allowed with"),
         (["--resize", "stretch"], "invalid choice"),
         (["--colour"], "unrecognized arguments"),
+        (["--views", "4"], "--augmentation that is named, flips, photo"),
+        (["--views", "2", "--augmentation", "none"], "Received: --views 2, --augmentation 'none'"),
+        (["--hidden-units", "0"], "--hidden-units must be"),
     ],
 )
 def test_options_are_checked_before_the_images_are_read(tmp_path, capsys, options, said):

@@ -245,7 +245,7 @@ def _add_images(group) -> None:
     _add(group, "--augmentation", ["auto", "none", "flips", "photo", "strong", "light"], altered, "auto")
     views = (
         "keep so many altered versions of each image, the plain one among them, and run the frozen part over them once "
-        "(default: 4 where that is possible)"
+        "(default: 4 where that is possible; more than 1 need another --augmentation than auto)"
     )
     _add(group, "--views", "N", views)
 

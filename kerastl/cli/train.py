@@ -154,6 +154,8 @@ def _check(arguments) -> None:
         smallest, value = 0 if name == "fine-tune-epochs" else 1, getattr(arguments, name.replace("-", "_"))
         if value is not None:
             check_count(f"--{name}", value, smallest=smallest)
+    if arguments.hidden_units is not None:
+        check_count("hidden_units", arguments.hidden_units)
     check_fraction("--layer-decay", arguments.layer_decay)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
     check_rate("--head-learning-rate", arguments.head_learning_rate)
@@ -168,6 +170,11 @@ def check_images(arguments) -> None:
     backbones.check_input_shape(row, (*arguments.image_size, 3))
     if arguments.views is not None:
         check_count("--views", arguments.views)
+        if arguments.views > 1 and arguments.augmentation in ("auto", "none"):
+            raise ArgumentError(
+                "More --views than 1 are made by an --augmentation that is named, flips, photo, strong or light; auto makes 4 "
+                f"where --views is left out. {received(views=arguments.views, augmentation=arguments.augmentation)}"
+            )
     if arguments.labels is not None and (not arguments.labels or not Path(arguments.source).expanduser().is_dir()):
         raise ArgumentError(
             "--labels names a CSV or Parquet file that goes with a folder of images. "
