@@ -189,12 +189,14 @@ def test_a_pipe_beside_a_model_is_not_waited_for(small, tmp_path):
     assert report_beside(tmp_path / "run" / "model.keras") == {}
 
 
-def test_predict_on_bad_images(small, tmp_path, capsys):
+def test_predict_on_bad_images(small, photos, tmp_path, monkeypatch, capsys):
     assert "no_such.png" in fails(capsys, "predict", small, tmp_path / "no_such.png")
     (tmp_path / "text.png").write_text("not an image")
     assert "text.png" in fails(capsys, "predict", small, tmp_path / "text.png")
     (tmp_path / "empty").mkdir()
     assert "in that folder" in fails(capsys, "predict", small, tmp_path / "empty")
+    monkeypatch.chdir(photos)
+    assert "Expected a path" in fails(capsys, "predict", small, "")  # such as "$PHOTO" of a script that never set it
 
 
 def test_files_that_are_no_models(small, photos, tmp_path, capsys):
