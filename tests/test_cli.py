@@ -213,7 +213,7 @@ def test_files_that_are_no_models(small, photos, tmp_path, capsys):
         archive.writestr("config.json", '{"class_name": "Nothing", "module": "nowhere", "config": {}}')
     assert "Can't load the model" in fails(capsys, "predict", tmp_path / "odd.keras", image)
     assert "Did you mean 'text.keras'" in fails(capsys, "summary", tmp_path / "txt.keras")
-    assert "no model there" in fails(capsys, "summary", tmp_path)
+    assert "no model there. Expected a .keras file, or a run folder with" in fails(capsys, "summary", tmp_path)
 
 
 def test_a_model_that_carries_code_is_refused(tmp_path, capsys):

@@ -216,7 +216,7 @@ def test_bad_images_end_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     fails(capsys, "train", tmp_path / "empty", *out)
     write_photos(tmp_path / "one", ["only"], count=4)
-    fails(capsys, "train", tmp_path / "one", *out)
+    assert "or pass --labels with a file" in fails(capsys, "train", tmp_path / "one", *out)
     write_photos(tmp_path / "broken", ["a", "b"], count=12)
     (tmp_path / "broken" / "a" / "note.png").write_text("not an image")
     assert "note.png" in fails(capsys, "train", tmp_path / "broken", *out)

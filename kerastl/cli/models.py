@@ -31,8 +31,9 @@ def find_model(path: str) -> Path:
     file = Path(path).expanduser()
     file = file / "model.keras" if file.is_dir() else file
     if not file.is_file():
-        beside = [one.name for one in file.parent.glob("*.keras")] if file.parent.is_dir() else []
-        raise ModelError(f"There is no model there.{nearest(file.name, beside)} {received(model=path)}")
+        beside = [one.name for one in file.parent.glob("*.keras") if one.is_file()] if file.parent.is_dir() else []
+        expected = f"Expected a .keras file, or a run folder with model.keras in it.{nearest(file.name, beside)}"
+        raise ModelError(f"There is no model there. {expected} {received(model=path)}")
     members = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
     if file.suffix != ".keras" or "config.json" not in [one.filename for one in members]:
         expected = "Expected a .keras file, as `model.save('model.keras')` writes it, whole and with that ending."
