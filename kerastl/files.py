@@ -39,8 +39,9 @@ def check_output_folder(folder: str | os.PathLike, *, overwrite: bool = False, f
     foreign = [name for name in entries if name not in files and name not in LITTER]
     if foreign:
         listing = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        article = "an" if what[0] in "aeiou" else "a"
         raise OutputError(
-            f"The folder {folder} holds more than a {what} of this package ({listing}), so it is not replaced. "
+            f"The folder {folder} holds more than {article} {what} of this package ({listing}), so it is not replaced. "
             "Choose another one, or move these out of it first."
         )
     place = _nearest_existing(path.parent)

@@ -165,6 +165,22 @@ def test_a_file_of_any_version_says_what_stands_in_the_way(version, tmp_path, ca
     assert (f"Keras {version} wrote it" if version.startswith("99") else "code of its own") in line
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100000,
+        '{"arguments": [1], "data": "x", "task": ["a"], "resize": [1]}',
+        '{"class_names": [["a"], 1, {}]}',
+    ],
+)
+def test_a_damaged_report_beside_a_model_is_none(content, small, photos, tmp_path, capsys):
+    run = shutil.copytree(small, tmp_path / "run")
+    (run / "report.json").write_text(content)
+    assert report_beside(run / "model.keras") == {}
+    assert main(["predict", str(run), str(photos / "blue" / "00.png")]) == 0
+    assert "blue/00.png" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX")
 def test_a_pipe_beside_a_model_is_not_waited_for(small, tmp_path):
     shutil.copytree(small, tmp_path / "run")
@@ -173,12 +189,14 @@ def test_a_pipe_beside_a_model_is_not_waited_for(small, tmp_path):
     assert report_beside(tmp_path / "run" / "model.keras") == {}
 
 
-def test_predict_on_bad_images(small, tmp_path, capsys):
+def test_predict_on_bad_images(small, photos, tmp_path, monkeypatch, capsys):
     assert "no_such.png" in fails(capsys, "predict", small, tmp_path / "no_such.png")
     (tmp_path / "text.png").write_text("not an image")
     assert "text.png" in fails(capsys, "predict", small, tmp_path / "text.png")
     (tmp_path / "empty").mkdir()
     assert "in that folder" in fails(capsys, "predict", small, tmp_path / "empty")
+    monkeypatch.chdir(photos)
+    assert "Expected a path" in fails(capsys, "predict", small, "")  # such as "$PHOTO" of a script that never set it
 
 
 def test_files_that_are_no_models(small, photos, tmp_path, capsys):
@@ -195,7 +213,7 @@ def test_files_that_are_no_models(small, photos, tmp_path, capsys):
         archive.writestr("config.json", '{"class_name": "Nothing", "module": "nowhere", "config": {}}')
     assert "Can't load the model" in fails(capsys, "predict", tmp_path / "odd.keras", image)
     assert "Did you mean 'text.keras'" in fails(capsys, "summary", tmp_path / "txt.keras")
-    assert "no model there" in fails(capsys, "summary", tmp_path)
+    assert "no model there. Expected a .keras file, or a run folder with" in fails(capsys, "summary", tmp_path)
 
 
 def test_a_model_that_carries_code_is_refused(tmp_path, capsys):
@@ -255,6 +273,13 @@ def test_version_and_missing_command(capsys):
     assert capsys.readouterr().out.startswith("kerastl ")
     assert "--help" in fails(capsys)
     assert "--out" in fails(capsys, "train", "photos")
+
+
+def test_unknown_options_are_told_with_the_help_of_their_command(capsys):
+    line = fails(capsys, "train", "photos", "--out", "run", "--epochs", 3)
+    assert "unrecognized arguments: --epochs 3. Did you mean '--head-epochs'" in line
+    assert line.endswith("(see: python -m kerastl train --help)")
+    assert "'--views'" in fails(capsys, "predict", "run", "photo.jpg", "--viewz=2")
 
 
 def test_imports_are_quiet_unless_they_fail(tmp_path, monkeypatch, capfd):

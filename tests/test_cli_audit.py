@@ -44,4 +44,6 @@ def test_audit_says_in_one_line_what_is_wrong(photos, tmp_path, capsys):
     assert "no folder" in fails(capsys, "audit", tmp_path / "nowhere")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    assert "thesis.txt" in fails(capsys, "audit", photos, "--out", tmp_path / "mine", "--overwrite")
+    line = fails(capsys, "audit", photos, "--out", tmp_path / "mine", "--overwrite")
+    assert "thesis.txt" in line
+    assert "holds more than an audit" in line

@@ -38,3 +38,17 @@ def test_extract_says_in_one_line_what_is_wrong(photos, tmp_path, capsys):
     assert "--to" in fails(capsys, "extract", photos)
     assert "--workers" in fails(capsys, "extract", photos, "--to", tmp_path / "f", "--workers", 0)
     assert "--last-blocks" in fails(capsys, "extract", photos, "--to", tmp_path / "f", "--last-blocks", -1)
+
+
+def test_an_interruption_keeps_what_is_done(photos, tmp_path, monkeypatch, capsys):
+    original = extraction._run
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extraction, "_run", interrupted)
+    command = ["extract", str(photos), "--to", str(tmp_path / "kept"), *SETTINGS]
+    assert main(command) == 130
+    assert f"what is done is in {tmp_path / 'kept'}; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(extraction, "_run", original)
+    assert main(command) == 0

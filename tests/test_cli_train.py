@@ -147,6 +147,42 @@ def test_the_output_folder_is_checked_before_anything_slow(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "place"),
+    [
+        (["train"], "--out", "run"),
+        (["train"], "--out", "amber/run"),
+        (["train", "--out", "../elsewhere"], "--cache", "features"),
+        (["extract"], "--to", "features"),
+        (["audit"], "--out", "audit"),
+        (["compare", "--backbones", "mobilenet"], "--out", "comparison"),
+    ],
+)
+def test_nothing_is_written_among_class_folders(command, option, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(write_photos(tmp_path / "photos", ["amber", "blue"], count=1))
+    for source in (".", tmp_path / "photos"):
+        line = fails(capsys, command[0], source, *command[1:], option, place)
+        assert "Choose a folder outside of the source" in line
+        assert f"{option} {place!r}" in line
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["amber", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "out"),
+    [
+        ("photos", None, "runs/a"),
+        ("photos", None, "photos-2"),
+        ("photos", None, "photos/.runs/a"),
+        ("photos", "a.csv", "photos/a"),
+    ],
+)
+def test_what_no_run_takes_for_images_may_be_written(source, labels, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / source).mkdir()
+    given = ["--labels", labels] if labels else []
+    train_command.check_places(source, build_parser().parse_args(["train", source, "--out", out, *given]))
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--backbone", "mobilnet_v2"], "Did you mean 'mobilenet_v2'"),
@@ -159,10 +195,19 @@ def test_the_output_folder_is_checked_before_anything_slow(tmp_path, capsys):
         (["--last-blocks", "1", "--fraction", "0.5"], "not allowed with"),
         (["--resize", "stretch"], "invalid choice"),
         (["--colour"], "unrecognized arguments"),
+        (["--views", "4"], "--augmentation that is named, flips, photo"),
+        (["--views", "2", "--augmentation", "none"], "Received: --views 2, --augmentation 'none'"),
+        (["--hidden-units", "0"], "--hidden-units must be"),
     ],
 )
 def test_options_are_checked_before_the_images_are_read(tmp_path, capsys, options, said):
     assert said in fails(capsys, "train", "no_such_folder", "--out", tmp_path / "run", *options)
+
+
+@pytest.mark.parametrize("content", ["[1]", "[" * 100000, "{"])
+def test_a_run_whose_report_is_damaged_is_not_complete(content, tmp_path, capsys):
+    (tmp_path / "report.json").write_text(content)
+    assert "not empty" in fails(capsys, "train", "no_such_folder", "--out", tmp_path, "--resume")
 
 
 def test_bad_images_end_in_one_line(tmp_path, capsys):
@@ -171,7 +216,7 @@ def test_bad_images_end_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     fails(capsys, "train", tmp_path / "empty", *out)
     write_photos(tmp_path / "one", ["only"], count=4)
-    fails(capsys, "train", tmp_path / "one", *out)
+    assert "or pass --labels with a file" in fails(capsys, "train", tmp_path / "one", *out)
     write_photos(tmp_path / "broken", ["a", "b"], count=12)
     (tmp_path / "broken" / "a" / "note.png").write_text("not an image")
     assert "note.png" in fails(capsys, "train", tmp_path / "broken", *out)

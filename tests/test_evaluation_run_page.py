@@ -136,6 +136,11 @@ def test_hostile_names_are_read_as_names():
     text.encode("utf-8")
 
 
+def test_the_baseline_names_its_class_as_it_is():
+    run = small_run(names=['it\'s "q"', "\\frac"])
+    assert f"always predicting '{run['evaluation'].majority_class}'" in page_of(run)[1].text
+
+
 @no_font
 def test_an_audit_is_shown_in_part_or_else_how_to_run_one():
     _, page = page_of(hostile_run(), audit=some_audit())

@@ -1,5 +1,6 @@
 """Training on stored features: the same result as plain Keras, the same callbacks, and never anything stale."""
 
+import dataclasses
 import re
 
 import keras
@@ -279,8 +280,16 @@ def test_the_plan_says_what_it_will_take_before_anything_runs(data, passes):
     assert plan.place == "device"
     assert 0.5 < plan.trunk_share < 1
     assert plan.expected_speed_up > 1
+    assert "times faster" in str(plan)
     assert str(plan).count("\n") == 0
     assert passes == []
+
+
+def test_a_plan_that_costs_time_says_slower(data):
+    plan = kerastl.plan_cache(twins(last_blocks=1)[0], *data, epochs=5)
+    costly = str(dataclasses.replace(plan, expected_speed_up=0.4))
+    assert "expected to be about 2.5 times slower" in costly
+    assert "faster" not in costly
 
 
 def test_a_budget_bounds_memory_and_disk(data):

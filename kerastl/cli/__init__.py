@@ -52,7 +52,7 @@ def in_options(error, arguments) -> str:
     text = " ".join(str(error).split())
     for name in vars(arguments).keys() - _OPERANDS:
         option = f"--{name.replace('_', '-')}"
-        text = re.sub(rf"`{name}`|(?<![\w`.-]){name}=True\b", option, text)
+        text = re.sub(rf"`{name}=?`|(?<![\w`.-]){name}=True\b", option, text)
         said, received, values = text.rpartition("Received: ")
         text = said + received + re.sub(rf"(^|, ){name}=", rf"\1{option} ", values)
     return text

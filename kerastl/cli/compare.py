@@ -3,7 +3,7 @@
 import csv
 
 from kerastl.checks import received
-from kerastl.cli import chosen
+from kerastl.cli import chosen, train
 from kerastl.cli.quiet import import_quietly
 from kerastl.errors import ArgumentError
 from kerastl.evaluation import report
@@ -37,6 +37,8 @@ def _check(arguments) -> None:
         raise ArgumentError(
             "--recipe and --labels go with a source of images and --backbones: compare SOURCE --backbones NAME…"
         )
+    if arguments.backbones:
+        train.check_places(arguments.names[0], arguments)
 
 
 def _time(arguments):

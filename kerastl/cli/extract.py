@@ -1,5 +1,7 @@
 """`extract SOURCE --to PLACE`: run the frozen part over the images, and keep what `train --cache PLACE` needs."""
 
+import sys
+
 from kerastl.checks import check_count
 from kerastl.cli import train
 from kerastl.features.plan import CacheOptions
@@ -17,6 +19,12 @@ def run(arguments) -> int:
     splits, model = train.load_and_build(arguments)
     last_blocks = default_blocks(model) if arguments.last_blocks is None else arguments.last_blocks
     views = arguments.views or (None if last_blocks else 1)
-    extract_features(splits, model, to=arguments.to, **where, views=views, last_blocks=last_blocks or None)
+    try:
+        extract_features(splits, model, to=arguments.to, **where, views=views, last_blocks=last_blocks or None)
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted: what is done is in {arguments.to}; the same command goes on from there.", file=sys.stderr
+        )
+        return 130
     print(f"The features are in {arguments.to}: train with --cache {arguments.to}")
     return 0

@@ -15,6 +15,9 @@ from kerastl.tables import readable_bytes
 
 _LARGEST_RATIO = 20
 
+# Of what is read from `report.json`
+_KINDS = dict.fromkeys(("arguments", "data", "thresholds"), dict) | {"class_names": list, "task": str, "resize": str}
+
 _PREPROCESSINGS = {
     "auto": "auto",
     "none": None,
@@ -28,8 +31,9 @@ def find_model(path: str) -> Path:
     file = Path(path).expanduser()
     file = file / "model.keras" if file.is_dir() else file
     if not file.is_file():
-        beside = [one.name for one in file.parent.glob("*.keras")] if file.parent.is_dir() else []
-        raise ModelError(f"There is no model there.{nearest(file.name, beside)} {received(model=path)}")
+        beside = [one.name for one in file.parent.glob("*.keras") if one.is_file()] if file.parent.is_dir() else []
+        expected = f"Expected a .keras file, or a run folder with model.keras in it.{nearest(file.name, beside)}"
+        raise ModelError(f"There is no model there. {expected} {received(model=path)}")
     members = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
     if file.suffix != ".keras" or "config.json" not in [one.filename for one in members]:
         expected = "Expected a .keras file, as `model.save('model.keras')` writes it, whole and with that ending."
@@ -101,7 +105,7 @@ def _json_object(read) -> dict:
     """Return the JSON object that `read` reads, or an empty dictionary where there is none."""
     try:
         content = json.loads(read())
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile):
+    except (KeyError, ValueError, OSError, RecursionError, zipfile.BadZipFile):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -122,9 +126,13 @@ def labels_for(model: Path, file: str | None) -> list[str] | None:
 
 
 def report_beside(file: Path) -> dict:
-    """Return what `report.json` beside a model holds, or an empty dictionary."""
+    """Return what `report.json` beside a model holds, without parts of another kind than runs have there; or an empty dict."""
     beside = file.with_name("report.json")
-    return _json_object(beside.read_bytes) if beside.is_file() else {}  # a pipe would be waited for
+    found = _json_object(beside.read_bytes) if beside.is_file() else {}  # a pipe would be waited for
+    names = found.get("class_names")
+    if isinstance(names, list) and not all(isinstance(name, str) for name in names):
+        del found["class_names"]
+    return {name: value for name, value in found.items() if isinstance(value, _KINDS.get(name, object))}
 
 
 def thresholds_in(report: dict, names: list[str] | None) -> dict | None:

@@ -4,6 +4,7 @@ import argparse
 import re
 
 from kerastl._version import __version__
+from kerastl.checks import nearest
 from kerastl.errors import ArgumentError
 
 _PROGRAM = "python -m kerastl"
@@ -110,6 +111,14 @@ _TYPES = {"N": int, "K": int, "SHARE": float, "RATE": float, "PIXELS": _image_si
 
 class _Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that tells errors in one line, as all of this package's are."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        # Each command for itself: `argparse` would leave them to the parser of all commands, whose help knows no option
+        known, others = super().parse_known_args(args, namespace)
+        if others:
+            near = nearest(others[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(others)}.{near}")
+        return known, others
 
     def error(self, message):
         raise ArgumentError(f"{message} (see: {self.prog} --help)")
@@ -236,7 +245,7 @@ def _add_images(group) -> None:
     _add(group, "--augmentation", ["auto", "none", "flips", "photo", "strong", "light"], altered, "auto")
     views = (
         "keep so many altered versions of each image, the plain one among them, and run the frozen part over them once "
-        "(default: 4 where that is possible)"
+        "(default: 4 where that is possible; more than 1 need another --augmentation than auto)"
     )
     _add(group, "--views", "N", views)
 

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import json
 import shlex
 import shutil
 import signal
@@ -20,8 +19,9 @@ import keras
 from kerastl import files
 from kerastl.checks import check_count, check_fraction, received
 from kerastl.cli import chosen, in_options
+from kerastl.cli.models import report_beside
 from kerastl.cli.quiet import import_quietly
-from kerastl.data.images import check_image_size
+from kerastl.data.images import check_image_size, is_hidden
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import ArgumentError, DataError, KerastlError, OutputError
 from kerastl.evaluation import measures, report
@@ -121,10 +121,7 @@ def _unfinished(out: str) -> Path:
 
 def _is_done(arguments) -> bool:
     """Tell whether the run folder is what the same command made before."""
-    with contextlib.suppress(OSError, ValueError):
-        text = (Path(arguments.out).expanduser() / "report.json").read_text("utf-8")
-        return json.loads(text).get("command") == _command(arguments)
-    return False
+    return report_beside(Path(arguments.out).expanduser() / "model.keras").get("command") == _command(arguments)
 
 
 def _command(arguments) -> str:
@@ -157,6 +154,8 @@ def _check(arguments) -> None:
         smallest, value = 0 if name == "fine-tune-epochs" else 1, getattr(arguments, name.replace("-", "_"))
         if value is not None:
             check_count(f"--{name}", value, smallest=smallest)
+    if arguments.hidden_units is not None:
+        check_count("hidden_units", arguments.hidden_units)
     check_fraction("--layer-decay", arguments.layer_decay)
     check_fraction("--dropout", arguments.dropout, zero=True, one=False)
     check_rate("--head-learning-rate", arguments.head_learning_rate)
@@ -171,12 +170,35 @@ def check_images(arguments) -> None:
     backbones.check_input_shape(row, (*arguments.image_size, 3))
     if arguments.views is not None:
         check_count("--views", arguments.views)
+        if arguments.views > 1 and arguments.augmentation in ("auto", "none"):
+            raise ArgumentError(
+                "More --views than 1 are made by an --augmentation that is named, flips, photo, strong or light; auto makes 4 "
+                f"where --views is left out. {received(views=arguments.views, augmentation=arguments.augmentation)}"
+            )
     if arguments.labels is not None and (not arguments.labels or not Path(arguments.source).expanduser().is_dir()):
         raise ArgumentError(
             "--labels names a CSV or Parquet file that goes with a folder of images. "
             f"{received(source=arguments.source, labels=arguments.labels)}"
         )
     check_count("--seed", arguments.seed, smallest=0, largest=2**32 - 1)
+    check_places(arguments.source, arguments)
+
+
+def check_places(source: str, arguments) -> None:
+    """Raise `OutputError` for what would be written among class folders: the next run would take it for a class."""
+    folder = Path(source).expanduser().resolve()
+    if arguments.labels is not None or not folder.is_dir():
+        return
+    for name in ("out", "to", "cache"):
+        place = getattr(arguments, name, None)
+        if not place or place in ("auto", "device", "none") or files.is_url(place):
+            continue
+        path = Path(place).expanduser().resolve()
+        if folder in path.parents and not any(map(is_hidden, path.relative_to(folder).parts)):
+            raise OutputError(
+                "The next run would take what is written among class folders for a class, or for images of one. Choose a "
+                f"folder outside of the source. {received(source=str(source), **{name: place})}"
+            )
 
 
 def _prepare(job: _Job) -> None:

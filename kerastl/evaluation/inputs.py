@@ -79,7 +79,7 @@ def _scaled(image, white: float):
 
 def _images_of(item, called: str) -> list:
     """Return what one item stands for: `(name, path)` for files, else the image itself."""
-    if isinstance(item, (str, os.PathLike)):
+    if isinstance(item, (str, os.PathLike)) and item != "":  # which would be the working folder
         address = os.fspath(item)
         if isinstance(address, str) and "://" in address:
             return [(address, _download(address))]
@@ -92,7 +92,7 @@ def _images_of(item, called: str) -> list:
     array = _as_array(item)
     if array is not None and array.ndim in (2, 3):
         return [array]
-    what = {called: type(item).__name__ if array is None else array.shape}
+    what = {called: item if item == "" else type(item).__name__ if array is None else array.shape}
     raise DataError(
         "Expected a path, a folder, a pattern such as 'photos/*.jpg', an address, bytes, an image (height, width, 3), or a "
         f"list of these. {received(**what)}"

@@ -112,7 +112,7 @@ class Evaluation(Printed):
     @property
     def baseline_name(self) -> str:
         """What the baseline is, in words."""
-        return f"always predicting {self.majority_class!r}"
+        return f"always predicting '{self.majority_class}'"
 
     def to_rows(self) -> list[dict]:
         """Return a dictionary per class, for pandas."""
@@ -120,7 +120,7 @@ class Evaluation(Printed):
 
     def _tables(self) -> list[Table]:
         own = f"accuracy {self.accuracy:.3f} ± {self.standard_error:.3f} on {self.count} images"
-        return [score_table(self.to_rows(), f"{own} (always {self.majority_class!r}: {self.majority_baseline:.3f})")]
+        return [score_table(self.to_rows(), f"{own} (always '{self.majority_class}': {self.majority_baseline:.3f})")]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -149,7 +149,7 @@ class CachePlan:
         return (
             f"The frozen part runs once, up to {cut} ({self.trunk_share:.0%} of the work): "
             f"{readable_bytes(self.bytes_per_image)} an image, {total} {where}; expected to be about "
-            f"{self.expected_speed_up:.1f} times faster.{notes}"
+            f"{_in_words(self.expected_speed_up)}.{notes}"
         )
 
 
@@ -284,7 +284,7 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
     if random:
         layers = "layer" if len(random) == 1 else "layers"
         notes = (f"{len(random)} random {layers} inside it ({random[0]}…) run in inference mode.",)
-    chosen, reason = True, f"about {speed:.1f} times faster"
+    chosen, reason = True, f"about {_in_words(speed)}"
     if place is None:
         words = {"device": "the device's memory" if backend.has_accelerator() else "memory"}
         allowed = [f"{readable_bytes(room)} of {words.get(name, name)}" for name, room in _rooms(options).items()]
@@ -306,6 +306,10 @@ def _weigh(train, validation, cuts, epochs, views, options) -> CachePlan:
         notes=notes,
         views=views,
     )
+
+
+def _in_words(speed: float) -> str:
+    return f"{speed:.1f} times faster" if speed >= 1 else f"{1 / speed:.1f} times slower"
 
 
 def _place(total, options) -> str | None:
