@@ -103,6 +103,7 @@ def fit_softmax(features, labels, *, num_classes=None, sample_weights=None, grou
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         what = received(dtype=str(labels.dtype), shape=labels.shape)
         raise DataError(f"Expected classes `(rows,)`, whole numbers from 0 on. {what}")
+    labels = labels.astype("int64")  # NumPy 2.1 counts no others that could be larger
     rows = _Rows(features, labels, sample_weights, groups, seed)
     largest = int(labels.max())
     if num_classes is not None and largest >= num_classes:
@@ -246,7 +247,7 @@ class _Rows:
 
     def in_several_folds(self, labels) -> np.ndarray:
         """Tell of each row whether its class lies in more than one fold: only then was it seen before it was predicted."""
-        pairs = np.unique(np.stack([labels.astype("int64"), self._folds]), axis=1)
+        pairs = np.unique(np.stack([labels, self._folds]), axis=1)
         return np.bincount(pairs[0])[labels] > 1
 
     def for_raw_features(self, kernel, bias) -> tuple[np.ndarray, np.ndarray]:
