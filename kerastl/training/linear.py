@@ -103,7 +103,7 @@ def fit_softmax(features, labels, *, num_classes=None, sample_weights=None, grou
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         what = received(dtype=str(labels.dtype), shape=labels.shape)
         raise DataError(f"Expected classes `(rows,)`, whole numbers from 0 on. {what}")
-    labels = labels.astype("int64")  # NumPy 2.1 counts no others that could be larger
+    labels = labels.astype("int64")  # `bincount` of NumPy 2.1 takes no unsigned ones
     rows = _Rows(features, labels, sample_weights, groups, seed)
     largest = int(labels.max())
     if num_classes is not None and largest >= num_classes:
