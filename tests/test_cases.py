@@ -998,6 +998,17 @@ def what_is_no_file_is_not_waited_for(here, kind):
         kerastl.predict(models.colours(), odd)
 
 
+@cases({"nothing": "nowhere.jpg", "itself": "odd.jpg"})
+def a_link_to_nothing_is_an_image_that_cannot_be_read(here, target):
+    if os.name != "posix":
+        pytest.skip("not everybody may make links elsewhere")
+    write_classes(here.folder, ["a", "b"])
+    (here.folder / "a" / "odd.jpg").symlink_to(target)
+    (here.folder / "a" / "notes.txt").symlink_to("nowhere.txt")
+    with pytest.raises(DataError, match=r"1 file can't be read:\n.*odd\.jpg"):
+        load(here.folder)
+
+
 @cases(
     {"a pipe as the model": "model.keras", "a pipe as the labels": "labels.txt", "a pipe as the report": "report.json"}
 )

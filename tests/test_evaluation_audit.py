@@ -152,6 +152,7 @@ def test_label_errors_are_those_of_confident_learning():
     np.testing.assert_allclose(quality, [0.8, 0.4, -0.6, 0.2, 0.8, -0.1], atol=1e-6)
     # thresholds are 0.6 and 0.65: row 2 is surely of class 1; row 5 not surely of class 0
     assert wrong == 1
+    assert label_errors(np.full((30, 3), 1 / 3), np.arange(30) % 3)[1] == 0  # knows nothing of any label
 
 
 def test_flipped_labels_come_first():

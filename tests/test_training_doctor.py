@@ -227,7 +227,7 @@ def validation_labels_from_one():
 
 def labels_from_one_of_which_some_are_rare():
     (images, labels), (others, answers) = pixels(), held()
-    return guide(), (images, np.maximum(labels, 1) + 1), (others, answers + 1)
+    return guide(), (images, labels + 1), (others, np.maximum(answers, 1) + 1)
 
 
 def labels_below_zero_and_from_one():
@@ -252,7 +252,7 @@ def gaps_in_one_part():
 
 def gaps_that_differ():
     (images, labels), (others, answers) = pixels(), held()
-    return guide(), (images, np.minimum(labels, 1) * 40), (others, np.maximum(answers, 1) * 40)
+    return guide(), (images, labels * 40), (others, np.maximum(answers, 1) * 40)
 
 
 def more_classes_below_zero():
@@ -303,6 +303,36 @@ def categorical_loss_for_several_labels():
 
 def softmax_of_one_unit():
     return compiled(guide(units=1), "binary_crossentropy"), pixels(classes=2), held(classes=2)
+
+
+def softmax_after_the_softmax():
+    model = guide()
+    return compiled(keras.Model(model.inputs, layers.Softmax()(model.output))), pixels(), held()
+
+
+def softmax_after_sigmoids():
+    model = guide(activation="sigmoid")
+    return keras.Model(model.inputs, layers.Activation("softmax")(model.output)), pixels(), held()
+
+
+def relu_before_a_cross_entropy():
+    return compiled(guide(activation="relu")), pixels(), held()
+
+
+def leaky_relu_before_a_cross_entropy_of_logits():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return compiled(guide(activation="leaky_relu"), loss), pixels(), held()
+
+
+def tanh_before_a_binary_cross_entropy():
+    return compiled(guide(units=1, activation="tanh"), "binary_crossentropy"), pixels(classes=2), held(classes=2)
+
+
+def validated_on_the_last_of_sorted_images():
+    images, labels = pixels(60)
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, [40])
+    return guide(), *((images[part], labels[part]) for part in parts)
 
 
 def a_thousand_units():
@@ -356,6 +386,11 @@ def validation_images_among_the_training_images():
         (images, labels),
         (np.concatenate([images[5:8], held()[0]]), np.concatenate([labels[5:8], held()[1]])),
     )
+
+
+def validation_images_of_training_as_whole_numbers():
+    images, labels = pixels(dtype="uint8")
+    return guide(), (images.astype("float32"), labels), (images[:6], labels[:6])
 
 
 def validated_on_the_training_data():
@@ -427,6 +462,12 @@ BROKEN = {
     sparse_loss_for_one_sigmoid_unit: "loss",
     categorical_loss_for_several_labels: "loss",
     softmax_of_one_unit: "activation",
+    softmax_after_the_softmax: "activation",
+    softmax_after_sigmoids: "activation",
+    relu_before_a_cross_entropy: "activation",
+    leaky_relu_before_a_cross_entropy_of_logits: "activation",
+    tanh_before_a_binary_cross_entropy: "activation",
+    validated_on_the_last_of_sorted_images: "classes not trained",
     a_thousand_units: "output width",
     head_frozen_too: "nothing trainable",
     backbone_left_trainable: "all trainable under a fresh head",
@@ -436,6 +477,7 @@ BROKEN = {
     fine_tuned_along_a_schedule_of_sgd: "learning rate far off",
     fresh_head_at_the_rate_of_fine_tuning: "learning rate far off",
     validation_images_among_the_training_images: "split leaks",
+    validation_images_of_training_as_whole_numbers: "split leaks",
     validated_on_the_training_data: "split leaks",
     leaking_parts_with_none_for_weights: "split leaks",
     the_same_parts_with_none_for_weights: "split leaks",
@@ -489,11 +531,27 @@ def test_lines_for_labels_change_only_the_parts_that_need_it():
         np.testing.assert_array_equal(train[1], right)
         np.testing.assert_array_equal(np.sort(validation[1]), np.sort(held_right))
     _, train, validation = mended_in_turn(*labels_from_one_of_which_some_are_rare())
-    np.testing.assert_array_equal(train[1], np.maximum(right, 1))
-    np.testing.assert_array_equal(validation[1], held_right)
+    np.testing.assert_array_equal(train[1], right)
+    np.testing.assert_array_equal(validation[1], np.maximum(held_right, 1))
     found, train, _ = mended_in_turn(*more_classes_below_zero())
     assert found == ["labels", "labels"]
     np.testing.assert_array_equal(train[1], pixels(classes=5)[1])
+
+
+def test_classes_that_training_lacks_are_told_of_when_the_labels_are_mended():
+    (images, right), (others, answers) = pixels(), held()
+    names = {"model": guide(), "train": (images, np.maximum(right, 1) + 1), "validation": (others, answers + 1)}
+    [finding] = kerastl.check(*names.values()).findings
+    carry_out(finding, names)
+    np.testing.assert_array_equal(names["train"][1], np.maximum(right, 1))
+    np.testing.assert_array_equal(names["validation"][1], answers)
+    [finding] = kerastl.check(*names.values()).findings
+    assert finding.name == "classes not trained"
+    assert finding.number == (answers == 0).sum()
+    carry_out(finding, names)
+    assert kerastl.check(names["model"], names["train"], names["validation"]).findings == ()
+    labels = np.concatenate([names[part][1] for part in ("train", "validation")])
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(np.append(np.maximum(right, 1), answers)))
 
 
 # Scripts that are right
@@ -558,6 +616,16 @@ def one_hot_with_smoothing():
     (images, labels), (others, answers) = pixels(), held()
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
     return compiled(guide(), loss), (images, np.eye(3)[labels]), (others, np.eye(3)[answers])
+
+
+def a_softmax_layer_of_its_own():
+    model = guide(activation=None)
+    return compiled(keras.Model(model.inputs, layers.Softmax()(model.output))), pixels(), held()
+
+
+def tanh_with_its_hinge():
+    images, labels = pixels(classes=2)
+    return compiled(guide(units=1, activation="tanh"), "hinge"), (images, labels), None
 
 
 def from_nothing():
@@ -627,6 +695,8 @@ RIGHT = [
         one_hot_with_smoothing,
     ),
     *(
+        a_softmax_layer_of_its_own,
+        tanh_with_its_hinge,
         from_nothing,
         mobilenet_from_nothing_given_0_to_1,
         fine_tuning_with_frozen_batch_norm,

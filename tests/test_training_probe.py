@@ -201,6 +201,8 @@ def test_the_advice_follows_the_slope(images, words):
     noisy = [CurvePoint(100, 0.6, 0.2), CurvePoint(200, 0.62, 0.2), CurvePoint(400, 0.64, None)]
     assert "can't be told" in _advice(noisy, "accuracy")
     assert "too few" in _advice([CurvePoint(10, 0.5, None)], "accuracy")
+    nearly = [CurvePoint(36, 0.88, 0.001), CurvePoint(45, 0.98, None)]
+    assert "by about 0.020 for twice" in _advice(nearly, "accuracy")  # never to more than 1
 
 
 def test_few_images_and_a_rare_class():

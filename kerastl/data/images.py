@@ -218,7 +218,8 @@ def find_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
         others += [Path(parent, name) for name in folders if is_hidden(name)]
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for path in (Path(parent, name) for name in files):
-            if path.is_file():  # no pipe and no device
+            # no pipe and no device; a link to nothing is a file that can't be read
+            if path.is_file() or not os.path.exists(path):
                 (images if is_image_file(path) else others).append(path)
     return sorted(images), sorted(others)
 

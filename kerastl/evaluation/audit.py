@@ -245,7 +245,7 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     for present in np.unique(labels):
         thresholds[present] = probabilities[labels == present, present].mean()
     confident = np.where(probabilities >= thresholds, probabilities, -1)
-    wrong = (confident.max(axis=1) >= 0) & (confident.argmax(axis=1) != labels)
+    wrong = confident.max(axis=1) > confident[rows, labels]  # of two that are alike the label itself
     return (probabilities[rows, labels] - others.max(axis=1)).astype("float32"), int(wrong.sum())
 
 

@@ -208,6 +208,11 @@ def loss_name(model) -> str:
     return "" if loss is None else getattr(function, "__name__", type(function).__name__).replace("_", "").lower()
 
 
+def takes_logits(model) -> bool:
+    """Tell whether the main output's loss was made `from_logits=True`."""
+    return bool(getattr(compiled_loss(model), "get_config", dict)().get("from_logits", False))
+
+
 def compiled_loss(model):
     """Return the loss that the main output was compiled with last, a `keras.losses.Loss` or function, or `None`."""
     losses = [one for one in keras.tree.flatten((keras_internals.compile_arguments(model) or {}).get("loss")) if one]

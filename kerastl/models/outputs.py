@@ -42,7 +42,7 @@ def output_kind(model: keras.Model) -> str | None:
     """Tell by the graph what the main output holds: `"softmax"`, `"sigmoid"`, `"logits"`, or `None` where it can't."""
     node = deciding_node(main_tensor(model))
     known = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "logits"}
-    return known.get(_activation_name(node.operation)) if node is not None else None
+    return known.get(activation_name(node.operation)) if node is not None else None
 
 
 def main_index(model: keras.Model) -> int:
@@ -63,7 +63,7 @@ def deciding_node(tensor):
     if isinstance(operation, keras.Model):
         inner = getattr(operation, "outputs", None) or [None]
         return deciding_node(inner[keras_internals.tensor_index(tensor)])
-    is_linear = isinstance(operation, keras.layers.Activation) and _activation_name(operation) == "linear"
+    is_linear = isinstance(operation, keras.layers.Activation) and activation_name(operation) == "linear"
     # The mean over the views of an exported model, (batch, views, units)
     is_linear |= type(operation).__name__ == "Mean" and operation.axis in (1, [1], (1,)) and len(tensor.shape) == 2
     if is_linear or type(operation).__name__ in _PASSES_ON:
@@ -71,13 +71,24 @@ def deciding_node(tensor):
     return node
 
 
+def probabilities_under(model: keras.Model):
+    """Return the layer whose softmax or sigmoid the softmax or sigmoid at the end is given, or `None` where all is well."""
+    node = deciding_node(main_tensor(model))
+    if node is None or activation_name(node.operation) not in ("softmax", "sigmoid"):
+        return None
+    if getattr(node.operation, "weights", None):  # a layer of its own, not the end of one
+        return None
+    under = deciding_node(node.input_tensors[0])
+    return under.operation if under is not None and activation_name(under.operation) in ("softmax", "sigmoid") else None
+
+
 def count_classes(model: keras.Model) -> int:
     """Return the number of classes of the main output, which must be `(batch, units)`; one sigmoid unit counts as two."""
     tensor = main_tensor(model)
     if tensor is None:
         raise ModelError(
-            "Expected a Functional or Sequential model, which tells the shape of its output. "
-            f"{received(model=type(model).__name__)}. Wrap it: `keras.Model(inputs, model(inputs))` with "
+            "Expected a Functional model, or a Sequential one that knows the size of its images, which tell the shape of "
+            f"their output. {received(model=type(model).__name__)}. Wrap it: `keras.Model(inputs, model(inputs))` with "
             "`inputs = keras.Input((height, width, 3))`."
         )
     shape = tuple(tensor.shape)
@@ -89,7 +100,7 @@ def count_classes(model: keras.Model) -> int:
     return 2 if shape[1] == 1 else shape[1]
 
 
-def _activation_name(operation) -> str | None:
+def activation_name(operation) -> str | None:
     """Return the name of a layer's activation; of an operation or of a layer without one, its own."""
     return getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__.lower())
 

@@ -65,10 +65,10 @@ def check(
     """Look for what quietly ruins a training, before it; nothing is trained or changed.
 
     Looked for are data that `fit` doesn't take, preprocessing that is missing or done twice, images of another size, broken
-    pixels, labels that the head doesn't take, a loss or an activation that doesn't fit, a head that is too wide, images of one
-    part in the other, data in the order of their classes, an augmentation that a cache froze; nothing trainable, all trainable
-    under a fresh head, BatchNorm that would lose its statistics, an optimizer that holds other weights, and a learning rate
-    that is far off.
+    pixels, labels that the head doesn't take, a loss or an activation that doesn't fit, a head that is too wide, classes that
+    only validation has, images of one part in the other, data in the order of their classes, an augmentation that a cache
+    froze; nothing trainable, all trainable under a fresh head, BatchNorm that would lose its statistics, an optimizer that
+    holds other weights, and a learning rate of Adam, RMSprop, Lion or SGD that is far off.
 
     Args:
         model: a classifier, or a model that predicts numbers, as it is about to be trained; compiled or not.

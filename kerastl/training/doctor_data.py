@@ -28,6 +28,9 @@ _FAMILIES = {
     "mixed0": "inception_v3",
     "stem_bn1": "nasnet_mobile",
 }
+# Activations that make neither probabilities nor, as numbers of one sign or within bounds, logits
+_HIDDEN = ("relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh")
+_FIFTH, _REST = "part[::5]", "np.delete(part, np.s_[::5], axis=0)"  # two parts out of one
 _LOSSES = {"one-hot": "categorical", MULTI_LABEL: "binary"}
 _TAKES = {"sparse": "integer labels", "binary": "labels of 0 and 1 for each unit", "categorical": "one-hot labels"}
 
@@ -41,7 +44,8 @@ def data_findings(case: Case):
     yield from fits or _pixels(case)
     odd = list(_labels(case))
     order = list(_order(case))
-    yield from odd or itertools.chain(_activation(case), _loss(case), () if order else _width(case))
+    fit = (_activation(case), _loss(case), () if order else _width(case), _untaught(case))
+    yield from odd or itertools.chain(*fit)
     yield from _leak(case)
     yield from order
     yield from _frozen_augmentation(case)
@@ -279,15 +283,30 @@ def _activation(case):
     if kind == "softmax" and case.units == 1:
         evidence = "A softmax over 1 unit is 1.0 for every image."
         yield Finding("activation", evidence, 1, case.new_activation("sigmoid"))
-    elif kind is None and not compiling.was_compiled(case.model):
+    elif kind is None and (not compiling.was_compiled(case.model) or _is_for_hidden_layers(case)):
         evidence = f"The last layer's activation on its {case.units} units is neither softmax, sigmoid nor linear."
-        yield Finding("activation", evidence, case.units, case.new_activation(ACTIVATIONS[case.task]))
+        logits = compiling.was_compiled(case.model) and compiling.takes_logits(case.model)
+        binary = "sigmoid" if case.units == 1 and case.task == CLASSIFICATION else ACTIVATIONS[case.task]
+        yield Finding("activation", evidence, case.units, case.new_activation("linear" if logits else binary))
+    elif under := outputs.probabilities_under(case.model):
+        evidence = f"The {kind} at the end is given {case.units} numbers from 0 to 1, the output of {under.name!r}."
+        mend = f"# leave {under.name!r} out where the model is built"
+        if under in case.model.layers and hasattr(under, "activation"):
+            mend = f'model.get_layer("{under.name}").activation = keras.activations.linear'
+        yield Finding("activation", evidence, case.units, mend)
+
+
+def _is_for_hidden_layers(case) -> bool:
+    """Tell whether a cross-entropy is given what an activation such as ReLU or tanh makes."""
+    node = outputs.deciding_node(outputs.main_tensor(case.model))
+    name = "" if node is None else outputs.activation_name(node.operation).replace("_", "").lower()
+    return name in _HIDDEN and "crossentropy" in compiling.loss_name(case.model)
 
 
 def _loss(case):
     """Yield where the compiled cross-entropy takes other labels than these, or other outputs than the model's."""
     model, labels = case.model, case.labels.get("train")
-    loss, name, kind = compiling.compiled_loss(model), compiling.loss_name(model), outputs.output_kind(model)
+    name, kind = compiling.loss_name(model), outputs.output_kind(model)
     if labels is None or "crossentropy" not in name or kind is None or (kind, case.units) == ("softmax", 1):
         return
     given = MULTI_LABEL
@@ -295,7 +314,7 @@ def _loss(case):
         given = label_kind(labels, outputs.count_classes(model))
     wanted = ("sparse" if case.units > 1 else "binary") if given == "integer" else _LOSSES.get(given, "binary")
     taken = next((one for one in ("sparse", "binary", "categorical") if one in name), wanted)
-    logits = bool(getattr(loss, "get_config", dict)().get("from_logits", False))
+    logits = compiling.takes_logits(model)
     if taken != wanted and (given, taken) != ("one-hot", "binary"):
         evidence = f"The loss, {name}, is for {_TAKES[taken]}; the labels are {given}, of {case.units} units."
     elif logits != (kind == "logits"):
@@ -322,6 +341,31 @@ def _width(case):
         yield Finding("output width", evidence, case.units, case.new_head(classes, CLASSIFICATION))
 
 
+def _untaught(case):
+    """Yield where validation holds classes of which training has no image, where the labels of all of training are known."""
+    if case.task != CLASSIFICATION or len(case.labels) < 2:
+        return
+    train, validation = (_classes_of(case.labels[part]) for part in ("train", "validation"))
+    known = case.rows["train"].skips or (case.limit is not None and len(train) < case.limit)
+    without = np.setdiff1d(validation, train)
+    if known and without.size:
+        classes, count = ", ".join(map(str, without[:10])), int(np.isin(validation, without).sum())
+        labels = f"{count:,} of the {len(validation):,} validation labels"
+        evidence = f"{labels} are of classes without a training image: {classes}."
+        given = (case.given["train"], case.given["validation"])
+        arrays = all(isinstance(one, tuple) and not any(part is None for part in one) for one in given)
+        mend = "# split the images so that each class is in both parts"
+        if arrays and len(given[0]) == len(given[1]):
+            both = "both = tuple(map(np.concatenate, zip(train, validation)))"
+            mend = f"{both}; train, validation = {_of_each('both', _REST)}, {_of_each('both', _FIFTH)}"
+        yield Finding("classes not trained", evidence, count, mend)
+
+
+def _classes_of(labels) -> np.ndarray:
+    labels = np.asarray(labels)
+    return labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1).astype(int)
+
+
 def _leak(case):
     """Yield where the same image is in both parts; `load_images` says so itself of what it loads."""
     if len(case.images) < 2 or all(isinstance(rows, ImageSource) for rows in case.rows.values()):
@@ -337,8 +381,7 @@ def _leak(case):
     if isinstance(case.given["train"], tuple):
         mend = f"train = {_of_each('train', f'np.delete(part, {_runs(twice)}, axis=0)')}"
         if len(twice) > len(train) / 2:
-            fifth, rest = _of_each("train", "part[::5]"), _of_each("train", "np.delete(part, np.s_[::5], axis=0)")
-            mend = f"train, validation = {rest}, {fifth}"
+            mend = f"train, validation = {_of_each('train', _REST)}, {_of_each('train', _FIFTH)}"
     elif not is_tf_dataset(case.given["train"]) or is_endless(case.given["train"]):
         mend = "# split the images once, before anything draws from them"
     yield Finding("split leaks", evidence, count, mend)
@@ -363,8 +406,7 @@ def _order(case):
         return
     if rows.shuffles if rows.skips else not case.limit:
         return  # drawn in every epoch, or not read
-    labels = np.asarray(case.labels["train"])
-    labels = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    labels = _classes_of(case.labels["train"])
     shares = np.unique(labels, return_counts=True)[1] / max(len(labels), 1)
     expected, changes = len(labels) * (1 - (shares**2).sum()), int((labels[1:] != labels[:-1]).sum())
     if len(labels) < 2 * _ENOUGH or (len(shares) > 1 and (expected < _ENOUGH or changes > expected / 5)):

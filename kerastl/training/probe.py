@@ -189,7 +189,8 @@ def _rows_of(name: str, data):
     rows = rows_of(data, shuffle=False)
     if rows is None:
         raise DataError(
-            f"`{name}` must be data that can be read again: one array of images and one of labels in a batch."
+            f"`{name}` must be data that ends, holds an image and can be read again: arrays `(images, labels)`, or a dataset "
+            f"of such batches; of one that is endless `.take(batches)`. {received(**{name: type(data).__name__})}"
         )
     if rows.first[0].ndim != 4:
         raise DataError(
@@ -429,7 +430,7 @@ def _advice(curve, what: str) -> str:
         return "There are too few images to tell what more of them would bring."
     near = parts[-2:]  # a straight line over the last two doublings: errors fall by a power law, slowly
     steps = np.log2(whole.images / near[0].images)
-    slope = (whole.score - near[0].score) / steps
+    slope = min((whole.score - near[0].score) / steps, 1 - whole.score)  # nothing is above 1
     spread = np.sqrt(np.mean([one.spread**2 for one in parts])) * np.sqrt(1 + 1 / _DRAWS) / steps
     known = f"With {parts[-1].images} images {what} {parts[-1].score:.3f}, with {whole.images} {whole.score:.3f}"
     if slope < _LITTLE:
