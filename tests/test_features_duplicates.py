@@ -70,6 +70,13 @@ def test_a_copy_is_found_whatever_was_done_to_it(scenes, features, change):
     assert pairs[0].similarity > 0.9
 
 
+def test_light_from_the_other_side_does_not_make_it_the_mirror_image(scenes, features):
+    ramp = np.linspace(0.3, 1, SIDE)[:, None]
+    left, right = (Image.fromarray((np.asarray(scenes[2]) * light).astype("uint8")) for light in (ramp, ramp[::-1]))
+    pairs = found([*scenes[:2], left, *scenes[3:], right], features)
+    assert [(pair.first, pair.second, pair.mirrored) for pair in pairs] == [(2, 8, False)]
+
+
 def test_what_only_looks_alike_to_the_network_is_no_duplicate(scenes, features):
     assert found([*scenes, scene(99)], features) == []
 

@@ -73,10 +73,11 @@ def find_duplicates(features: np.ndarray, read: Callable[[int], np.ndarray], *, 
     turned, pairs = [sketch.mirrored() for sketch in sketches], []
     for first, second, similarity in candidates:
         needed, other = _PROOF_WHERE_NEAR if similarity >= usual else _PROOF, sketches[second]
-        found = [(_agreeing(one, other, needed), one.difference(other)) for one in (sketches[first], turned[first])]
-        mirrored = found[1][0] > found[0][0] or (found[1][0] == 0 and found[1][1] < found[0][1])
-        places, difference = found[mirrored]
-        if places or difference < _SAME_LEVELS:
+        # of the image and its mirror image the one in which more places agree, or else the one that is more like the other
+        found = [(_agreeing(one, other, needed), -one.difference(other)) for one in (sketches[first], turned[first])]
+        mirrored = found[1] > found[0]
+        places, alike = found[mirrored]
+        if places or -alike < _SAME_LEVELS:
             pairs.append(Pair(first, second, similarity, places, mirrored))
     return sorted(pairs, key=lambda pair: (-pair.places, -pair.similarity))
 
