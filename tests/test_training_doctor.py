@@ -623,6 +623,16 @@ def a_softmax_layer_of_its_own():
     return compiled(keras.Model(model.inputs, layers.Softmax()(model.output))), pixels(), held()
 
 
+def rows_of_features_in_the_order_of_their_classes():
+    generator, inputs = np.random.default_rng(0), keras.Input((8,))
+    x = layers.Dense(3, activation="softmax")(layers.Dense(4, activation="relu")(inputs))
+    train, validation = (
+        tf.data.Dataset.from_tensor_slices((generator.normal(size=(count, 8)), np.sort(np.arange(count) % 3))).batch(8)
+        for count in (48, 18)
+    )
+    return keras.Model(inputs, x), train, validation.unbatch().batch(18)
+
+
 def tanh_with_its_hinge():
     images, labels = pixels(classes=2)
     return compiled(guide(units=1, activation="tanh"), "hinge"), (images, labels), None
@@ -696,6 +706,7 @@ RIGHT = [
     ),
     *(
         a_softmax_layer_of_its_own,
+        rows_of_features_in_the_order_of_their_classes,
         tanh_with_its_hinge,
         from_nothing,
         mobilenet_from_nothing_given_0_to_1,

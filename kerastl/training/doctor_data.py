@@ -346,7 +346,8 @@ def _untaught(case):
     if case.task != CLASSIFICATION or len(case.labels) < 2:
         return
     train, validation = (_classes_of(case.labels[part]) for part in ("train", "validation"))
-    known = case.rows["train"].skips or (case.limit is not None and len(train) < case.limit)
+    read = "train" in case.images and case.limit is not None  # else no more than a first batch is known of a dataset
+    known = case.rows["train"].skips or (read and len(train) < case.limit)
     without = np.setdiff1d(validation, train)
     if known and without.size:
         classes, count = ", ".join(map(str, without[:10])), int(np.isin(validation, without).sum())
@@ -355,7 +356,7 @@ def _untaught(case):
         given = (case.given["train"], case.given["validation"])
         arrays = all(isinstance(one, tuple) and not any(part is None for part in one) for one in given)
         mend = "# split the images so that each class is in both parts"
-        if arrays and len(given[0]) == len(given[1]):
+        if arrays and [np.ndim(part) for part in given[0]] == [np.ndim(part) for part in given[1]]:
             both = "both = tuple(map(np.concatenate, zip(train, validation)))"
             mend = f"{both}; train, validation = {_of_each('both', _REST)}, {_of_each('both', _FIFTH)}"
         yield Finding("classes not trained", evidence, count, mend)
