@@ -324,6 +324,10 @@ def leaky_relu_before_a_cross_entropy_of_logits():
     return compiled(guide(activation="leaky_relu"), loss), pixels(), held()
 
 
+def hard_tanh_before_a_cross_entropy():
+    return compiled(guide(activation="hard_tanh")), pixels(), held()
+
+
 def tanh_before_a_binary_cross_entropy():
     return compiled(guide(units=1, activation="tanh"), "binary_crossentropy"), pixels(classes=2), held(classes=2)
 
@@ -466,6 +470,7 @@ BROKEN = {
     softmax_after_sigmoids: "activation",
     relu_before_a_cross_entropy: "activation",
     leaky_relu_before_a_cross_entropy_of_logits: "activation",
+    hard_tanh_before_a_cross_entropy: "activation",
     tanh_before_a_binary_cross_entropy: "activation",
     validated_on_the_last_of_sorted_images: "classes not trained",
     a_thousand_units: "output width",
@@ -633,6 +638,10 @@ def rows_of_features_in_the_order_of_their_classes():
     return keras.Model(inputs, x), train, validation.unbatch().batch(18)
 
 
+def probabilities_of_another_kind():
+    return compiled(guide(activation="sparsemax")), pixels(), held()
+
+
 def tanh_with_its_hinge():
     images, labels = pixels(classes=2)
     return compiled(guide(units=1, activation="tanh"), "hinge"), (images, labels), None
@@ -707,6 +716,7 @@ RIGHT = [
     *(
         a_softmax_layer_of_its_own,
         rows_of_features_in_the_order_of_their_classes,
+        probabilities_of_another_kind,
         tanh_with_its_hinge,
         from_nothing,
         mobilenet_from_nothing_given_0_to_1,

@@ -7,7 +7,7 @@ import numpy as np
 
 from kerastl import keras_internals
 from kerastl.data.batches import ImageSource, is_endless, is_tf_dataset
-from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, label_kind
+from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, class_indices, label_kind
 from kerastl.errors import DataError
 from kerastl.models import backbones, compiling, graph, outputs
 from kerastl.training.doctor_case import ACTIVATIONS, Case, Finding
@@ -28,8 +28,9 @@ _FAMILIES = {
     "mixed0": "inception_v3",
     "stem_bn1": "nasnet_mobile",
 }
-# Activations that make neither probabilities nor, as numbers of one sign or within bounds, logits
-_HIDDEN = ("relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh")
+# All other activations of Keras, and PReLU, are for hidden layers: they make neither probabilities nor logits
+_ENDS = {"softmax", "sigmoid", "linear", "hard_sigmoid", "sparsemax", "sparse_sigmoid", "log_softmax", "log_sigmoid"}
+_HIDDEN = {name.replace("_", "") for name in {*dir(keras.activations), "prelu"} - _ENDS}
 _FIFTH, _REST = "part[::5]", "np.delete(part, np.s_[::5], axis=0)"  # two parts out of one
 _LOSSES = {"one-hot": "categorical", MULTI_LABEL: "binary"}
 _TAKES = {"sparse": "integer labels", "binary": "labels of 0 and 1 for each unit", "categorical": "one-hot labels"}
@@ -345,14 +346,15 @@ def _untaught(case):
     """Yield where validation holds classes of which training has no image, where the labels of all of training are known."""
     if case.task != CLASSIFICATION or len(case.labels) < 2:
         return
-    train, validation = (_classes_of(case.labels[part]) for part in ("train", "validation"))
+    classes = outputs.count_classes(case.model)
+    train, validation = (class_indices(case.labels[part], classes) for part in ("train", "validation"))
     read = "train" in case.images and case.limit is not None  # else no more than a first batch is known of a dataset
     known = case.rows["train"].skips or (read and len(train) < case.limit)
     without = np.setdiff1d(validation, train)
     if known and without.size:
-        classes, count = ", ".join(map(str, without[:10])), int(np.isin(validation, without).sum())
+        names, count = ", ".join(map(str, without[:10])), int(np.isin(validation, without).sum())
         labels = f"{count:,} of the {len(validation):,} validation labels"
-        evidence = f"{labels} are of classes without a training image: {classes}."
+        evidence = f"{labels} are of classes without a training image: {names}."
         given = (case.given["train"], case.given["validation"])
         arrays = all(isinstance(one, tuple) and not any(part is None for part in one) for one in given)
         mend = "# split the images so that each class is in both parts"
@@ -360,11 +362,6 @@ def _untaught(case):
             both = "both = tuple(map(np.concatenate, zip(train, validation)))"
             mend = f"{both}; train, validation = {_of_each('both', _REST)}, {_of_each('both', _FIFTH)}"
         yield Finding("classes not trained", evidence, count, mend)
-
-
-def _classes_of(labels) -> np.ndarray:
-    labels = np.asarray(labels)
-    return labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1).astype(int)
 
 
 def _leak(case):
@@ -407,7 +404,8 @@ def _order(case):
         return
     if rows.shuffles if rows.skips else not case.limit:
         return  # drawn in every epoch, or not read
-    labels = _classes_of(case.labels["train"])
+    labels = np.asarray(case.labels["train"])
+    labels = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
     shares = np.unique(labels, return_counts=True)[1] / max(len(labels), 1)
     expected, changes = len(labels) * (1 - (shares**2).sum()), int((labels[1:] != labels[:-1]).sum())
     if len(labels) < 2 * _ENOUGH or (len(shares) > 1 and (expected < _ENOUGH or changes > expected / 5)):
