@@ -9,13 +9,18 @@ from keras import layers
 
 import kerastl
 from kerastl.errors import ArgumentError, DataError, KerastlWarning, ModelError
-from kerastl.evaluation.calibration import find_temperature, log_loss, reliability, scale
+from kerastl.evaluation.calibration import reliability
 from kerastl.evaluation.probabilities import decide
+from kerastl.training.temperature import find_temperature, least_log_losses, log_losses, scale
 
 
 def softmax(logits):
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def loss_of(probabilities, labels):
+    return log_losses(probabilities, labels).mean()
 
 
 def drawn(count=4000, classes=4, seed=0):
@@ -37,9 +42,9 @@ def test_a_known_temperature_is_found_and_mends_the_error(known):
     before, after = (reliability(one, labels).error for one in (probabilities, scaled))
     assert after < 0.025
     assert before > 0.08 or known == 1.0
-    assert log_loss(scaled, labels) <= log_loss(probabilities, labels)
-    nearby = [log_loss(scale(probabilities, found * factor, labels), labels) for factor in (0.98, 1.02)]
-    assert log_loss(scaled, labels) < min(nearby)
+    assert loss_of(scaled, labels) <= loss_of(probabilities, labels)
+    nearby = [loss_of(scale(probabilities, found * factor, labels), labels) for factor in (0.98, 1.02)]
+    assert loss_of(scaled, labels) < min(nearby)
 
 
 def test_each_of_several_labels_has_its_own_temperature():
@@ -56,6 +61,20 @@ def test_each_of_several_labels_has_its_own_temperature():
     assert reliability(scale(probabilities, found, labels), labels).error < 0.02
 
 
+def test_the_least_loss_is_that_at_the_best_temperature_or_at_the_last_one_tried():
+    logits, labels = drawn(200)
+    known = softmax(logits * 3.0)
+    least = least_log_losses(known, labels)
+    assert least.shape == (200,)
+    assert least.mean() == pytest.approx(loss_of(scale(known, find_temperature(known, labels), labels), labels))
+    assert least_log_losses(softmax(logits), labels).mean() == pytest.approx(least.mean())
+    right, wrong = (softmax(np.eye(4)[(labels + shift) % 4]) for shift in (0, 1))
+    assert least_log_losses(right, labels).mean() < 1e-9
+    assert least_log_losses(wrong, labels).mean() == pytest.approx(np.log(4), rel=0.01)
+    several = least_log_losses(np.array([[0.9, 0.2], [0.4, 0.4], [0.2, 0.8]]), np.array([[1, 1], [0, 0], [0, 1]]))
+    assert several.shape == (3,)
+
+
 def test_the_calibration_error_is_that_counted_by_hand():
     probabilities = np.array([[0.95, 0.05], [0.92, 0.08], [0.35, 0.65], [1.0, 0.0]])
     found = reliability(probabilities, [0, 1, 1, 0])
@@ -66,7 +85,7 @@ def test_the_calibration_error_is_that_counted_by_hand():
     assert np.isnan(found.accuracy[0])
     labels = reliability(np.array([0.1, 0.3, 0.9]), [0, 1, 1], bins=2)  # of one label: whether the image has it
     assert labels.error == pytest.approx((2 * abs(0.2 - 0.5) + 0.1) / 3)
-    assert log_loss(probabilities, [0, 1, 1, 0]) == pytest.approx(-np.log([0.95, 0.08, 0.65, 1]).mean())
+    assert loss_of(probabilities, [0, 1, 1, 0]) == pytest.approx(-np.log([0.95, 0.08, 0.65, 1]).mean())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import kerastl
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.training import rate_search
 from kerastl.training.rate_search import RateRun, find_learning_rate
+from kerastl.training.temperature import least_log_losses
 from tests import models
 
 pytestmark = models.EAGERLY
@@ -171,13 +172,21 @@ def runs_of(*pairs):
 
 def test_the_suggestion_is_the_lowest_point_of_a_parabola():
     parabola = [(10**x, (x + 3.1) ** 2) for x in (-4, -3.5, -3, -2.5)]
-    assert rate_search._suggested(runs_of(*parabola)) == pytest.approx(10**-3.1, rel=0.01)
-    assert rate_search._suggested(runs_of((1e-4, 1.0), (1e-3, 2.0), (1e-2, 3.0))) == 1e-4
-    assert rate_search._suggested(runs_of((1e-4, 1.0), (1e-3, 0.5), (1e-2, math.inf))) == 1e-3
-    steep = rate_search._suggested(runs_of((1e-4, 0.5001), (1e-3, 0.5), (1e-2, 1000.0)))
+    assert rate_search._suggested(runs_of(*parabola), 1e-3) == pytest.approx(10**-3.1, rel=0.01)
+    assert rate_search._suggested(runs_of((1e-4, 1.0), (1e-3, 2.0), (1e-2, 3.0)), 1e-3) == 1e-4
+    assert rate_search._suggested(runs_of((1e-4, 1.0), (1e-3, 0.5), (1e-2, math.inf)), 1e-3) == 1e-3
+    steep = rate_search._suggested(runs_of((1e-4, 0.5001), (1e-3, 0.5), (1e-2, 1000.0)), 1e-4)
     assert steep == pytest.approx(10**-3.5, rel=0.05)
     with pytest.raises(ArgumentError, match="diverged at all rates"):
-        rate_search._suggested(runs_of((1e-4, math.inf), (1e-3, math.inf)))
+        rate_search._suggested(runs_of((1e-4, math.inf), (1e-3, math.inf)), 1e-3)
+
+
+def test_of_rates_as_good_as_the_best_the_one_nearest_to_the_usual_rate_is_suggested():
+    losses = [(1e-5, 0.50), (1e-4, 0.52), (1e-3, 0.53), (1e-2, 0.9)]
+    runs = [RateRun(rate, loss, None, 0.0, error=0.0 if loss == 0.5 else 0.025) for rate, loss in losses]
+    assert rate_search._suggested(runs, 3e-4) == 1e-4
+    assert rate_search._suggested(runs, 1.0) == 1e-4
+    assert rate_search._suggested(runs, 1e-7) == 1e-5
 
 
 def with_own_step():
@@ -213,3 +222,53 @@ def test_the_numbers_of_python_s_own_random_are_left_as_they_were(data):
     before = random.getstate()
     find_learning_rate(model, data, held(data), rates=[1e-4, 1e-3], **OPTIONS)
     assert random.getstate() == before
+
+
+LOSSES = {  # the head, and the labels of it by the classes of `data`
+    "softmax": ((3, "softmax"), lambda labels: labels),
+    "one-hot": ((3, "softmax"), lambda labels: np.eye(3)[labels]),
+    "logits": ((3, None), lambda labels: labels),
+    "one sigmoid": ((1, "sigmoid"), lambda labels: labels % 2),
+    "several labels": ((3, "sigmoid"), lambda labels: np.eye(3)[labels] + [[1, 0, 0]] * (labels == 2)[:, None]),
+    "numbers": ((1, None), lambda labels: labels / 2 + 0.3),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_validation_image_is_judged_alike_by_features_and_by_the_whole_model(data, name, weighted):
+    (units, activation), labels_of = LOSSES[name]
+    loss = {"numbers": "mse", "logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}.get(name)
+    plain = models.nested(16)
+    pooled = plain.get_layer("pool").output
+    model = keras.Model(plain.input, keras.layers.Dense(units, activation=activation)(pooled))
+    if loss:
+        model.compile("adam", loss)
+    kerastl.freeze(model)
+    images, labels = held(data)
+    labels = labels_of(labels)
+    weights = np.linspace(0.5, 1.5, len(labels)) if weighted else None
+    judged = (images, labels, weights) if weighted else (images, labels)
+    settings = rate_search.Settings(model, (data[0], labels_of(data[1])), judged, 4, None, "val_loss", 0, True, 1)
+    if not loss:
+        rate_search.Phase(settings, 1, ()).compile(1e-3)
+    with settings.session([1]) as session:
+        assert session is not None
+        by_features = rate_search._losses(settings, session)
+    whole = rate_search._losses(settings, None)
+    assert whole.shape == (9,)
+    np.testing.assert_allclose(by_features, whole, rtol=1e-2)  # features are kept in 16 bits
+    predicted = model.predict(images, verbose=0).astype("float64")
+    if name == "numbers":
+        wanted = np.square(predicted[:, 0] - labels)
+    elif name == "several labels":
+        wanted = least_log_losses(predicted, labels)
+    else:
+        predicted = np.exp(predicted) if name == "logits" else predicted
+        predicted = np.hstack([1 - predicted, predicted]) if units == 1 else predicted
+        wanted = least_log_losses(predicted / predicted.sum(axis=1, keepdims=True), labels_of_classes(labels))
+    np.testing.assert_allclose(whole, wanted if weights is None else wanted * weights / weights.mean(), rtol=1e-3)
+
+
+def labels_of_classes(labels):
+    return labels.argmax(axis=1) if labels.ndim == 2 else labels

@@ -9,16 +9,14 @@ import numpy as np
 
 from kerastl.checks import check_count, received
 from kerastl.data.labels import MULTI_LABEL, REGRESSION
-from kerastl.errors import ArgumentError, DataError, ModelError, warn
+from kerastl.errors import ArgumentError, ModelError, warn
 from kerastl.evaluation.measures import gather, run_on
 from kerastl.models import compiling, graph, outputs
 from kerastl.models.flatten import flatten_model
 from kerastl.tables import Printed, Table
+from kerastl.training.temperature import check_both, find_temperature, log_losses, scale
 
 BINS = 10
-_LARGEST = 50.0  # temperature, and inverse of the smallest
-# The least that a probability counts as: of two, of which float32 rounds one up to 1, and of more
-_TWO_FLOOR, _FLOOR = 1e-8, 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +130,10 @@ def calibrate(
     for weight in layer.weights:
         weight.assign(weight / keras.ops.cast(temperature, weight.dtype))
     both = probabilities, scale(probabilities, temperature, labels)
-    figures = [*(reliability(one, labels, bins) for one in both), *(log_loss(one, labels) for one in both)]
+    figures = [
+        *(reliability(one, labels, bins) for one in both),
+        *(float(log_losses(one, labels).mean()) for one in both),
+    ]
     values = dict(zip(names, temperature.tolist(), strict=True)) if temperature.ndim else float(temperature)
     return Calibration(values, *figures, len(labels))
 
@@ -183,7 +184,7 @@ def reliability(probabilities, labels, bins: int = BINS) -> Reliability:
     Raises:
         DataError: shapes that don't fit each other, or no probabilities.
     """
-    probabilities, labels = _arrays(probabilities, labels)
+    probabilities, labels = check_both(probabilities, labels)
     if probabilities.shape == labels.shape:
         sure, right = probabilities.ravel(), labels.ravel()
     else:
@@ -193,62 +194,3 @@ def reliability(probabilities, labels, bins: int = BINS) -> Reliability:
     with np.errstate(invalid="ignore"):  # 0 / 0 of empty bins is the NaN that they get
         means = [np.bincount(places, weights=one, minlength=bins) / count for one in (sure, right)]
     return Reliability(*means, count)
-
-
-def find_temperature(probabilities, labels) -> np.ndarray:
-    """Return the temperature of the least log loss, `()`, or one for each of several labels, `(labels,)`; see `reliability`.
-
-    NaN where there is no such temperature: every image is right, or too many are wrong for any.
-    """
-    probabilities, labels = _arrays(probabilities, labels)
-    if probabilities.shape != labels.shape:
-        return np.array(_temperature(probabilities, labels.astype(int)))
-    columns = zip(probabilities.T, labels.T.astype(int), strict=True)
-    return np.array([_temperature(np.stack([1 - one, one], axis=1), label) for one, label in columns])
-
-
-def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    scores = np.log(probabilities)
-    true = scores[np.arange(len(labels)), labels].mean()
-
-    def slope(inverse: float) -> float:
-        """Of the loss by the inverse of the temperature; it only rises, as the loss is convex in it."""
-        powers = np.exp(inverse * (scores - scores.max(axis=1, keepdims=True)))
-        return (powers * scores).sum(axis=1) @ (1 / powers.sum(axis=1)) / len(scores) - true
-
-    from scipy import optimize  # slow to import, and few calls need it
-
-    low, high = 1 / _LARGEST, _LARGEST
-    return 1 / optimize.brentq(slope, low, high) if slope(low) < 0 < slope(high) else np.nan
-
-
-def scale(probabilities, temperature, labels) -> np.ndarray:
-    """Return the probabilities of logits divided by the temperature; what `labels` is like says which kind they are."""
-    probabilities, labels = _arrays(probabilities, labels)
-    powers = probabilities ** (1 / temperature)
-    if probabilities.shape == labels.shape:
-        return powers / (powers + (1 - probabilities) ** (1 / temperature))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def log_loss(probabilities, labels) -> float:
-    """Return the mean of -log of the probability of what is true, over images, or over all pairs of image and label."""
-    probabilities, labels = _arrays(probabilities, labels)
-    if probabilities.shape == labels.shape:
-        true = np.where(labels, probabilities, 1 - probabilities)
-    else:
-        true = probabilities[np.arange(len(labels)), labels.astype(int)]
-    return float(-np.log(true).mean())
-
-
-def _arrays(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = np.asarray(probabilities, "float64"), np.asarray(labels)
-    one_each = probabilities.ndim == 2 and labels.shape == probabilities.shape[:1]
-    if not probabilities.size or not (one_each or labels.shape == probabilities.shape):
-        expected = "Expected probabilities `(count, classes)` and classes `(count,)`, or labels in the shape of theirs."
-        raise DataError(f"{expected} {received(probabilities=probabilities.shape, labels=labels.shape)}")
-    if not (probabilities.min() >= 0 and probabilities.max() <= 1):
-        expected = "Expected probabilities from 0 to 1: `kerastl.predict(...).probabilities`, say."
-        raise DataError(f"{expected} {received(smallest=probabilities.min(), largest=probabilities.max())}")
-    floor = _TWO_FLOOR if labels.shape == probabilities.shape or probabilities.shape[1] == 2 else _FLOOR
-    return np.clip(probabilities, floor, 1 - floor), labels

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import numpy as np
-from scipy.special import expit, softmax
 
 from kerastl.checks import check_choice, check_fraction, nearest, received
 from kerastl.data.images import check_image_size
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION, TASKS
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models.compiling import task_of
-from kerastl.models.outputs import count_classes, main_output, main_tensor, output_kind
+from kerastl.models.outputs import count_classes, main_output, main_tensor, output_kind, to_probabilities
 
 VIEWS = (1, 2, 4)
 NAMED = dict(zip(TASKS, ("classes", "labels", "numbers"), strict=True))
@@ -147,44 +146,3 @@ def _forward(model, images) -> np.ndarray:
     # JAX hands dictionaries back sorted by key: the model knows which is first
     values = values[next(iter(model.output))] if isinstance(values, dict) else main_output(values)
     return np.asarray(keras.ops.convert_to_numpy(values)).astype("float32")
-
-
-def to_probabilities(values: np.ndarray, kind: str | None, task: str = CLASSIFICATION) -> np.ndarray:
-    """Turn what the main output holds, `(batch, units)`, into float32 probabilities, `(batch, classes)`; numbers stay.
-
-    One sigmoid unit gives two columns, `1 - p` and `p`. Logits go through softmax (or a sigmoid, for one unit). Several
-    sigmoid units are given as they are, and need not sum to 1. `kind` is what `output_kind` says; `None`: told by the values.
-    `ModelError`: another shape, NaN, infinite numbers, or a softmax over a single unit.
-    """
-    if values.ndim != 2:
-        raise ModelError(
-            "Expected a classifier, whose main output is (batch, units). "
-            f"{received(output_shape=values.shape)}. A backbone needs a head first: `kerastl.build_classifier`."
-        )
-    if np.isnan(values).any() or (task == REGRESSION and np.isinf(values).any()):
-        raise ModelError(
-            "The outputs of the model are NaN or infinite: its weights were ruined in training (a learning rate that is too "
-            "high, as a rule) or the pixels hold NaN."
-        )
-    if task == REGRESSION:
-        return values
-    if task == MULTI_LABEL:
-        in_range = values.min(initial=0) >= 0 and values.max(initial=0) <= 1
-        return expit(values) if kind == "logits" or not in_range else values
-    kind = kind or _kind_by_value(values)
-    if values.shape[1] == 1 and kind == "softmax":
-        raise ModelError(
-            "A softmax over a single unit is always 1, so this model can't tell anything apart. "
-            "Build it with a sigmoid, or with two units."
-        )
-    if values.shape[1] == 1:
-        positive = values if kind != "logits" else expit(values)
-        return np.concatenate([1 - positive, positive], axis=1)
-    return softmax(values, axis=1) if kind == "logits" else values
-
-
-def _kind_by_value(values: np.ndarray) -> str:
-    in_range = values.min() >= 0 and values.max() <= 1
-    if values.shape[1] == 1:
-        return "sigmoid" if in_range else "logits"
-    return "softmax" if in_range and np.allclose(values.sum(axis=1), 1, atol=1e-2) else "logits"

@@ -20,10 +20,11 @@ from kerastl.data.images import RESIZES
 from kerastl.data.labels import CLASSIFICATION, TASKS
 from kerastl.errors import ArgumentError, BundleError, ModelError
 from kerastl.evaluation.prediction import Predictions, predict_with
-from kerastl.evaluation.probabilities import NAMED, average_views, check_thresholds, to_probabilities
+from kerastl.evaluation.probabilities import NAMED, average_views, check_thresholds
 from kerastl.evaluation.report import write_json
 from kerastl.features import litert
 from kerastl.files import LITTER
+from kerastl.models.outputs import to_probabilities
 from kerastl.tables import Printed, Table, readable_bytes
 
 CARD, LABELS, README = "model_card.json", "labels.txt", "README.md"

@@ -9,7 +9,8 @@ import numpy as np
 from kerastl.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
 from kerastl.errors import GateError, warn
 from kerastl.evaluation.inputs import preprocess
-from kerastl.evaluation.probabilities import check_thresholds, class_probabilities, decide, to_probabilities
+from kerastl.evaluation.probabilities import check_thresholds, class_probabilities, decide
+from kerastl.models.outputs import to_probabilities
 from kerastl.tables import Printed, Table
 
 _CLASSES_SHOWN = 20

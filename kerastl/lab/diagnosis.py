@@ -13,11 +13,10 @@ from kerastl.checks import check_count, received
 from kerastl.data.labels import class_indices
 from kerastl.errors import DataError
 from kerastl.evaluation.explanation import as_maps, input_batches, operations_of, run
-from kerastl.evaluation.probabilities import to_probabilities
 from kerastl.lab.gradients import GradientNorms, gradient_norms, readable
 from kerastl.models.flatten import flatten_model
 from kerastl.models.graph import nodes_in_order
-from kerastl.models.outputs import count_classes, main_index, output_kind
+from kerastl.models.outputs import count_classes, main_index, output_kind, to_probabilities
 from kerastl.tables import Printed, Table
 
 VANISHING = "vanishing gradient"

@@ -17,6 +17,7 @@ import numpy as np
 from kerastl import keras_internals
 from kerastl.checks import check_count, received
 from kerastl.data.batches import adapt
+from kerastl.data.labels import CLASSIFICATION, REGRESSION
 from kerastl.errors import ArgumentError, DataError, ModelError
 from kerastl.models import compiling, outputs
 from kerastl.tables import Printed, Table, readable_seconds
@@ -24,7 +25,9 @@ from kerastl.training.callbacks import Watch, changeable_weights, copies, put_ba
 from kerastl.training.phases import Phase, Settings
 from kerastl.training.rates import HEAD_RATE, RECIPE_RATE, cosine_decay, lower
 from kerastl.training.recipe import checked_phases, cuts_of_both, part_to_train, run_head
+from kerastl.training.scoring import prepare_labels
 from kerastl.training.session import frozen_part_once
+from kerastl.training.temperature import least_log_losses
 
 _STRIDE = 10**0.5  # between a rate and the next that is tried
 _MOST_RUNS = 7
@@ -36,9 +39,10 @@ class RateRun:
     """A short fine-tuning at one rate."""
 
     learning_rate: float  # the peak
-    loss: float  # on the validation images at its end; infinite where training diverged
+    loss: float  # on the validation images at its end, see `find_learning_rate`; infinite where training diverged
     accuracy: float | None  # there, where it is logged
     seconds: float
+    error: float = 0.0  # standard error of the difference to the lowest loss, image by image
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -85,12 +89,15 @@ class LearningRates(Printed):
         with_accuracy = any(one.accuracy is not None for one in self.runs)
         header = ["peak rate", "validation loss", *["accuracy"] * with_accuracy]
         cells = [
-            [f"{one.learning_rate:.1e}", f"{one.loss:.4f}" if math.isfinite(one.loss) else "diverged"]
+            [f"{one.learning_rate:.1e}", f"{one.loss:.4f} ± {one.error:.4f}" if math.isfinite(one.loss) else "diverged"]
             + ["" if one.accuracy is None else f"{one.accuracy:.3f}"] * with_accuracy
             for one in self.runs
         ]
         verdict = "" if min(one.loss for one in self.runs) < self.start else ", which no rate improved"
-        notes = [f"The head alone: validation loss {self.start:.4f}{verdict}."]
+        notes = [
+            f"The head alone: validation loss {self.start:.4f}{verdict}.",
+            "± is the standard error of the difference to the lowest loss.",
+        ]
         how = f"runs of {self.steps} steps, {readable_seconds(self.seconds)} in all"
         title = f"suggestion: {self.suggestion:.1e} ({how})"
         return [Table(header, cells, right=range(len(header)), title=title, notes=notes)]
@@ -117,7 +124,10 @@ def find_learning_rate(
     """Find the rate at which fine-tuning gains most, by short runs; the model is left exactly as it was.
 
     The head is fitted first, as `transfer_learn` does it, and each run starts from there, on the stored outputs of what stays
-    frozen. The suggestion is the lowest point of a parabola through the best rate and its neighbours, in powers of ten.
+    frozen. Of the rates whose loss is within one standard error of the lowest (Breiman et al., 1984) the one nearest to the
+    rate of `fine_tune` is suggested; where that is the lowest itself, the lowest point of a parabola through it and its
+    neighbours, in powers of ten. The loss of classes and labels is the log loss at its best temperature: short runs make a
+    model surer before they teach it much, and how sure it is, `calibrate` mends. Of numbers it is the squared error.
 
     Args:
         model: a classifier. One that is compiled is tried with its own optimizer and loss, another one with the recipe's.
@@ -154,9 +164,9 @@ def find_learning_rate(
                 f"that can be read more than once. {received(train=type(train).__name__, model_inputs=len(model.inputs))}"
             )
         freeze, unfreeze = part_to_train(trial, choice, batch_norm, backbone)
-        runs, start = _try(settings, freeze, unfreeze, rates, steps)
+        runs, start, usual = _try(settings, freeze, unfreeze, rates, steps)
     batches, seconds = settings.train_rows.batch_count, time.perf_counter() - begin
-    return LearningRates(_suggested(runs), tuple(runs), start, steps, batches, seconds)
+    return LearningRates(_suggested(runs, usual), tuple(runs), start, steps, batches, seconds)
 
 
 def _checked(rates) -> list[float]:
@@ -213,8 +223,8 @@ def _seeds(model) -> list:
     return [generator.state for layer in layers for generator in keras_internals.seed_generators(layer)]
 
 
-def _try(settings: Settings, freeze, unfreeze, rates, steps: int) -> tuple[list[RateRun], float]:
-    """Fit the head, and run from there at each rate; return the runs, the lowest rate first, and the loss of the head."""
+def _try(settings: Settings, freeze, unfreeze, rates, steps: int) -> tuple[list[RateRun], float, float]:
+    """Fit the head, and run from there at each rate; return the runs by their rate, the head's loss, and the usual rate."""
     model, batches, verbose = settings.model, settings.train_rows.batch_count, settings.verbose != 0
     [head, _] = checked_phases(settings, (None, 1), (), None, (), "last", {})
     short = Phase(settings, steps if batches is None else math.ceil(steps / batches), ())
@@ -229,13 +239,44 @@ def _try(settings: Settings, freeze, unfreeze, rates, steps: int) -> tuple[list[
         unfreeze()
         short.compile(first)
         settings.verbose = 0
-        run = _runner(short, session if len(cuts) == 2 else None, steps, verbose)
+        session, losses = session if len(cuts) == 2 else None, {}
+        start = _losses(settings, session).mean()
+        run = _runner(short, session, steps, verbose, losses)
         runs = list(map(run, rates)) if rates else _walk(run, first)
-    return runs, float(head.history.best_value)
+    lowest = losses[min(runs, key=lambda one: one.loss).learning_rate]
+    for place, one in enumerate(runs):
+        if math.isfinite(one.loss):
+            error = (losses[one.learning_rate] - lowest).std() / len(lowest) ** 0.5
+            runs[place] = dataclasses.replace(one, error=float(error))
+    return runs, float(start), first
 
 
-def _runner(phase: Phase, session, steps: int, verbose: bool):
-    """Return what trains from the present state at a rate, and returns its `RateRun`; the state is put back before each."""
+def _losses(settings: Settings, session) -> np.ndarray:
+    """Return the loss of each validation image as it judges, `(images,)`; infinite where the outputs are no numbers."""
+    model, task = settings.model, settings.task
+    if session is None:
+        batches = ((model.predict_on_batch(images), *rest) for images, *rest in settings.validation_rows.batches())
+    else:
+        batches = session.outputs()
+    values, labels, weights = zip(*batches, strict=True)
+    values = np.concatenate([keras.ops.convert_to_numpy(outputs.main_output(one)) for one in values]).astype("float64")
+    if not np.isfinite(values).all():
+        return np.full(len(values), np.inf)
+    units = settings.num_classes if task == CLASSIFICATION else values.shape[1]
+    values = outputs.to_probabilities(values, outputs.output_kind(model), task)
+    labels = prepare_labels(np.concatenate(labels), units, task)
+    losses = np.square(values - labels).mean(axis=1) if task == REGRESSION else least_log_losses(values, labels)
+    if weights[0] is None:
+        return losses
+    weights = np.concatenate(weights)
+    return losses * weights / weights.mean()
+
+
+def _runner(phase: Phase, session, steps: int, verbose: bool, losses: dict):
+    """Return what trains from the present state at a rate, and returns its `RateRun`; the state is put back before each.
+
+    The `losses` of the validation images are added by the rate.
+    """
     model = phase.model
     model.optimizer.build(model.trainable_variables)
     state = [*changeable_weights(model), *model.optimizer.variables, *_seeds(model)]
@@ -246,8 +287,9 @@ def _runner(phase: Phase, session, steps: int, verbose: bool):
         put_back(start)
         random.setstate(chance)  # which the order of the images follows from
         logs = phase.fit([_Steps(rate, steps), Watch()], session).history
-        loss = logs.get("val_loss", [math.inf])[-1]
-        loss, accuracy = float(loss) if math.isfinite(loss) else math.inf, logs.get("val_accuracy", [None])[-1]
+        diverged = not math.isfinite(logs.get("val_loss", [math.inf])[-1])
+        losses[rate] = np.array([np.inf]) if diverged else _losses(phase.settings, session)
+        loss, accuracy = float(losses[rate].mean()), logs.get("val_accuracy", [None])[-1]
         found = RateRun(rate, loss, accuracy, time.perf_counter() - begin)
         if verbose:
             print(f"peak rate {rate:.1e}: validation loss {loss:.4f} ({readable_seconds(found.seconds)})", flush=True)
@@ -289,10 +331,11 @@ def _walk(run, first: float) -> list[RateRun]:
     return [runs[place] for place in sorted(runs)]
 
 
-def _suggested(runs: list[RateRun]) -> float:
-    """Return the lowest point of the parabola through the best run and its neighbours; at an end, the best rate itself.
+def _suggested(runs: list[RateRun], usual: float) -> float:
+    """Return the rate nearest to the usual one of those as good as the best, within a standard error.
 
-    It stays within half the way to a neighbour. Raises `ArgumentError` where all diverged.
+    Where that is the best one, it is the lowest point of the parabola through it and its neighbours, at most half the way to
+    one of them; at an end, the best rate itself. Raises `ArgumentError` where all diverged.
     """
     best = min(range(len(runs)), key=lambda place: runs[place].loss)
     if not math.isfinite(runs[best].loss):
@@ -300,6 +343,10 @@ def _suggested(runs: list[RateRun]) -> float:
             "Training diverged at all rates that were tried. Look for NaN in the images, or pass lower `rates`. "
             f"{received(rates=[one.learning_rate for one in runs])}"
         )
+    as_good = [one for one in runs if one.loss - one.error <= runs[best].loss]
+    nearest = min(as_good, key=lambda one: abs(math.log(one.learning_rate / usual)))
+    if nearest is not runs[best]:
+        return nearest.learning_rate
     near = runs[max(best - 1, 0) : best + 2]
     if len(near) < 3 or not all(math.isfinite(one.loss) for one in near):
         return runs[best].learning_rate

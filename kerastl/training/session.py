@@ -294,6 +294,17 @@ class Session(contextlib.ExitStack):
             data = backend.batches_for_fit(self._batches(cut, part))
             return self.model.evaluate(data, verbose=0, return_dict=True)
 
+    def outputs(self, cut: int = 0):
+        """Yield what the model says of the validation images, batch by batch, with their labels and weights or `None`."""
+        store, tail, size = self.stores["validation"], self._tails[cut], self._rows["validation"].batch_size
+        for begin in range(0, store.count, size):
+            rows = np.arange(begin, min(begin + size, store.count))
+            filled = np.resize(rows, size)  # another number of rows would be compiled anew, or not fit the devices
+            features = [store.read(name, filled) for name in self._names(cut)]
+            values = tail.predict_on_batch(features[0] if len(features) == 1 else features)
+            weights = store.read("sample_weights", rows) if "sample_weights" in store.specs else None
+            yield outputs.main_output(values)[: len(rows)], store.read("labels", rows), weights
+
     def tail(self, cut: int) -> keras.Model:
         """Return what trains behind a cut."""
         return self._tails[cut]

@@ -12,7 +12,8 @@ _RUNS, _SUGGESTED = "#1565c0", "#d9480f"
 def plot_learning_rates(result, *, axes=None):
     """Plot the validation loss after each short run against its peak learning rate, and the suggestion.
 
-    The dashed line is the head alone. Runs that diverged are crosses at the upper edge.
+    The bars are standard errors of the difference to the lowest loss. The dashed line is the head alone. Runs that diverged
+    are crosses at the upper edge.
 
     Args:
         result: what `find_learning_rate` returned.
@@ -35,7 +36,8 @@ def plot_learning_rates(result, *, axes=None):
     [panel] = panels_of(axes, 1, "for the rates", figsize=(5.6, 3.9))
     whole = [one for one in result.runs if math.isfinite(one.loss)]
     broken = [one.learning_rate for one in result.runs if not math.isfinite(one.loss)]
-    panel.plot([one.learning_rate for one in whole], [one.loss for one in whole], color=_RUNS, marker="o", markersize=4)
+    rates, losses, errors = zip(*((one.learning_rate, one.loss, one.error) for one in whole), strict=True)
+    panel.errorbar(rates, losses, errors, color=_RUNS, marker="o", markersize=4, elinewidth=1, capsize=2)
     panel.axhline(result.start, color=QUIET, linestyle="--", linewidth=1, label="the head alone")
     panel.axvline(result.suggestion, color=_SUGGESTED, linewidth=1.4, label=f"suggestion {result.suggestion:.1e}")
     if broken:
