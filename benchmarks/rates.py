@@ -4,8 +4,8 @@
     python benchmarks/rates.py elpv --seeds 3
     python benchmarks/rates.py control data/flowers --seeds 3 --size 64
 
-500 images to train on, 125 to validate, all others to judge by, another draw for each seed; `control` is a ResNet18
-of random weights. Each row is a run of `transfer_learn` with that peak rate and its defaults otherwise, so it goes back
+500 images to train on, 125 to validate, all others to judge by (`--train 1050 --validation 225 --size 160` is the size of
+the photographs' own split), another draw for each seed; `control` is a ResNet18 of random weights. Each row is a run of `transfer_learn` with that peak rate and its defaults otherwise, so it goes back
 where validation says so. The best of seven is chosen by the images that judge: luck is on its side.
 """
 
@@ -23,7 +23,7 @@ import kerastl
 from kerastl.training.rates import cosine_decay
 
 GRID = [float(f"{rate:.0e}") for rate in 10 ** np.arange(-5, -1.9, 0.5)]
-TRAIN, VALIDATION, EPOCHS, BATCH = 500, 125, 8, 32
+EPOCHS, BATCH = 8, 32
 
 
 def images_and_labels(arguments) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def accuracy_at(arguments, peak: float, parts, classes: int, seed: int, folder: 
     """Return the share of the judging images that a model is right on, trained at this peak rate."""
     keras.utils.set_random_seed(seed)
     model, (train, validation, judges) = network(arguments, classes), parts
-    schedule, _ = cosine_decay(peak, -(-TRAIN // BATCH), EPOCHS)
+    schedule, _ = cosine_decay(peak, -(-len(train[0]) // BATCH), EPOCHS)
     kerastl.transfer_learn(model, train, validation, learning_rate=schedule, seed=seed, cache=folder, verbose=0)
     return float((model.predict(judges[0], verbose=0).argmax(axis=1) == judges[1]).mean())
 
@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("data", choices=["flowers", "elpv", "control"])
     parser.add_argument("photos", nargs="?", help="a folder of class folders, except for elpv")
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--train", type=int, default=500)
+    parser.add_argument("--validation", type=int, default=125)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--json")
@@ -64,7 +66,8 @@ def main() -> None:
     images, labels = images_and_labels(arguments)
     classes, rows = int(labels.max()) + 1, []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        mixed = np.split(np.random.default_rng(seed).permutation(len(labels)), [TRAIN, TRAIN + VALIDATION])
+        ends = np.cumsum([arguments.train, arguments.validation])
+        mixed = np.split(np.random.default_rng(seed).permutation(len(labels)), ends)
         parts = [(images[part], labels[part]) for part in mixed]
         with tempfile.TemporaryDirectory() as folder:
             keras.utils.set_random_seed(seed)
@@ -72,9 +75,9 @@ def main() -> None:
             found = kerastl.find_learning_rate(network(arguments, classes), *parts[:2], verbose=0)
             seconds = time.perf_counter() - start
             print(f"seed {seed}: suggests {found.suggestion:.1e} in {seconds:.0f} s", flush=True)
-            for peak in (found.suggestion, *GRID):
+            peaks = {"suggested": found.suggestion} | {f"{peak:.0e}": peak for peak in GRID}
+            for name, peak in peaks.items():
                 accuracy = accuracy_at(arguments, peak, parts, classes, seed, folder)
-                name = f"{peak:.0e}" if peak in GRID else "suggested"
                 rows.append({"seed": seed, "rate": name, "peak": peak, "accuracy": accuracy, "searched": seconds})
                 print(f"    {name}: {peak:.1e} {accuracy:.4f}", flush=True)
     accuracies = {name: [row["accuracy"] for row in rows if row["rate"] == name] for name in {r["rate"] for r in rows}}

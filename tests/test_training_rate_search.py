@@ -187,6 +187,7 @@ def test_of_rates_as_good_as_the_best_the_one_nearest_to_the_usual_rate_is_sugge
     assert rate_search._suggested(runs, 3e-4) == 1e-4
     assert rate_search._suggested(runs, 1.0) == 1e-4
     assert rate_search._suggested(runs, 1e-7) == 1e-5
+    assert rate_search._suggested(runs, 10**-4.5) == 1e-5  # as near as 1e-4, and lower
 
 
 def with_own_step():

@@ -344,7 +344,7 @@ def _suggested(runs: list[RateRun], usual: float) -> float:
             f"{received(rates=[one.learning_rate for one in runs])}"
         )
     as_good = [one for one in runs if one.loss - one.error <= runs[best].loss]
-    nearest = min(as_good, key=lambda one: abs(math.log(one.learning_rate / usual)))
+    nearest = min(as_good, key=lambda one: (round(abs(math.log(one.learning_rate / usual)), 6), one.loss))
     if nearest is not runs[best]:
         return nearest.learning_rate
     near = runs[max(best - 1, 0) : best + 2]
