@@ -4,9 +4,10 @@
     python benchmarks/rates.py elpv --seeds 3
     python benchmarks/rates.py control data/flowers --seeds 3 --size 64
 
-500 images to train on, 125 to validate, all others to judge by (`--train 1050 --validation 225 --size 160` is the size of
-the photographs' own split), another draw for each seed; `control` is a ResNet18 of random weights. Each row is a run of `transfer_learn` with that peak rate and its defaults otherwise, so it goes back
-where validation says so. The best of seven is chosen by the images that judge: luck is on its side.
+500 images to train on, 125 to validate, all others to judge by (`--train 1050 --validation 225 --size 160`: as many as
+in the photographs' own split), another draw for each seed; `control` is a ResNet18 of random weights. Each row is a run of
+`transfer_learn` with that peak rate and its defaults otherwise, so it goes back where validation says so. The best of
+seven is chosen by the images that judge: luck is on its side.
 """
 
 import argparse

@@ -67,9 +67,19 @@ def compiled(model):
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
 
 
+def rates(model):
+    compiled(model)
+    options = {"rates": [1e-3, 1e-2], "steps": 6, "last_blocks": 1, "batch_size": 15, "verbose": 0}
+    result = kerastl.find_learning_rate(model, train, validation, cache=kerastl.CacheOptions(dtype="float32"), **options)
+    return {"loss": [result.start, *(run.loss for run in result.runs)], "suggestion": result.suggestion}
+
+
 for job in jobs:
     keras.utils.set_random_seed(0)
     model = kerastl.freeze(augmented() if job == "folder" else models.nested())
+    if job == "rates":
+        found |= {f"{job} {name}": np.array(values) for name, values in rates(model).items()}
+        continue
     history = both_phases(model) if job == "folder" else fit_twice(model, job)
     found |= {f"{job} {index}": keras.ops.convert_to_numpy(one) for index, one in enumerate(model.weights)}
     found |= {f"{job} {name}": np.array(values) for name, values in history.history.items()}
@@ -110,13 +120,13 @@ def trained(folder, devices: int, processes: int, *jobs: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     pytest.importorskip("jax")
-    return trained(tmp_path_factory.mktemp("one"), 1, 1, "memory", "device", "folder")[0]
+    return trained(tmp_path_factory.mktemp("one"), 1, 1, "memory", "device", "folder", "rates")[0]
 
 
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
     pytest.importorskip("jax")
-    return trained(tmp_path_factory.mktemp("four"), 4, 1, "memory", "device", "folder")[0]
+    return trained(tmp_path_factory.mktemp("four"), 4, 1, "memory", "device", "folder", "rates")[0]
 
 
 def assert_same(found: dict, expected: dict, job: str) -> None:
@@ -132,6 +142,11 @@ def test_four_devices_give_the_weights_of_one(one_device, four_devices, job):
     assert_same(four_devices, one_device, job)
 
 
+def test_four_devices_judge_rates_as_one(one_device, four_devices):
+    for name in ("rates loss", "rates suggestion"):
+        np.testing.assert_allclose(four_devices[name], one_device[name], rtol=1e-4)
+
+
 def test_the_device_gives_the_weights_of_the_memory(one_device, four_devices):
     found = {name.replace("device", "memory"): value for name, value in four_devices.items() if "device" in name}
     assert_same(found, one_device, "memory")
@@ -139,6 +154,7 @@ def test_the_device_gives_the_weights_of_the_memory(one_device, four_devices):
 
 @pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(one_device, tmp_path):
-    for found in trained(tmp_path, 1, 2, "memory", "device", "folder"):
+    for found in trained(tmp_path, 1, 2, "memory", "device", "folder", "rates"):
+        np.testing.assert_allclose(found["rates loss"], one_device["rates loss"], rtol=1e-4)
         for job in ("memory", "device", "folder"):
             assert_same(found, one_device, job)

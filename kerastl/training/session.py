@@ -299,9 +299,9 @@ class Session(contextlib.ExitStack):
         store, tail, size = self.stores["validation"], self._tails[cut], self._rows["validation"].batch_size
         for begin in range(0, store.count, size):
             rows = np.arange(begin, min(begin + size, store.count))
-            filled = np.resize(rows, size)  # another number of rows would be compiled anew, or not fit the devices
+            filled = np.resize(rows, size)  # for another number of rows JAX would compile all anew
             features = [store.read(name, filled) for name in self._names(cut)]
-            values = tail.predict_on_batch(features[0] if len(features) == 1 else features)
+            values = tail(features[0] if len(features) == 1 else features, training=False)
             weights = store.read("sample_weights", rows) if "sample_weights" in store.specs else None
             yield outputs.main_output(values)[: len(rows)], store.read("labels", rows), weights
 
