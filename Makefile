@@ -11,7 +11,7 @@ WITH_SWEEPS := not slow and not notebook and not network and not gpu and not doc
 CORE = $(filter-out $(addprefix tests/test_,lab_% every_% networks% docs_% notebooks% tree% gpu%),$(wildcard tests/test_*.py))
 # What another backend is tried on
 BACKEND_CORE := $(addprefix tests/test_,backbones.py graph.py freezing.py heads.py compiling.py callbacks.py training.py \
-	training_steps.py training_distribution.py features_device.py)
+	training_rate_search.py training_steps.py training_distribution.py features_device.py)
 
 .PHONY: help quickstart test test-sweeps test-notebooks test-colab test-oldest test-nightly test-all test-jax test-torch test-ray test-hub test-gpu notebooks docs docs-test tree lint format clean
 

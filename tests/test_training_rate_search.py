@@ -133,7 +133,7 @@ def test_random_layers_in_front_are_kept_in_views(data, capsys):
 def test_a_run_rises_falls_and_stops_after_its_steps(data):
     model, rates = models.compiled(models.nested(16)), []
     noted = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: rates.append(float(model.optimizer.learning_rate))
+        on_train_batch_end=lambda batch, logs: rates.append(float(noted.model.optimizer.learning_rate))
     )
     model.fit(*data, batch_size=6, epochs=9, callbacks=[rate_search._Steps(1e-2, 10), noted], verbose=0)
     assert len(rates) == 10
