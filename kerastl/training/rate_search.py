@@ -42,7 +42,7 @@ class RateRun:
     loss: float  # on the validation images at its end, see `find_learning_rate`; infinite where training diverged
     accuracy: float | None  # there, where it is logged
     seconds: float
-    error: float = 0.0  # standard error of the difference to the lowest loss, image by image
+    error: float = 0.0  # standard error of the difference to the lowest loss, image by image; 0 of the lowest
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -89,18 +89,24 @@ class LearningRates(Printed):
         with_accuracy = any(one.accuracy is not None for one in self.runs)
         header = ["peak rate", "validation loss", *["accuracy"] * with_accuracy]
         cells = [
-            [f"{one.learning_rate:.1e}", f"{one.loss:.4f} ± {one.error:.4f}" if math.isfinite(one.loss) else "diverged"]
+            [f"{one.learning_rate:.1e}", _in_words(one)]
             + ["" if one.accuracy is None else f"{one.accuracy:.3f}"] * with_accuracy
             for one in self.runs
         ]
         verdict = "" if min(one.loss for one in self.runs) < self.start else ", which no rate improved"
         notes = [
             f"The head alone: validation loss {self.start:.4f}{verdict}.",
-            "± is the standard error of the difference to the lowest loss.",
+            "± is the standard error of the difference to the lowest loss. Where several rates are as good, within it, the",
+            "suggestion is that nearest to the rate of `fine_tune`.",
         ]
         how = f"runs of {self.steps} steps, {readable_seconds(self.seconds)} in all"
         title = f"suggestion: {self.suggestion:.1e} ({how})"
         return [Table(header, cells, right=range(len(header)), title=title, notes=notes)]
+
+
+def _in_words(run: RateRun) -> str:
+    told = f"{run.loss:.4f}" if math.isfinite(run.loss) else "diverged"
+    return f"{told} ± {run.error:.4f}" if run.error else told
 
 
 def find_learning_rate(
