@@ -113,7 +113,7 @@ def test_one_s_own_optimizer_is_tried_around_a_tenth_of_its_rate(data, monkeypat
 
 
 def test_the_schedule_is_that_of_fine_tuning(data):
-    result = find_learning_rate(models.nested(16), data, held(data), rates=[1e-4, 1e-3], **OPTIONS)
+    result = find_learning_rate(models.nested(16), data, held(data), rates=[1e-4, 1e-3], cache=False, **OPTIONS)
     schedule = result.schedule(4)
     rates = [float(schedule(step)) for step in range(17)]
     assert max(rates) == pytest.approx(result.suggestion, rel=1e-5)

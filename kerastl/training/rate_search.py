@@ -210,7 +210,8 @@ def _left_as_it_was(model):
     flags = [(one, "trainable", one.trainable) for one in (*layers, *model.weights)]
     flags += [(one, "compiled", one.compiled) for one in layers if isinstance(one, keras.Model)]
     before, chance = copies([*model.weights, *_seeds(model), *model.metrics_variables]), random.getstate()
-    trial = keras.Model(model.inputs, model.outputs, name=model.name)
+    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]  # of a list Keras expects lists
+    trial = keras.Model(inputs, model.outputs, name=model.name)
     if compiling.was_compiled(model):
         own = {**compiling.compile_settings(model), "steps_per_execution": 1}  # the rate changes at each
         rate = compiling.last_learning_rate(model)
