@@ -264,7 +264,7 @@ def _losses(settings: Settings, session) -> np.ndarray:
     if session is None:
         batches = ((model.predict_on_batch(images), *rest) for images, *rest in settings.validation_rows.batches())
     else:
-        batches = session.outputs()
+        batches = session.predictions()
     values, labels, weights = zip(*batches, strict=True)
     values = np.concatenate([keras.ops.convert_to_numpy(outputs.main_output(one)) for one in values]).astype("float64")
     if not np.isfinite(values).all():

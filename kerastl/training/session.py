@@ -294,7 +294,7 @@ class Session(contextlib.ExitStack):
             data = backend.batches_for_fit(self._batches(cut, part))
             return self.model.evaluate(data, verbose=0, return_dict=True)
 
-    def outputs(self, cut: int = 0):
+    def predictions(self, cut: int = 0):
         """Yield what the model says of the validation images, batch by batch, with their labels and weights or `None`."""
         store, tail, size = self.stores["validation"], self._tails[cut], self._rows["validation"].batch_size
         for begin in range(0, store.count, size):
